@@ -1,0 +1,399 @@
+"""Removing tokens inside a running model: what happens in each decoder layer while a selection is attached.
+
+A selection (the pruner's recipe, or the statistics and thresholds of the recipe search) sees the queries
+and keys of a layer through a function registered with transformers' attention interface, and answers with
+the tokens to remove. Removal takes effect after the attention product and before ``o_proj``, so every token
+of the layer's input still serves as key and value there, and is cached there, while ``o_proj``, the MLP and
+all deeper layers run on the survivors only. Where a block is not the plain pre-norm kind, tokens leave at
+the layer's output instead: the same numbers for the survivors, at slightly higher cost.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from fitprune import host
+from fitprune.ragged import RaggedCache, Tokens, cache_length, layer_mask, take, take_positions
+from tenfold import UserError
+
+ATTENTION = "fitprune"
+CACHE_STATE = "fitprune_state"
+PRE_NORM = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+# Arguments of a decoder layer that are understood; another one that holds a value per token cannot be
+# compacted.
+HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache_position"}
+
+
+_serial = itertools.count()
+
+
+class Selection(Protocol):
+    """Decides which tokens leave. ``counts`` stay on the host so that no layer waits for the device."""
+
+    def active(self, layer: int, tokens: Tokens) -> bool:
+        """Whether this layer's queries and keys are to be looked at."""
+
+    def remove(
+        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
+    ) -> tuple[Tensor, tuple[int, ...]] | None:
+        """The tokens to remove, ``[batch, width]`` bool, and their number per row; None to keep all."""
+
+
+def observed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of an attached layer: the host's own, with an observer of query and key beside
+    it."""
+    layer: Layer = module._fitprune
+    output = layer.attention_function()(module, query, key, value, attention_mask, **kwargs)
+    layer.observe(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    return output
+
+
+AttentionInterface.register(ATTENTION, observed_attention)
+
+
+def is_plain_pre_norm(module: nn.Module) -> bool:
+    """Whether a decoder block is ``x += attention(norm(x)); x += mlp(norm(x))`` and nothing else.
+
+    Read off the attributes that its forward uses, in order: a block with scaled residuals, parallel
+    branches or further norms names other ones.
+    """
+    names = inspect.unwrap(type(module).forward).__code__.co_names
+    return tuple(name for name in names if hasattr(module, name)) == PRE_NORM
+
+
+class Attachment:
+    """A selection at work in one model, from construction to ``detach``.
+
+    Attributes:
+        entering: for the last pass that held an image, the tokens at the input of every layer and after the
+            last one.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection, visual_mask: Tensor | None = None) -> None:
+        self.model = host.unwrap(model)
+        self.selection = selection
+        self.visual_mask = visual_mask
+        self.entering: list[Tokens] = []
+        self.running: Pass | None = None
+        self.text_config = self.model.config.get_text_config()
+        self.serial = next(_serial)
+        modules = host.decoder_layers(self.model)
+        if any(hasattr(module.self_attn, "_fitprune") for module in modules):
+            raise UserError(
+                "this model is already being pruned", type(self.model).__name__, "one attachment at a time"
+            )
+        self._parameters = list(inspect.signature(self.model.forward).parameters)
+        self.layers = [Layer(self, number, module) for number, module in enumerate(modules)]
+        self._handles = [
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Restore the model: attributes, hooks and configuration are exactly as before."""
+        for handle in self._handles:
+            handle.remove()
+        for layer in self.layers:
+            layer.detach()
+        self.layers, self._handles = [], []
+
+    def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
+        self._refuse(inputs)
+        sequence = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+        if sequence is None:
+            raise UserError("forward without input_ids or inputs_embeds", type(model).__name__, "one of them")
+        batch, length = sequence.shape[:2]
+        mask = inputs.get("attention_mask")
+        past = cache_length(inputs.get("past_key_values"), 0)
+        if length == 1 and past:  # one generated token: nothing to remove, and no reason to ask the device
+            self.running = Pass(past, None, None, mask)
+            return
+        real = None if mask is None else mask[:, -length:].bool()
+        real = None if real is None or bool(real.all()) else real
+        prompt = Tokens.of_prompt(self._visual(inputs, batch, length), real)
+        self.running = Pass(past, prompt, real, mask)
+        if prompt is None:
+            return
+        if prompt.pad_end and inputs.get("logits_to_keep") == 1:
+            raise UserError(
+                "right padding under generate", type(model).__name__, "left padding: the last column is read"
+            )
+        self.entering = [prompt]
+
+    def _end(self, *_: Any) -> None:
+        self.running = None
+
+    def _visual(self, inputs: dict[str, Any], batch: int, length: int) -> Tensor:
+        if inputs.get("input_ids") is not None or self.visual_mask is None:
+            return host.visual_mask(self.model, inputs)
+        mask = self.visual_mask.bool()
+        device = inputs["inputs_embeds"].device
+        if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:
+            if cache_length(inputs.get("past_key_values"), 0):
+                return torch.zeros(
+                    batch, length, dtype=torch.bool, device=device
+                )  # a later turn, of text alone
+            raise UserError(
+                "visual_mask does not fit inputs_embeds",
+                f"mask {list(mask.shape)}",
+                f"[{batch}, {length}] as inputs_embeds",
+            )
+        return mask.to(device).repeat_interleave(
+            batch // mask.shape[0], dim=0
+        )  # beams of a row stand together
+
+    def _refuse(self, inputs: dict[str, Any]) -> None:
+        name = type(self.model).__name__
+        if inputs.get("labels") is not None:
+            raise UserError(
+                "labels under pruning", name, "no labels: logits exist for the surviving tokens only"
+            )
+        cache = inputs.get("past_key_values")
+        if getattr(cache, "is_compileable", False):
+            raise UserError(
+                "a static cache under pruning",
+                name,
+                "a dynamic cache: layers hold different numbers of tokens",
+            )
+        mask = inputs.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise UserError(
+                "an attention mask that is not [batch, tokens]", name, "the two-dimensional padding mask"
+            )
+        implementation = self.text_config._attn_implementation
+        if implementation not in ("eager", "sdpa") and "flash" not in implementation:
+            raise UserError(
+                f"attention implementation {implementation!r}", name, "sdpa, eager or flash attention"
+            )
+        state = getattr(cache, CACHE_STATE, None)
+        lengths = [cache_length(cache, layer) for layer in range(len(self.layers))]
+        if (state is None and len(set(lengths)) > 1) or (state is not None and state.owner != self.serial):
+            raise UserError(
+                "this cache was pruned elsewhere", name, "a cache made inside this context, or a new one"
+            )
+        if state is not None and state.lengths != lengths:
+            raise UserError(
+                "a pruned cache was changed between passes", name, "no cropping (assisted generation)"
+            )
+
+
+class Pass:
+    """One forward of the attached model.
+
+    Attributes:
+        past: entries in layer 0's cache before this pass, which is never pruned.
+        prompt: the tokens before layer 0, or None in a pass without an image (decoding, a later turn of
+            text).
+        tokens: the tokens at the present layer's input; ``prompt`` until a layer removes some.
+        real: ``[batch, tokens]`` bool of the pass's input, None without padding.
+    """
+
+    def __init__(
+        self, past: int, prompt: Tokens | None, real: Tensor | None, attention_mask: Tensor | None
+    ) -> None:
+        self.past = past
+        self.prompt = prompt
+        self.tokens = prompt
+        self.real = real
+        self._attention_mask = attention_mask
+        self._compacted: dict[str, Any] | None = (
+            None  # positions of the present tokens, gathered once per removal
+        )
+        self._mask: Tensor | None = None
+
+    def cache_state(self, cache: Any, owner: Attachment) -> RaggedCache | None:
+        """The bookkeeping of this cache; made by the first pass that holds an image."""
+        state = getattr(cache, CACHE_STATE, None)
+        if cache is not None and state is None and self.tokens is not None:
+            layers = len(owner.layers)
+            real = None if self._attention_mask is None else self._attention_mask[:, : self.past].bool()
+            real = None if real is None or bool(real.all()) else real
+            state = RaggedCache(owner.serial, [self.past] * layers, [real] * layers, [False] * layers)
+            setattr(cache, CACHE_STATE, state)
+        return state
+
+    def on(self, device: torch.device) -> Tokens:
+        """The present tokens, moved to the device of the layer that asks."""
+        moved = self.tokens.to(device)
+        if moved is not self.tokens:
+            if self.tokens is self.prompt:
+                self.prompt = moved
+            self.tokens, self._compacted, self._mask = moved, None, None
+        return self.tokens
+
+    def remove(self, removed: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Take tokens out of the pass; returns ``[batch, kept]`` int64, the columns that survive."""
+        self.tokens, select = self.tokens.without(removed, counts)
+        self._compacted = self._mask = None
+        return select
+
+    def compact(
+        self, kwargs: dict[str, Any], real: Tensor | None, past: int, like: Tensor, implementation: str
+    ) -> dict:
+        """A layer's arguments for the tokens that are left: positions gathered, mask made for its own keys.
+
+        Args:
+            kwargs: the layer's arguments for the unpruned prompt.
+            real: ``[batch, past + tokens]`` bool, None without padding.
+            past: entries in this layer's cache.
+            like: ``[batch, tokens, width]``, the layer's input.
+        """
+        tokens, new = self.tokens, like.shape[1]
+        kwargs = dict(kwargs)
+        if self._compacted is None and tokens is not self.prompt:
+            self._compacted = self._positions(kwargs, tokens)
+        if tokens is not self.prompt:
+            kwargs.update(self._compacted)
+        mask = self._mask
+        if mask is None or past:  # with a past, two layers of one width can hide different entries
+            mask = layer_mask(implementation, new, past + new, real, dtype=like.dtype, device=like.device)
+            self._mask = mask
+        kwargs["attention_mask"] = mask
+        return kwargs
+
+    def _positions(self, kwargs: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
+        length = self.prompt.width
+        for name, value in kwargs.items():
+            if (
+                name not in HANDLED
+                and isinstance(value, Tensor)
+                and value.ndim > 1
+                and length in value.shape[1:]
+            ):
+                raise UserError(
+                    f"decoder layers take {name!r} per token", "this host", "positions and a mask only"
+                )
+        compacted: dict[str, Any] = {}
+        if kwargs.get("position_ids") is not None:
+            compacted["position_ids"] = take_positions(kwargs["position_ids"], tokens.index)
+        if kwargs.get("position_embeddings") is not None:
+            compacted["position_embeddings"] = tuple(
+                take(part, tokens.index) for part in kwargs["position_embeddings"]
+            )
+        return compacted
+
+
+class Layer:
+    """One decoder layer of an attached model."""
+
+    def __init__(self, attachment: Attachment, number: int, module: nn.Module) -> None:
+        self.attachment = attachment
+        self.number = number
+        self.module = module
+        self.attention = module.self_attn
+        self.config = module.self_attn.config
+        self.drops_before_projection = is_plain_pre_norm(module)
+        self._observing: Pass | None = None  # set while this layer runs and its selection wants to look
+        self._real_keys: Tensor | None = None
+        self._select: Tensor | None = None  # [batch, kept] columns that survive
+        self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
+        # accelerate keeps the layer's own forward aside and moves its inputs to the right device first.
+        self._slot = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+        self._previous = vars(module).get(self._slot)
+        self.original: Callable[..., Any] = getattr(module, self._slot)
+        setattr(module, self._slot, self.forward)
+        config = copy.copy(self.config)
+        config._attn_implementation_internal = ATTENTION
+        self.attention.config = config
+        self.attention._fitprune = self
+        self._handle = self.attention.o_proj.register_forward_pre_hook(self._before_projection)
+
+    def detach(self) -> None:
+        self._handle.remove()
+        self.attention.config = self.config
+        del self.attention._fitprune
+        if self._previous is None:
+            delattr(self.module, self._slot)
+        else:
+            setattr(self.module, self._slot, self._previous)
+
+    def attention_function(self) -> Callable[..., Any]:
+        implementation = self.config._attn_implementation
+        if implementation == "eager":
+            return sys.modules[type(self.attention).__module__].eager_attention_forward
+        return AttentionInterface()[implementation]
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        owner, running = self.attachment, self.attachment.running
+        if running is None:
+            raise UserError(
+                "decoder layers were called outside the attached model",
+                type(owner.model).__name__,
+                "calls of the model that the pruner was attached to",
+            )
+        kwargs = dict(zip(self._names[1:], args, strict=False)) | kwargs
+        cache = kwargs.get("past_key_values")
+        state = running.cache_state(cache, owner)
+        if running.tokens is None and state is None:
+            return self.original(hidden_states, **kwargs)  # no image, in a cache that was never pruned
+
+        tokens = running.tokens
+        if tokens is not None:  # layers of one model may live on several devices
+            tokens = running.on(hidden_states.device)
+            real = tokens.real if tokens.padded else None
+        else:
+            real = running.real
+        past = cache_length(cache, self.number)
+        pruned = tokens is not running.prompt
+        if state is not None:
+            real = state.extend(self.number, real, hidden_states.shape[:2], pruned)
+            pruned = state.pruned[self.number]
+        if pruned:
+            kwargs = running.compact(kwargs, real, past, hidden_states, self.config._attn_implementation)
+        if tokens is None:
+            return self.original(hidden_states, **kwargs)
+        if owner.selection.active(self.number, tokens):
+            output = self._forward_and_remove(hidden_states, kwargs, running, real)
+        else:
+            output = self.original(hidden_states, **kwargs)
+        owner.entering.append(running.tokens)
+        return output
+
+    def _forward_and_remove(
+        self, hidden_states: Tensor, kwargs: dict, running: Pass, real: Tensor | None
+    ) -> Any:
+        self._observing, self._real_keys = running, real
+        try:
+            if self.drops_before_projection:
+                layer = self.module
+                attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)[0]
+                residual = hidden_states if self._select is None else take(hidden_states, self._select)
+                hidden_states = residual + attended
+                return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+            output = self.original(hidden_states, **kwargs)
+            if self._select is None:
+                return output
+            if isinstance(output, tuple):
+                return (take(output[0], self._select), *output[1:])
+            return take(output, self._select)
+        finally:
+            self._observing = self._real_keys = self._select = None
+
+    def observe(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Called by the attention function with post-rotary queries and keys; asks the selection what
+        leaves."""
+        running = self._observing
+        if running is None:
+            return
+        answer = self.attachment.selection.remove(
+            self.number, running.tokens, query, key, scaling, self._real_keys
+        )
+        if answer is not None and any(answer[1]):
+            self._select = running.remove(*answer)
+
+    def _before_projection(self, module: nn.Module, args: tuple) -> tuple | None:
+        if self._select is None or not self.drops_before_projection:
+            return None
+        return (take(args[0], self._select), *args[1:])

@@ -1,0 +1,136 @@
+"""The two attention statistics of FitPrune (the paper's self- and cross-attention distributions), without a
+map.
+
+Let ``M[q, j]`` be the largest attention probability over the heads that query ``q`` gives to key ``j``. A
+visual token ``j`` is judged by the mass that it receives from the other visual tokens and from the text
+after the image:
+
+    a_self[j]  = sum over visual q of M[q, j] / V          (V: visual tokens present)
+    a_cross[j] = sum over text q after the image of M[q, j]
+
+Only the sums are needed, so ``M`` is built a few rows at a time in float32: the memory is O(rows x tokens x
+heads) instead of O(tokens^2 x heads), and the model's own attention stays on its fast path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Bytes that one block of float32 attention rows may take: large enough to keep a GPU busy, small beside the
+# KV cache.
+BLOCK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class AttentionMass:
+    """What each token of a layer's input receives; columns that hold no visual token are not meaningful.
+
+    Attributes:
+        self_: ``[batch, tokens]`` float32, mass from the visual tokens, divided by their number.
+        cross: ``[batch, tokens]`` float32, mass from the text after the image, a plain sum over its rows.
+    """
+
+    self_: Tensor
+    cross: Tensor
+
+    @property
+    def product(self) -> Tensor:
+        """The inference score ``a_cross * a_self`` , ``[batch, tokens]`` float32."""
+        return self.cross * self.self_
+
+
+@torch.no_grad()
+def attention_mass(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    *,
+    visual: Tensor,
+    text: Tensor,
+    num_visual: Tensor,
+    first_row: int = 0,
+    real_keys: Tensor | None = None,
+    block_rows: int | None = None,
+) -> AttentionMass:
+    """Sum the head-maximum attention that each token receives from visual rows and from text rows.
+
+    Args:
+        query: ``[batch, heads, tokens, head_dim]``, after rotary embedding.
+        key: ``[batch, kv_heads, past + tokens, head_dim]``, after rotary embedding; ``past`` cached keys
+            come first.
+        scaling: factor of the logits, usually ``head_dim ** -0.5``.
+        visual: ``[batch, tokens]`` bool, rows that hold a visual token.
+        text: ``[batch, tokens]`` bool, rows that hold text after the image.
+        num_visual: ``[batch]``, V of every sample.
+        first_row: rows before it hold neither; they are skipped.
+        real_keys: ``[batch, past + tokens]`` bool, False at padding; None when nothing is padded.
+        block_rows: rows at a time; by default as many as fit ``BLOCK_BYTES``.
+
+    Returns:
+        The mass received by the ``tokens`` columns of the present input (cached columns are attended to,
+        not scored).
+    """
+    batch, heads, tokens, head_dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    past, group = keys - tokens, heads // kv_heads
+    if block_rows is None:
+        block_rows = max(8, BLOCK_BYTES // (4 * batch * heads * keys))
+
+    key = key.float().transpose(2, 3)  # [batch, kv_heads, head_dim, keys]
+    rows_of = torch.stack((visual, text), dim=1).float()  # [batch, 2, tokens]
+    received = torch.zeros(batch, 2, keys, device=query.device)
+    position = torch.arange(keys, device=query.device)
+    lowest = torch.finfo(torch.float32).min
+    for start in range(first_row, tokens, block_rows):
+        stop = min(start + block_rows, tokens)
+        seen = past + stop  # causality: no row of this block looks further
+        rows = query[:, :, start:stop].float() * scaling
+        rows = rows.reshape(batch, kv_heads, group * (stop - start), head_dim)
+        logits = (rows @ key[..., :seen]).view(batch, heads, stop - start, seen)
+        hidden = position[:seen] > position[past + start : seen, None]  # [rows, seen]
+        if real_keys is not None:
+            hidden = (hidden | ~real_keys[:, None, :seen])[:, None]  # [batch, 1, rows, seen]
+        # A finite lowest value keeps rows of padding, which see nothing, free of NaN; their weight below is
+        # zero.
+        maximum = logits.masked_fill_(hidden, lowest).softmax(dim=-1).amax(dim=1)  # M: [batch, rows, seen]
+        received[:, :, :seen] += rows_of[:, :, start:stop] @ maximum
+    from_visual, from_text = received[:, :, past:].unbind(dim=1)
+    return AttentionMass(self_=from_visual / num_visual.clamp(min=1).unsqueeze(1), cross=from_text)
+
+
+def lowest_scores(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
+    """Mark the ``count`` candidates of lowest score in every row; among equals the higher index goes first.
+
+    Args:
+        score: ``[batch, tokens]`` float32.
+        candidates: ``[batch, tokens]`` bool, the tokens that may be chosen.
+        count: ``[batch]`` integer, at most the number of candidates.
+
+    Returns:
+        ``[batch, tokens]`` bool.
+    """
+    order = ascending(score, candidates)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return rank < count.unsqueeze(1)
+
+
+def ascending(score: Tensor, candidates: Tensor) -> Tensor:
+    """Indices that sort every row by score, higher index first among equals; tokens that are no candidates
+    come last.
+
+    The official code sorts unstably; the rule here makes a tie's outcome the same on every device.
+
+    Args:
+        score: ``[batch, tokens]`` float32.
+        candidates: ``[batch, tokens]`` bool.
+
+    Returns:
+        ``[batch, tokens]`` int64.
+    """
+    flipped = score.masked_fill(~candidates, torch.inf).flip(1)
+    return score.shape[1] - 1 - torch.sort(flipped, dim=1, stable=True).indices

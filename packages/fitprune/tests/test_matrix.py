@@ -1,0 +1,195 @@
+"""Every host, attention, batch shape and way of decoding against a slow reference that prunes one row at a
+time.
+
+Cells: {llava, qwen2_vl} x {sdpa, eager} x SCENARIOS x {prefill, greedy, beam, second turn}. One kind of
+cell is refused, with its message: right padding under ``generate``, which itself would read the logits of
+padding.
+"""
+
+import pytest
+import torch
+from fitprune_hosts import HOSTS, IMAGE, SCENARIOS, Prompts
+from fitprune_reference import logits_of, slow
+
+from fitprune import Pruner, Recipe
+from tenfold import UserError
+
+RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
+SPECIAL = [0, 3, 4, 7, 8]  # padding and placeholders: a random model would generate them
+STEPS = 5
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(
+    scope="module", params=[f"{host}-{attention}" for host in HOSTS for attention in ("sdpa", "eager")]
+)
+def host(request):
+    name, attention = request.param.split("-")
+    return name, HOSTS[name](attention)
+
+
+@pytest.fixture(params=list(SCENARIOS))
+def scenario(request):
+    return request.param
+
+
+def last_logits(output, tokens):
+    """Logits at the last real token of every row."""
+    if not tokens.pad_end:
+        return output.logits[:, -1]
+    return torch.stack([output.logits[row, count - 1] for row, count in enumerate(tokens.num_real)])
+
+
+@torch.no_grad()
+def test_prefill_equals_the_reference(host, scenario):
+    """Fails if padding is not hidden from scores or keys, if positions are renumbered, or if r is not
+    scaled per row."""
+    name, model = host
+    inputs = Prompts(name).batch(*SCENARIOS[scenario])
+    expected, survivors = logits_of(model, RECIPE.counts_for, **inputs)
+    pruner = Pruner(RECIPE)
+    with pruner(model):
+        output = model(**inputs)
+    torch.testing.assert_close(last_logits(output, pruner.entering[-1]), expected, **TOLERANCE)
+    for layer, tokens in enumerate(pruner.entering):
+        for row, per_layer in enumerate(survivors):
+            assert tokens.index[row][tokens.real[row]].tolist() == per_layer[layer]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3], ids=["greedy", "beam"])
+def test_generation_equals_the_reference(host, scenario, beams):
+    """Fails if a layer's cache mask has layer 0's length, or if generated tokens take the position of the
+    cut prompt."""
+    name, model = host
+    inputs = Prompts(name).batch(*SCENARIOS[scenario])
+    options = {"max_new_tokens": STEPS, "num_beams": beams, "do_sample": False, "suppress_tokens": SPECIAL}
+    if scenario == "right padding":
+        with Pruner(RECIPE)(model), pytest.raises(UserError, match="right padding under generate"):
+            model.generate(**inputs, **options)
+        return
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    with Pruner(RECIPE)(model):
+        fast = model.generate(**inputs, **options)
+    with slow(model, RECIPE.counts_for, lengths):
+        expected = model.generate(**inputs, use_cache=False, **options)
+    assert torch.equal(fast, expected)
+
+
+@torch.no_grad()
+def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
+    """Two prompts and their answers in one cache, answers fed token by token.
+
+    Fails if the second turn scores cached columns, counts them in V, or masks deeper layers by layer 0's
+    cache.
+    """
+    name, model = host
+    prompts = Prompts(name)
+    rows, padding = SCENARIOS[scenario]
+    first = prompts.batch(rows, padding)
+    image = prompts.image(2)[0]
+    follow_up = [
+        [3, ("image", 2), 4] if any(isinstance(part, tuple) for part in row) else [7 + len(image)]
+        for row in rows
+    ]
+    second = prompts.batch(follow_up, prefix=[])
+    answers = [torch.randint(10, 64, (len(rows), STEPS), generator=prompts.generator) for _ in range(2)]
+
+    turns = [first["input_ids"], answers[0], second["input_ids"], answers[1]]
+    ids = torch.cat(turns, dim=1)
+    mask = torch.cat((first["attention_mask"], torch.ones_like(ids[:, first["input_ids"].shape[1] :])), dim=1)
+    images = {
+        key: torch.cat((first[key], second[key]))
+        for key in ("pixel_values", "image_grid_thw")
+        if key in first
+    }
+    if name == "qwen2_vl":
+        grids = order_images(first, second)
+        images = {
+            "pixel_values": grids[0],
+            "image_grid_thw": grids[1],
+            "mm_token_type_ids": (ids == IMAGE).int(),
+        }
+        positions = model.model.get_rope_index(
+            ids, image_grid_thw=grids[1], attention_mask=mask, mm_token_type_ids=(ids == IMAGE).int()
+        )[0]
+    else:
+        images["pixel_values"] = order_images(first, second)[0]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    bounds = torch.tensor([0, *(turn.shape[1] for turn in turns)]).cumsum(0).tolist()
+    real = mask.cumsum(1)
+    spans = []
+    for row in range(len(rows)):
+        count = [0] + [int(real[row, bound - 1]) for bound in bounds[1:]]
+        spans.append([(count[0], count[1]), (count[2], count[3])])
+
+    pruner = Pruner(RECIPE)
+    with pruner(model):
+        cache, got, stops = None, [], []
+        for start, stop, extra in steps(bounds, first, second):
+            output = model(
+                input_ids=ids[:, start:stop],
+                attention_mask=mask[:, :stop],
+                position_ids=positions[..., start:stop],
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
+            cache = output.past_key_values
+            got.append(
+                last_logits(output, pruner.entering[-1]) if extra and start == 0 else output.logits[:, -1]
+            )
+            stops.append(stop)
+        lengths = pruner.kv_lengths(cache)
+    for logits, stop in zip(got, stops, strict=True):
+        present = [[span for span in row if span[1] <= int(real[i, stop - 1])] for i, row in enumerate(spans)]
+        turn_images = images if stop >= bounds[3] else {k: first[k] for k in images if k in first}
+        if "mm_token_type_ids" in turn_images:
+            turn_images = {**turn_images, "mm_token_type_ids": (ids[:, :stop] == IMAGE).int()}
+        expected, survivors = logits_of(
+            model,
+            RECIPE.counts_for,
+            present,
+            input_ids=ids[:, :stop],
+            attention_mask=mask[:, :stop],
+            position_ids=positions[..., :stop],
+            **turn_images,
+        )
+        torch.testing.assert_close(logits, expected, **TOLERANCE)
+    assert lengths == [[len(row[layer]) for row in survivors] for layer in range(4)]
+
+
+def order_images(first, second):
+    """Pixels and grids of two turns in the order in which transformers reads them: row by row."""
+    if "image_grid_thw" not in first:
+        per_row = [(i["input_ids"] == IMAGE).sum(1) // 16 for i in (first, second)]
+        parts = [
+            list(i["pixel_values"].split(p.tolist())) for i, p in zip((first, second), per_row, strict=True)
+        ]
+        return torch.cat([part for row in zip(*parts, strict=True) for part in row]), None
+    pixels, grids = [], []
+    iterators = []
+    for inputs in (first, second):
+        sizes = inputs["image_grid_thw"].prod(1).tolist()
+        iterators.append(
+            iter(zip(inputs["pixel_values"].split(sizes), inputs["image_grid_thw"], strict=True))
+        )
+    for row in range(first["input_ids"].shape[0]):
+        for inputs, images in zip((first, second), iterators, strict=True):
+            for _ in range(int((inputs["input_ids"][row] == 7).sum())):
+                pixel, grid = next(images)
+                pixels.append(pixel)
+                grids.append(grid)
+    return torch.cat(pixels), torch.stack(grids)
+
+
+def steps(bounds, first, second):
+    """(start, stop, images) of every forward: the prompts whole, the answers token by token."""
+    keys = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
+    yield 0, bounds[1], {k: first[k] for k in keys if k in first}
+    for start in range(bounds[1], bounds[2]):
+        yield start, start + 1, {}
+    yield bounds[2], bounds[3], {k: second[k] for k in keys if k in second}
+    for start in range(bounds[3], bounds[4]):
+        yield start, start + 1, {}
