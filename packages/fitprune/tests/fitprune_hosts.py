@@ -20,9 +20,7 @@ def randomise(model, seed=0):
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 or "class_embedding" in name:
             scale = 1.0 if "embed" in name else 1.6
-            parameter.data = (
-                torch.randn(parameter.shape, generator=generator) * scale / parameter.shape[-1] ** 0.5
-            )
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale / parameter.shape[-1] ** 0.5
     return model.eval()
 
 

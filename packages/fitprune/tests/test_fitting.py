@@ -47,9 +47,7 @@ def test_candidates_equal_the_loop(share):
         chosen = candidates(score, visual, share * score[visual].double().sum().item())
         expected = {
             left[j]
-            for j in slow_candidates(
-                [score[j].item() for j in left], share * sum(score[j].item() for j in left)
-            )
+            for j in slow_candidates([score[j].item() for j in left], share * sum(score[j].item() for j in left))
         }
         assert set(chosen.nonzero()[:, 0].tolist()) == expected
 
@@ -79,9 +77,7 @@ def test_budgets_share_their_fits(calibration, monkeypatch):
     calibration.recipe(0.6)
     calls = []
     monkeypatch.setattr("fitprune.fitting.fit_alpha", lambda *a: calls.append(a[-1]) or (16, 8, 8, 8, 8))
-    monkeypatch.setattr(
-        "fitprune.fitting.collect_statistics", lambda *a: pytest.fail("statistics were taken again")
-    )
+    monkeypatch.setattr("fitprune.fitting.collect_statistics", lambda *a: pytest.fail("statistics were taken again"))
     calibration.recipe(0.6)
     assert calls == []
 

@@ -20,9 +20,7 @@ STEPS = 5
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(
-    scope="module", params=[f"{host}-{attention}" for host in HOSTS for attention in ("sdpa", "eager")]
-)
+@pytest.fixture(scope="module", params=[f"{host}-{attention}" for host in HOSTS for attention in ("sdpa", "eager")])
 def host(request):
     name, attention = request.param.split("-")
     return name, HOSTS[name](attention)
@@ -89,8 +87,7 @@ def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
     first = prompts.batch(rows, padding)
     image = prompts.image(2)[0]
     follow_up = [
-        [3, ("image", 2), 4] if any(isinstance(part, tuple) for part in row) else [7 + len(image)]
-        for row in rows
+        [3, ("image", 2), 4] if any(isinstance(part, tuple) for part in row) else [7 + len(image)] for row in rows
     ]
     second = prompts.batch(follow_up, prefix=[])
     answers = [torch.randint(10, 64, (len(rows), STEPS), generator=prompts.generator) for _ in range(2)]
@@ -98,11 +95,7 @@ def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
     turns = [first["input_ids"], answers[0], second["input_ids"], answers[1]]
     ids = torch.cat(turns, dim=1)
     mask = torch.cat((first["attention_mask"], torch.ones_like(ids[:, first["input_ids"].shape[1] :])), dim=1)
-    images = {
-        key: torch.cat((first[key], second[key]))
-        for key in ("pixel_values", "image_grid_thw")
-        if key in first
-    }
+    images = {key: torch.cat((first[key], second[key])) for key in ("pixel_values", "image_grid_thw") if key in first}
     if name == "qwen2_vl":
         grids = order_images(first, second)
         images = {
@@ -137,9 +130,7 @@ def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
                 **extra,
             )
             cache = output.past_key_values
-            got.append(
-                last_logits(output, pruner.entering[-1]) if extra and start == 0 else output.logits[:, -1]
-            )
+            got.append(last_logits(output, pruner.entering[-1]) if extra and start == 0 else output.logits[:, -1])
             stops.append(stop)
         lengths = pruner.kv_lengths(cache)
     for logits, stop in zip(got, stops, strict=True):
@@ -164,17 +155,13 @@ def order_images(first, second):
     """Pixels and grids of two turns in the order in which transformers reads them: row by row."""
     if "image_grid_thw" not in first:
         per_row = [(i["input_ids"] == IMAGE).sum(1) // 16 for i in (first, second)]
-        parts = [
-            list(i["pixel_values"].split(p.tolist())) for i, p in zip((first, second), per_row, strict=True)
-        ]
+        parts = [list(i["pixel_values"].split(p.tolist())) for i, p in zip((first, second), per_row, strict=True)]
         return torch.cat([part for row in zip(*parts, strict=True) for part in row]), None
     pixels, grids = [], []
     iterators = []
     for inputs in (first, second):
         sizes = inputs["image_grid_thw"].prod(1).tolist()
-        iterators.append(
-            iter(zip(inputs["pixel_values"].split(sizes), inputs["image_grid_thw"], strict=True))
-        )
+        iterators.append(iter(zip(inputs["pixel_values"].split(sizes), inputs["image_grid_thw"], strict=True)))
     for row in range(first["input_ids"].shape[0]):
         for inputs, images in zip((first, second), iterators, strict=True):
             for _ in range(int((inputs["input_ids"][row] == 7).sum())):

@@ -110,9 +110,7 @@ def test_batch_equals_single_rows(host):
     with pruner(model):
         together = model.generate(**batch, max_new_tokens=5, do_sample=False, suppress_tokens=[0, 3, 4, 7, 8])
         for row, single in enumerate(singles):
-            alone = model.generate(
-                **single, max_new_tokens=5, do_sample=False, suppress_tokens=[0, 3, 4, 7, 8]
-            )
+            alone = model.generate(**single, max_new_tokens=5, do_sample=False, suppress_tokens=[0, 3, 4, 7, 8])
             assert torch.equal(alone[0, -5:], together[row, -5:])
 
 
@@ -287,9 +285,7 @@ def test_scores_never_hold_a_whole_attention_map():
             return result
 
     with Largest() as memory:
-        mass = attention_mass(
-            query, key, width**-0.5, visual=visual, text=text, num_visual=visual.sum(1), first_row=35
-        )
+        mass = attention_mass(query, key, width**-0.5, visual=visual, text=text, num_visual=visual.sum(1), first_row=35)
     whole = 4 * heads * tokens * tokens
     assert memory.peak < whole / 8
     assert 0 < memory.largest < whole / 20
@@ -323,9 +319,7 @@ def test_blocked_scores_equal_the_whole_map():
             real_keys=real,
             block_rows=rows,
         )
-        torch.testing.assert_close(
-            mass.self_, (strongest * visual[:, :, None]).sum(1) / 11, atol=1e-6, rtol=1e-5
-        )
+        torch.testing.assert_close(mass.self_, (strongest * visual[:, :, None]).sum(1) / 11, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(mass.cross, (strongest * text[:, :, None]).sum(1), atol=1e-6, rtol=1e-5)
 
 
@@ -401,8 +395,7 @@ def test_one_attachment_at_a_time(model):
         with pytest.raises(UserError, match="already being pruned"):
             Pruner(RECIPE).attach(model)
     assert not any(
-        isinstance(getattr(layer.forward, "__self__", None), Layer)
-        for layer in model.model.language_model.layers
+        isinstance(getattr(layer.forward, "__self__", None), Layer) for layer in model.model.language_model.layers
     )
 
 

@@ -90,9 +90,7 @@ class Attachment:
         self.serial = next(_serial)
         modules = host.decoder_layers(self.model)
         if any(hasattr(module.self_attn, "_fitprune") for module in modules):
-            raise UserError(
-                "this model is already being pruned", type(self.model).__name__, "one attachment at a time"
-            )
+            raise UserError("this model is already being pruned", type(self.model).__name__, "one attachment at a time")
         self._parameters = list(inspect.signature(self.model.forward).parameters)
         self.layers = [Layer(self, number, module) for number, module in enumerate(modules)]
         self._handles = [
@@ -142,24 +140,18 @@ class Attachment:
         device = inputs["inputs_embeds"].device
         if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:
             if cache_length(inputs.get("past_key_values"), 0):
-                return torch.zeros(
-                    batch, length, dtype=torch.bool, device=device
-                )  # a later turn, of text alone
+                return torch.zeros(batch, length, dtype=torch.bool, device=device)  # a later turn, of text alone
             raise UserError(
                 "visual_mask does not fit inputs_embeds",
                 f"mask {list(mask.shape)}",
                 f"[{batch}, {length}] as inputs_embeds",
             )
-        return mask.to(device).repeat_interleave(
-            batch // mask.shape[0], dim=0
-        )  # beams of a row stand together
+        return mask.to(device).repeat_interleave(batch // mask.shape[0], dim=0)  # beams of a row stand together
 
     def _refuse(self, inputs: dict[str, Any]) -> None:
         name = type(self.model).__name__
         if inputs.get("labels") is not None:
-            raise UserError(
-                "labels under pruning", name, "no labels: logits exist for the surviving tokens only"
-            )
+            raise UserError("labels under pruning", name, "no labels: logits exist for the surviving tokens only")
         cache = inputs.get("past_key_values")
         if getattr(cache, "is_compileable", False):
             raise UserError(
@@ -169,24 +161,16 @@ class Attachment:
             )
         mask = inputs.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            raise UserError(
-                "an attention mask that is not [batch, tokens]", name, "the two-dimensional padding mask"
-            )
+            raise UserError("an attention mask that is not [batch, tokens]", name, "the two-dimensional padding mask")
         implementation = self.text_config._attn_implementation
         if implementation not in ("eager", "sdpa") and "flash" not in implementation:
-            raise UserError(
-                f"attention implementation {implementation!r}", name, "sdpa, eager or flash attention"
-            )
+            raise UserError(f"attention implementation {implementation!r}", name, "sdpa, eager or flash attention")
         state = getattr(cache, CACHE_STATE, None)
         lengths = [cache_length(cache, layer) for layer in range(len(self.layers))]
         if (state is None and len(set(lengths)) > 1) or (state is not None and state.owner != self.serial):
-            raise UserError(
-                "this cache was pruned elsewhere", name, "a cache made inside this context, or a new one"
-            )
+            raise UserError("this cache was pruned elsewhere", name, "a cache made inside this context, or a new one")
         if state is not None and state.lengths != lengths:
-            raise UserError(
-                "a pruned cache was changed between passes", name, "no cropping (assisted generation)"
-            )
+            raise UserError("a pruned cache was changed between passes", name, "no cropping (assisted generation)")
 
 
 class Pass:
@@ -200,17 +184,13 @@ class Pass:
         real: ``[batch, tokens]`` bool of the pass's input, None without padding.
     """
 
-    def __init__(
-        self, past: int, prompt: Tokens | None, real: Tensor | None, attention_mask: Tensor | None
-    ) -> None:
+    def __init__(self, past: int, prompt: Tokens | None, real: Tensor | None, attention_mask: Tensor | None) -> None:
         self.past = past
         self.prompt = prompt
         self.tokens = prompt
         self.real = real
         self._attention_mask = attention_mask
-        self._compacted: dict[str, Any] | None = (
-            None  # positions of the present tokens, gathered once per removal
-        )
+        self._compacted: dict[str, Any] | None = None  # positions of the present tokens, gathered once per removal
         self._mask: Tensor | None = None
 
     def cache_state(self, cache: Any, owner: Attachment) -> RaggedCache | None:
@@ -266,22 +246,13 @@ class Pass:
     def _positions(self, kwargs: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
         length = self.prompt.width
         for name, value in kwargs.items():
-            if (
-                name not in HANDLED
-                and isinstance(value, Tensor)
-                and value.ndim > 1
-                and length in value.shape[1:]
-            ):
-                raise UserError(
-                    f"decoder layers take {name!r} per token", "this host", "positions and a mask only"
-                )
+            if name not in HANDLED and isinstance(value, Tensor) and value.ndim > 1 and length in value.shape[1:]:
+                raise UserError(f"decoder layers take {name!r} per token", "this host", "positions and a mask only")
         compacted: dict[str, Any] = {}
         if kwargs.get("position_ids") is not None:
             compacted["position_ids"] = take_positions(kwargs["position_ids"], tokens.index)
         if kwargs.get("position_embeddings") is not None:
-            compacted["position_embeddings"] = tuple(
-                take(part, tokens.index) for part in kwargs["position_embeddings"]
-            )
+            compacted["position_embeddings"] = tuple(take(part, tokens.index) for part in kwargs["position_embeddings"])
         return compacted
 
 
@@ -361,9 +332,7 @@ class Layer:
         owner.entering.append(running.tokens)
         return output
 
-    def _forward_and_remove(
-        self, hidden_states: Tensor, kwargs: dict, running: Pass, real: Tensor | None
-    ) -> Any:
+    def _forward_and_remove(self, hidden_states: Tensor, kwargs: dict, running: Pass, real: Tensor | None) -> Any:
         self._observing, self._real_keys = running, real
         try:
             if self.drops_before_projection:
@@ -387,9 +356,7 @@ class Layer:
         running = self._observing
         if running is None:
             return
-        answer = self.attachment.selection.remove(
-            self.number, running.tokens, query, key, scaling, self._real_keys
-        )
+        answer = self.attachment.selection.remove(self.number, running.tokens, query, key, scaling, self._real_keys)
         if answer is not None and any(answer[1]):
             self._select = running.remove(*answer)
 

@@ -135,9 +135,7 @@ class Calibration:
     def search(self, ratio: float) -> tuple[list[Evaluation], Evaluation | None]:
         """Every step of the bisection for a budget, and the feasible one of smallest alpha."""
         if not 0 < ratio < 1:
-            raise UserError(
-                f"ratio {ratio}", None, "a share of the visual FLOPs between 0 and 1, such as 0.6"
-            )
+            raise UserError(f"ratio {ratio}", None, "a share of the visual FLOPs between 0 and 1, such as 0.6")
         return bisect(ratio, self.shape, self._fit)
 
     def _fit(self, alpha: float) -> list[tuple[int, ...]]:
@@ -163,13 +161,9 @@ class Calibration:
             digest = _digest(inputs)
             if number < len(rows):
                 if rows[number].pop("inputs") != digest:
-                    raise UserError(
-                        f"sample {number} differs from the one measured before", path, "the same samples"
-                    )
+                    raise UserError(f"sample {number} differs from the one measured before", path, "the same samples")
                 statistics.append(
-                    SampleStatistics(
-                        **{k: tuple(v) if isinstance(v, list) else v for k, v in rows[number].items()}
-                    )
+                    SampleStatistics(**{k: tuple(v) if isinstance(v, list) else v for k, v in rows[number].items()})
                 )
                 continue
             statistics.append(collect_statistics(self.model, inputs))

@@ -115,9 +115,7 @@ def kv_kept(remove: Sequence[int], visual_tokens: int) -> float:
     return mean_entering(remove, visual_tokens) / visual_tokens
 
 
-def true_layer_macs(
-    entering: int, leaving: int, shape: DecoderShape, *, drops_before_projection: bool = True
-) -> int:
+def true_layer_macs(entering: int, leaving: int, shape: DecoderShape, *, drops_before_projection: bool = True) -> int:
     """What a layer's matrix products cost, with grouped heads and full (not halved) attention matrices.
 
     Args:

@@ -26,15 +26,11 @@ def unwrap(model: nn.Module) -> nn.Module:
         UserError: ``model`` is the result of ``torch.compile``, or no transformers model.
     """
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise UserError(
-            "a compiled model cannot be pruned", type(model).__name__, "the model before torch.compile"
-        )
+        raise UserError("a compiled model cannot be pruned", type(model).__name__, "the model before torch.compile")
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if not hasattr(model, "get_input_embeddings") or not hasattr(model, "config"):
-        raise UserError(
-            "cannot prune this object", type(model).__name__, "a transformers vision-language model"
-        )
+        raise UserError("cannot prune this object", type(model).__name__, "a transformers vision-language model")
     return model
 
 

@@ -46,9 +46,7 @@ class Comparison:
             return
         difference = (ours.double() - golden.double()).abs()
         self.largest = max(self.largest, difference.max().item())
-        if bool((difference > absolute + relative * golden.double().abs()).any()) or bool(
-            difference.isnan().any()
-        ):
+        if bool((difference > absolute + relative * golden.double().abs()).any()) or bool(difference.isnan().any()):
             self.failures.append(
                 f"{name}: off by {difference.max().item():.2e} (tolerance {absolute:g} + {relative:g} x)"
             )
@@ -61,9 +59,7 @@ class Comparison:
 
     def outcome(self) -> Outcome:
         if self.failures:
-            return Outcome(
-                f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5])
-            )
+            return Outcome(f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5]))
         return Outcome(f"{self.compared} values agree", True, f"largest difference {self.largest:.1e}")
 
 
@@ -212,18 +208,14 @@ def _search(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Com
     )
     for name in ("cross", "self"):
         field = "self_" if name == "self" else name
-        ours = torch.tensor(
-            [getattr(sample, field) for sample in calibration.statistics], dtype=torch.float64
-        )
+        ours = torch.tensor([getattr(sample, field) for sample in calibration.statistics], dtype=torch.float64)
         compare.close(f"mass {name}", ours, tensors[f"out/mass_{name}"], "mass")
     for ratio in config["ratios"]:
         key = f"ratio{round(100 * ratio)}"
         steps, best = calibration.search(ratio)
         compare.equal(f"{key} alphas", [step.alpha for step in steps], tensors[f"out/{key}.alphas"])
         compare.equal(f"{key} reached", [int(step.reached) for step in steps], tensors[f"out/{key}.reached"])
-        compare.equal(
-            f"{key} stop layers", [step.stop_layer for step in steps], tensors[f"out/{key}.stop_layer"]
-        )
+        compare.equal(f"{key} stop layers", [step.stop_layer for step in steps], tensors[f"out/{key}.stop_layer"])
         removed = torch.tensor([step.removed for step in steps])  # [steps, samples, layers]
         compare.equal(f"{key} removals", removed.sum(1), tensors[f"out/{key}.deleted_sum_over_samples"])
         left = config["num_visual"] - removed.sum(2)
@@ -238,9 +230,7 @@ def _search(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Com
         forecast = torch.tensor(recorded, dtype=torch.float64)
         compare.close(f"{key} forecast", forecast, tensors[f"out/{key}.flops_forecast_at_stop"], "mass")
         golden = case["results"][key]
-        compare.equal(
-            f"{key} smallest feasible alpha", best and best.alpha, golden["smallest_feasible_alpha"]
-        )
+        compare.equal(f"{key} smallest feasible alpha", best and best.alpha, golden["smallest_feasible_alpha"])
         if best is not None:
             recipe = calibration.recipe(ratio, rounding="floor")
             compare.equal(f"{key} recipe", list(recipe.remove), golden["scheme_at_smallest_feasible_alpha"])
@@ -258,9 +248,7 @@ def _recipes(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Co
             compare.equal(f"{name} removed", sum(recipe.remove), row["total_removed"])
             compare.equal(f"{name} MACs", recipe.macs["delivered"], row["macs"])
             compare.equal(f"{name} reduction", recipe.reduction, row["reduction"])
-            compare.equal(
-                f"{name} entering", mean_entering(recipe.remove, visual), row["mean_visual_entering"]
-            )
+            compare.equal(f"{name} entering", mean_entering(recipe.remove, visual), row["mean_visual_entering"])
             compare.equal(f"{name} KV", kv_kept(recipe.remove, visual), row["visual_kv_kept"])
             for key, scaled in tensors.items():
                 if key.startswith(f"out/{host}.ratio{percent}.scaled_to_"):
@@ -295,11 +283,7 @@ def golden_model(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ll
     )
     llava = LlavaConfig(text_config=text, vision_config=vision, image_token_index=config["vocab"])
     model = LlavaForConditionalGeneration._from_config(llava).eval()
-    weights = {
-        name.removeprefix("weights/"): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("weights/")
-    }
+    weights = {name.removeprefix("weights/"): tensor for name, tensor in tensors.items() if name.startswith("weights/")}
     missing, unexpected = model.load_state_dict(to_transformers(weights), strict=False)
     absent = [name for name in missing if "vision_tower" not in name and "multi_modal_projector" not in name]
     if absent or unexpected:
@@ -307,9 +291,7 @@ def golden_model(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ll
     return model
 
 
-def golden_prompt(
-    model: LlavaForConditionalGeneration, input_ids: Tensor, features: Tensor
-) -> tuple[Tensor, Tensor]:
+def golden_prompt(model: LlavaForConditionalGeneration, input_ids: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """Put projected image features where the ids say -200; returns ``inputs_embeds`` and the visual mask."""
     at = int((input_ids[0] == -200).nonzero())
     words = model.get_input_embeddings()(input_ids.clamp(min=0))

@@ -68,9 +68,7 @@ class Pruner:
                 (the reason is named), or pruner or model are already in use.
         """
         if self._attachment is not None:
-            raise UserError(
-                "this pruner is already attached", type(self._attachment.model).__name__, "detach() first"
-            )
+            raise UserError("this pruner is already attached", type(self._attachment.model).__name__, "detach() first")
         self.recipe.validate(model)
         self._attachment = Attachment(model, RecipeSelection(self.recipe), visual_mask)
 

@@ -181,9 +181,7 @@ class RaggedCache:
             raise UserError("a pruned cache with another batch", f"{batch} rows", f"{old.shape[0]} rows")
         if old is not None or real is not None:
             device = (old if real is None else real).device
-            old = (
-                torch.ones(batch, length, dtype=torch.bool, device=device) if old is None else old.to(device)
-            )
+            old = torch.ones(batch, length, dtype=torch.bool, device=device) if old is None else old.to(device)
             real = torch.ones(batch, new, dtype=torch.bool, device=device) if real is None else real
             self.real[layer] = torch.cat((old, real), dim=1)
         self.lengths[layer] = length + new

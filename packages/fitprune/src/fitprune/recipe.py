@@ -70,9 +70,7 @@ class Recipe:
     def uniform(cls, num_layers: int, visual_tokens: int, total: int, model: str = "any") -> Recipe:
         """Removes ``total`` tokens, evenly over the layers; earlier layers take the rest of the division."""
         each, rest = divmod(total, num_layers)
-        return cls(
-            model, num_layers, visual_tokens, tuple(each + (layer < rest) for layer in range(num_layers))
-        )
+        return cls(model, num_layers, visual_tokens, tuple(each + (layer < rest) for layer in range(num_layers)))
 
     @classmethod
     def from_counts(
@@ -112,9 +110,7 @@ class Recipe:
             "asked": round(base * (1 - ratio)),
             "delivered": recipe_macs(counts, visual_tokens, shape),
         }
-        return cls(
-            model, shape.layers, visual_tokens, tuple(counts), ratio, alpha, rounding, calibration or {}, macs
-        )
+        return cls(model, shape.layers, visual_tokens, tuple(counts), ratio, alpha, rounding, calibration or {}, macs)
 
     @classmethod
     def released(cls, model: str, percent: int) -> Recipe:
@@ -133,9 +129,7 @@ class Recipe:
             raise UserError(f"no released recipe for {model!r}", None, ", ".join(ALIASES))
         host = _released()[name]
         if str(percent) not in host["remove"]:
-            raise UserError(
-                f"no released recipe for {name} at {percent} %", None, ", ".join(host["remove"]) + " %"
-            )
+            raise UserError(f"no released recipe for {name} at {percent} %", None, ", ".join(host["remove"]) + " %")
         remove, tokens = host["remove"][str(percent)], host["visual_tokens"]
         base = base_macs(tokens, LLAVA_7B)
         macs = {
@@ -233,9 +227,7 @@ class Recipe:
     def diff(self, other: Recipe) -> str:
         """A table of the layers in which two recipes differ: removals and tokens left after each."""
         if self.num_layers != other.num_layers:
-            raise UserError(
-                f"{self.num_layers} and {other.num_layers} layers", "diff", "recipes of equal depth"
-            )
+            raise UserError(f"{self.num_layers} and {other.num_layers} layers", "diff", "recipes of equal depth")
         rows = [f"{'layer':>5} {'removes':>8} {'other':>8} {'left':>8} {'other':>8}"]
         lefts = zip(self.alive()[1:], other.alive()[1:], strict=True)
         for layer, (mine, theirs, left) in enumerate(zip(self.remove, other.remove, lefts, strict=True)):
@@ -274,9 +266,7 @@ def _check(recipe: Recipe, where: str | Path) -> None:
         if not whole(count, 0):
             raise UserError(f"layer {layer} removes {count!r} tokens", where, "a whole number, at least 0")
     if len(recipe.remove) != recipe.num_layers:
-        raise UserError(
-            f"{len(recipe.remove)} removals", where, f"one for each of {recipe.num_layers} layers"
-        )
+        raise UserError(f"{len(recipe.remove)} removals", where, f"one for each of {recipe.num_layers} layers")
     if sum(recipe.remove) > recipe.visual_tokens:
         raise UserError(
             f"removes {sum(recipe.remove)} tokens", where, f"at most the {recipe.visual_tokens} visual tokens"
@@ -288,9 +278,7 @@ def _check(recipe: Recipe, where: str | Path) -> None:
     if recipe.rounding not in ROUNDINGS or not isinstance(recipe.model, str):
         raise UserError(f"field 'rounding' is {recipe.rounding!r}", where, ", ".join(ROUNDINGS))
     macs = recipe.macs
-    if macs and not (
-        isinstance(macs, Mapping) and all(whole(macs.get(k), 0) for k in ("base", "asked", "delivered"))
-    ):
+    if macs and not (isinstance(macs, Mapping) and all(whole(macs.get(k), 0) for k in ("base", "asked", "delivered"))):
         raise UserError("field 'macs' is broken", where, "whole numbers base, asked and delivered")
 
 

@@ -86,9 +86,7 @@ def collect_statistics(model: nn.Module, sample: ModelInputs) -> SampleStatistic
     return SampleStatistics(tuple(cross), tuple(self_), selection.num_visual)
 
 
-def fit_alpha(
-    model: nn.Module, sample: ModelInputs, statistics: SampleStatistics, alpha: float
-) -> tuple[int, ...]:
+def fit_alpha(model: nn.Module, sample: ModelInputs, statistics: SampleStatistics, alpha: float) -> tuple[int, ...]:
     """Prune one sample as far as ``alpha`` allows; returns the visual tokens left before every layer and
     after the last."""
     selection = _Threshold(statistics, alpha)
@@ -117,10 +115,7 @@ def evaluate(alpha: float, left: Sequence[Sequence[int]], ratio: float, shape: D
         forecast = total / count
         if forecast <= budget:
             return Evaluation(alpha, True, layer, _removed(left, layer, layers), forecast)
-        spent = [
-            cost + layer_macs(row[layer], row[layer + 1], shape)
-            for cost, row in zip(spent, left, strict=True)
-        ]
+        spent = [cost + layer_macs(row[layer], row[layer + 1], shape) for cost, row in zip(spent, left, strict=True)]
     return Evaluation(alpha, False, layers - 1, _removed(left, layers, layers), forecast)
 
 
@@ -187,9 +182,7 @@ def candidates(score: Tensor, visual: Tensor, kept_mass: float) -> Tensor:
 
 
 def _removed(left: Sequence[Sequence[int]], stop: int, layers: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(
-        tuple(row[layer] - row[layer + 1] if layer < stop else 0 for layer in range(layers)) for row in left
-    )
+    return tuple(tuple(row[layer] - row[layer + 1] if layer < stop else 0 for layer in range(layers)) for row in left)
 
 
 def _prefill(model: nn.Module, sample: ModelInputs, selection: Any) -> Attachment:
@@ -201,9 +194,7 @@ def _prefill(model: nn.Module, sample: ModelInputs, selection: Any) -> Attachmen
     finally:
         attachment.detach()
     if not attachment.entering:
-        raise UserError(
-            "a calibration sample without an image", None, "an image and a question in every sample"
-        )
+        raise UserError("a calibration sample without an image", None, "an image and a question in every sample")
     return attachment
 
 
