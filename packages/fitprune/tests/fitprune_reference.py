@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
+from fitprune_hosts import IMAGE
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -16,7 +17,7 @@ class _Captured(Exception):
 
 
 def decoder(model):
-    return model.model.language_model
+    return getattr(model.model, "language_model", None) or model.model.text_model
 
 
 def layer_zero_input(model, **inputs):
@@ -91,7 +92,7 @@ def logits_of(model, counts, turns=None, **inputs):
     for row in range(ids.shape[0]):
         real = torch.ones_like(ids[row], dtype=torch.bool) if mask is None else mask[row].bool()
         prompts = turns[row] if turns else [(0, int(real.sum()))]
-        visual = ids[row][real] == model.config.image_token_id
+        visual = ids[row][real] == IMAGE
         c, s = (x[row % x.shape[0]][real] for x in (cos, sin))
         states, per_layer = forward_row(model, hidden[row][real], c, s, visual, counts, prompts)
         rows.append(model.lm_head(states[-1]))

@@ -3,7 +3,7 @@ layers."""
 
 import pytest
 import torch
-from fitprune_hosts import HOSTS, Prompts
+from fitprune_hosts import Prompts, build
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, Qwen2VLTextConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -107,7 +107,7 @@ def test_layer_cost_equals_torchs_counter(name):
 def test_pruned_prefill_costs_what_the_formula_says(early, monkeypatch):
     """The running model, counted: each removal saves its o_proj and MLP only when tokens leave before
     them."""
-    model = HOSTS["llava"]("eager")
+    model = build("llava", "eager")
     inputs = Prompts("llava").batch([[("image", 4), 6]])
     recipe = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
     monkeypatch.setattr("fitprune.attachment.is_plain_pre_norm", lambda module: early)

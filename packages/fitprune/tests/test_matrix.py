@@ -8,22 +8,30 @@ padding.
 
 import pytest
 import torch
-from fitprune_hosts import HOSTS, IMAGE, SCENARIOS, Prompts
+from fitprune_hosts import HOSTS, SCENARIOS, Prompts, build
 from fitprune_reference import logits_of, slow
 
 from fitprune import Pruner, Recipe
 from tenfold import UserError
 
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
-SPECIAL = [0, 3, 4, 7, 8]  # padding and placeholders: a random model would generate them
+SPECIAL = [0, 3, 4, 7, 8, 9]  # padding and placeholders: a random model would generate them
 STEPS = 5
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(scope="module", params=[f"{host}-{attention}" for host in HOSTS for attention in ("sdpa", "eager")])
+MAIN = ("llava", "qwen2_vl")
+CELLS = [
+    pytest.param((name, attention), id=f"{name}-{attention}", marks=[] if name in MAIN else pytest.mark.slow)
+    for name in HOSTS
+    for attention in ("sdpa", "eager")
+]
+
+
+@pytest.fixture(scope="module", params=CELLS)
 def host(request):
-    name, attention = request.param.split("-")
-    return name, HOSTS[name](attention)
+    name, attention = request.param
+    return name, build(name, attention)
 
 
 @pytest.fixture(params=list(SCENARIOS))
@@ -85,30 +93,21 @@ def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
     prompts = Prompts(name)
     rows, padding = SCENARIOS[scenario]
     first = prompts.batch(rows, padding)
+    first_images = prompts.images
     image = prompts.image(2)[0]
-    follow_up = [
-        [3, ("image", 2), 4] if any(isinstance(part, tuple) for part in row) else [7 + len(image)] for row in rows
-    ]
-    second = prompts.batch(follow_up, prefix=[])
+    pictured = [any(isinstance(part, tuple) for part in row) for row in rows]
+    second = prompts.batch([[3, ("image", 2), 4] if p else [7 + len(image)] for p in pictured], prefix=[])
     answers = [torch.randint(10, 64, (len(rows), STEPS), generator=prompts.generator) for _ in range(2)]
 
     turns = [first["input_ids"], answers[0], second["input_ids"], answers[1]]
     ids = torch.cat(turns, dim=1)
     mask = torch.cat((first["attention_mask"], torch.ones_like(ids[:, first["input_ids"].shape[1] :])), dim=1)
-    images = {key: torch.cat((first[key], second[key])) for key in ("pixel_values", "image_grid_thw") if key in first}
-    if name == "qwen2_vl":
-        grids = order_images(first, second)
-        images = {
-            "pixel_values": grids[0],
-            "image_grid_thw": grids[1],
-            "mm_token_type_ids": (ids == IMAGE).int(),
-        }
-        positions = model.model.get_rope_index(
-            ids, image_grid_thw=grids[1], attention_mask=mask, mm_token_type_ids=(ids == IMAGE).int()
-        )[0]
-    else:
-        images["pixel_values"] = order_images(first, second)[0]
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    images = [a + b for a, b in zip(first_images, prompts.images, strict=True)]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    if name.startswith("qwen"):
+        picture = prompts.collate(images, ids)
+        del picture["pixel_values"]
+        positions = model.model.get_rope_index(ids, attention_mask=mask, **picture)[0]
 
     bounds = torch.tensor([0, *(turn.shape[1] for turn in turns)]).cumsum(0).tolist()
     real = mask.cumsum(1)
@@ -135,9 +134,7 @@ def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
         lengths = pruner.kv_lengths(cache)
     for logits, stop in zip(got, stops, strict=True):
         present = [[span for span in row if span[1] <= int(real[i, stop - 1])] for i, row in enumerate(spans)]
-        turn_images = images if stop >= bounds[3] else {k: first[k] for k in images if k in first}
-        if "mm_token_type_ids" in turn_images:
-            turn_images = {**turn_images, "mm_token_type_ids": (ids[:, :stop] == IMAGE).int()}
+        seen = prompts.collate(images if stop >= bounds[3] else first_images, ids[:, :stop])
         expected, survivors = logits_of(
             model,
             RECIPE.counts_for,
@@ -145,38 +142,18 @@ def test_second_turn_prunes_its_image_and_keeps_the_first_turn(host, scenario):
             input_ids=ids[:, :stop],
             attention_mask=mask[:, :stop],
             position_ids=positions[..., :stop],
-            **turn_images,
+            **seen,
         )
         torch.testing.assert_close(logits, expected, **TOLERANCE)
     assert lengths == [[len(row[layer]) for row in survivors] for layer in range(4)]
 
 
-def order_images(first, second):
-    """Pixels and grids of two turns in the order in which transformers reads them: row by row."""
-    if "image_grid_thw" not in first:
-        per_row = [(i["input_ids"] == IMAGE).sum(1) // 16 for i in (first, second)]
-        parts = [list(i["pixel_values"].split(p.tolist())) for i, p in zip((first, second), per_row, strict=True)]
-        return torch.cat([part for row in zip(*parts, strict=True) for part in row]), None
-    pixels, grids = [], []
-    iterators = []
-    for inputs in (first, second):
-        sizes = inputs["image_grid_thw"].prod(1).tolist()
-        iterators.append(iter(zip(inputs["pixel_values"].split(sizes), inputs["image_grid_thw"], strict=True)))
-    for row in range(first["input_ids"].shape[0]):
-        for inputs, images in zip((first, second), iterators, strict=True):
-            for _ in range(int((inputs["input_ids"][row] == 7).sum())):
-                pixel, grid = next(images)
-                pixels.append(pixel)
-                grids.append(grid)
-    return torch.cat(pixels), torch.stack(grids)
-
-
 def steps(bounds, first, second):
     """(start, stop, images) of every forward: the prompts whole, the answers token by token."""
-    keys = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
-    yield 0, bounds[1], {k: first[k] for k in keys if k in first}
+    text = ("input_ids", "attention_mask")
+    yield 0, bounds[1], {key: value for key, value in first.items() if key not in text}
     for start in range(bounds[1], bounds[2]):
         yield start, start + 1, {}
-    yield bounds[2], bounds[3], {k: second[k] for k in keys if k in second}
+    yield bounds[2], bounds[3], {key: value for key, value in second.items() if key not in text}
     for start in range(bounds[3], bounds[4]):
         yield start, start + 1, {}

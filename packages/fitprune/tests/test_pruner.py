@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fitprune_hosts import HOSTS, IMAGE, MROPE, SCENARIOS, TEXT, Prompts, llava, qwen2_vl
+from fitprune_hosts import IMAGE, MROPE, SCENARIOS, SIGLIP, TEXT, Prompts, build
 from transformers import DynamicCache, StaticCache
 
 from fitprune import Pruner, Recipe
@@ -13,18 +13,19 @@ from fitprune.attachment import Layer
 from fitprune.statistics import attention_mass, lowest_scores
 from tenfold import UserError
 
+MAIN = ("llava", "qwen2_vl")
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
 ZERO = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(0, 0, 0, 0))
 
 
-@pytest.fixture(scope="module", params=list(HOSTS))
+@pytest.fixture(scope="module", params=MAIN)
 def host(request):
-    return request.param, HOSTS[request.param]()
+    return request.param, build(request.param)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return llava()
+    return build("llava")
 
 
 @pytest.fixture()
@@ -83,13 +84,13 @@ def test_same_input_twice_gives_the_same_bits_and_inputs_stay_untouched(host):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("host_name", list(HOSTS))
+@pytest.mark.parametrize("host_name", MAIN)
 def test_sdpa_equals_eager(host_name):
     inputs = Prompts(host_name).batch(*SCENARIOS["mixed V"])
     results = []
     for attention in ("sdpa", "eager"):
         pruner = Pruner(RECIPE)
-        with pruner(model := HOSTS[host_name](attention)):
+        with pruner(model := build(host_name, attention)):
             results.append((model(**inputs).logits[:, -1], [tokens.index for tokens in pruner.entering]))
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-4, rtol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
@@ -193,7 +194,7 @@ def test_bfloat16_is_close_to_float32(inputs):
     own."""
     error = {}
     half_inputs = {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}
-    full, half = llava(), llava().bfloat16()
+    full, half = build("llava"), build("llava").bfloat16()
     for recipe in (ZERO, RECIPE):
         logits = []
         for host, values in ((full, inputs), (half, half_inputs)):
@@ -234,7 +235,7 @@ def test_adapters_on_the_output_projection_see_the_survivors(inputs):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
     torch.manual_seed(0)
-    adapted = peft.get_peft_model(llava(), config).eval()
+    adapted = peft.get_peft_model(build("llava"), config).eval()
     with Pruner(RECIPE)(adapted):
         got = adapted(**inputs).logits
     merged = adapted.merge_and_unload()
@@ -246,7 +247,7 @@ def test_adapters_on_the_output_projection_see_the_survivors(inputs):
 def test_offloaded_layers_are_pruned_alike(inputs):
     """accelerate keeps weights elsewhere and swaps every module's forward; its hooks must go on working."""
     accelerate = pytest.importorskip("accelerate")
-    plain, offloaded = llava(), llava()
+    plain, offloaded = build("llava"), build("llava")
     with Pruner(RECIPE)(plain):
         expected = plain(**inputs).logits
     accelerate.cpu_offload(offloaded, execution_device=torch.device("cpu"))
@@ -403,31 +404,47 @@ def test_hosts_of_other_structure_are_refused(model):
     """Each with its reason: compiled, no transformers model, wrong depth, sliding windows, deepstack,
     bidirectional."""
     with pytest.raises(UserError, match="compiled model"):
-        Pruner(RECIPE).attach(torch.compile(llava()))
+        Pruner(RECIPE).attach(torch.compile(build("llava")))
     with pytest.raises(UserError, match="cannot prune"):
         Pruner(RECIPE).attach(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="layers"):
         Pruner(Recipe(model="tiny", num_layers=5, visual_tokens=16, remove=(1,) * 5)).attach(model)
-    sliding = qwen2_vl()
+    sliding = build("qwen2_vl")
     sliding.config.text_config.layer_types = ["sliding_attention"] * 4
     with pytest.raises(UserError, match="sliding-window"):
         Pruner(RECIPE).attach(sliding)
-    bidirectional = llava()
+    bidirectional = build("llava")
     bidirectional.config.text_config.use_bidirectional_attention = True
     with pytest.raises(UserError, match="bidirectional"):
         Pruner(RECIPE).attach(bidirectional)
 
 
-def test_deepstack_is_refused():
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+def refused_hosts():
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+    )
 
-    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
-    config = Qwen3VLConfig(
-        text_config={**TEXT, "head_dim": 8, "rope_parameters": MROPE},
+    text, vision = {**TEXT, "head_dim": 8}, {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    yield "sliding-window", Gemma3ForConditionalGeneration, Gemma3Config(text_config=text, vision_config=SIGLIP)
+    paligemma = PaliGemmaConfig(text_config={"model_type": "gemma", **text}, vision_config=SIGLIP)
+    yield "bidirectional", PaliGemmaForConditionalGeneration, paligemma
+    qwen3 = Qwen3VLConfig(
+        text_config={**text, "rope_parameters": MROPE},
         vision_config={**vision, "deepstack_visual_indexes": [0]},
         image_token_id=IMAGE,
     )
+    yield "deepstack", Qwen3VLForConditionalGeneration, qwen3
+
+
+@pytest.mark.parametrize("reason, model_class, config", refused_hosts())
+def test_hosts_that_the_method_cannot_serve_are_refused(reason, model_class, config):
+    """Gemma 3, PaliGemma and Qwen3-VL, by structure, each with its reason."""
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    with pytest.raises(UserError, match="deepstack"):
+        model = model_class(config)
+    with pytest.raises(UserError, match=reason):
         Pruner(RECIPE).attach(model)
