@@ -117,7 +117,10 @@ def test_pruned_prefill_costs_what_the_formula_says(early, monkeypatch):
     )
     with Pruner(recipe)(model), FlopCounterMode(display=False) as counter:
         model(**inputs, logits_to_keep=1)
-    counted = sum(counter.get_flop_counts()["LlavaForConditionalGeneration.model.language_model"].values())
+    flops = {module: sum(ops.values()) for module, ops in counter.get_flop_counts().items()}
+    decoder = "LlavaForConditionalGeneration.model.language_model"
+    # Older transformers make the rotary angles by a product, once per pass; it belongs to no layer.
+    counted = flops[decoder] - flops.get(f"{decoder}.rotary_emb", 0)
     shape = DecoderShape.of(model.config)
     text = inputs["input_ids"].shape[1] - 16
     expected = true_prefill_macs(recipe.remove, 16, text, shape, drops_before_projection=early)

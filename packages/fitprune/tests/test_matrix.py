@@ -8,8 +8,10 @@ padding.
 
 import pytest
 import torch
+import transformers
 from fitprune_hosts import HOSTS, SCENARIOS, Prompts, build
 from fitprune_reference import logits_of, slow
+from packaging.version import Version
 
 from fitprune import Pruner, Recipe
 from tenfold import UserError
@@ -74,6 +76,9 @@ def test_generation_equals_the_reference(host, scenario, beams):
         with Pruner(RECIPE)(model), pytest.raises(UserError, match="right padding under generate"):
             model.generate(**inputs, **options)
         return
+    images = [sum(isinstance(part, tuple) for part in row) for row in SCENARIOS[scenario][0]]
+    if beams > 1 and max(images) > 1 and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("this transformers gives beams the images of other rows when a row has several")
     lengths = inputs["attention_mask"].sum(1).tolist()
     with Pruner(RECIPE)(model):
         fast = model.generate(**inputs, **options)

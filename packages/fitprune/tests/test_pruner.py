@@ -441,7 +441,7 @@ def refused_hosts():
     yield "deepstack", Qwen3VLForConditionalGeneration, qwen3
 
 
-@pytest.mark.parametrize("reason, model_class, config", refused_hosts())
+@pytest.mark.parametrize("reason, model_class, config", list(refused_hosts()))
 def test_hosts_that_the_method_cannot_serve_are_refused(reason, model_class, config):
     """Gemma 3, PaliGemma and Qwen3-VL, by structure, each with its reason."""
     with torch.device("meta"):
