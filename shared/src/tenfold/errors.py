@@ -1,0 +1,33 @@
+"""The one exception for what a user can put right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: a path, a file, an option, a configuration.
+
+    Raised at the borders (command line, loaders, public constructors), caught in one place
+    (`tenfold.cli.main`), printed as one line, exit code 2. Everything else is a bug and keeps its traceback.
+
+    Args:
+        what: what is wrong, without a trailing full stop.
+        where: the file, option, record or field it was found in.
+        expected: what should have been there.
+    """
+
+    def __init__(self, what: str, where: str | Path | None = None, expected: str | None = None) -> None:
+        super().__init__(what, where, expected)
+        self.what = what
+        self.where = where
+        self.expected = expected
+
+    def __str__(self) -> str:
+        line = self.what
+        if self.where is not None:
+            line += f": {self.where}"
+        if self.expected is not None:
+            line += f" (expected {self.expected})"
+        # Texts of other libraries (yaml, pydantic, the OS) may span lines; a message never does.
+        return " ".join(line.split())

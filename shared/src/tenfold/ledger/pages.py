@@ -1,0 +1,121 @@
+"""The report: static HTML that needs no server, no script and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tenfold.errors import UserError
+from tenfold.ledger.entries import Entry, Figure, collect
+from tenfold.ledger.evidence import STATUSES
+from tenfold.ledger.papers import PAPERS
+from tenfold.ledger.text import evidence, our_value, paper_value, summary
+from tenfold.runs import atomic_directory
+
+MARKER = ".tenfold-report"
+"""Lies in every report's folder: only a folder that has it is replaced by a new report."""
+
+_FIGURE_SUFFIXES = (".png", ".svg", ".jpg", ".jpeg", ".webp")
+
+
+def collect_and_render(output: str | Path, packages: Sequence[str] | None = None) -> Path:
+    """Evaluate the papers and write their report.
+
+    Args:
+        output: folder of the report; made, or an earlier report, which is replaced.
+        packages: which papers; None: all ten, those without an installed package as planned.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        UserError: a broken ledger; `output` holds something else than a report.
+    """
+    _refuse_foreign(Path(output))
+    with tempfile.TemporaryDirectory(prefix="tenfold-figures-") as figures:
+        wanted = packages if packages is not None else [paper.package for paper in PAPERS]
+        entries = [collect(package, Path(figures, package)) for package in wanted]
+        return render_report(entries, output)
+
+
+def render_report(entries: Sequence[Entry], output_dir: str | Path) -> Path:
+    """Write `index.html`, one page for each paper, and copies of their figures.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        UserError: a figure is missing or no picture; `output_dir` holds something else than a report.
+    """
+    output = Path(output_dir)
+    _refuse_foreign(output)
+    templates = Environment(
+        loader=PackageLoader("tenfold.ledger"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals["written"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    with atomic_directory(output, replace=True) as folder:
+        (folder / MARKER).touch()
+        papers = [_paper_context(entry, folder) for entry in entries]
+        (folder / "index.html").write_text(
+            templates.get_template("index.html").render(papers=papers, statuses=STATUSES), encoding="utf-8"
+        )
+        for paper in papers:
+            page = templates.get_template("paper.html").render(**paper, statuses=STATUSES)
+            (folder / paper["page"]).write_text(page, encoding="utf-8")
+    return output / "index.html"
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()) and not (output / MARKER).is_file():
+        raise UserError("holds something else than a report", output, "a new folder, or an earlier report")
+
+
+def _paper_context(entry: Entry, folder: Path) -> dict[str, Any]:
+    """What the templates show of one paper: texts only, no decisions left to them."""
+    rows = []
+    if entry.ledger is not None:
+        for claim, result in zip(entry.ledger.claims, entry.results, strict=True):
+            rows.append(
+                {
+                    "claim": claim,
+                    "paper_value": paper_value(claim),
+                    "our_value": our_value(claim, result),
+                    "status": result.status,
+                    "detail": result.detail,
+                    "evidence": evidence(result),
+                }
+            )
+    return {
+        "paper": entry.paper,
+        "title": entry.paper.title.removeprefix(f"{entry.paper.name}: "),
+        "page": f"{entry.paper.package}.html",
+        "ledger": entry.ledger,
+        "rows": rows,
+        "counts": {status: sum(row["status"] == status for row in rows) for status in STATUSES},
+        "summary": summary(entry.ledger, entry.results) if entry.ledger is not None else "",
+        "version": entry.version,
+        "commit": entry.source.commit,
+        "dirty": entry.source.dirty,
+        "figures": [_copy_figure(figure, entry.paper.package, folder) for figure in entry.figures],
+    }
+
+
+def _copy_figure(figure: Figure, package: str, folder: Path) -> dict[str, str]:
+    if figure.path.suffix.lower() not in _FIGURE_SUFFIXES:
+        raise UserError("not a picture", figure.path, ", ".join(_FIGURE_SUFFIXES))
+    if not figure.path.is_file():
+        raise UserError("no such figure", figure.path)
+    target = folder / "figures" / package / figure.path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(figure.path, target)
+    return {"path": target.relative_to(folder).as_posix(), "caption": figure.caption}

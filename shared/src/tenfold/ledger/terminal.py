@@ -1,0 +1,42 @@
+"""The claims table on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tenfold.ledger.evidence import Result
+from tenfold.ledger.schema import Ledger
+from tenfold.ledger.text import is_waiting, our_value, paper_value, summary
+
+_STYLES = {"reproduced": "green", "recorded": "cyan", "not reproduced": "bold red", "not run here": "dim"}
+
+
+def claims_table(ledger: Ledger, results: Sequence[Result], everything: bool = False) -> Table:
+    """What the paper says beside what we found.
+
+    Args:
+        everything: also list the claims that need official weights and data and were not run.
+    """
+    table = Table(title=ledger.title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("claim", min_width=44)
+    table.add_column("source", max_width=20)
+    table.add_column("kind")
+    for column in ("paper", "ours"):
+        table.add_column(column, justify="right", max_width=22)
+    table.add_column("status", no_wrap=True)
+    hidden = 0
+    for claim, result in zip(ledger.claims, results, strict=True):
+        if is_waiting(claim, result) and not everything:
+            hidden += 1
+            continue
+        status = Text(result.status, style=_STYLES[result.status])
+        # Text keeps square brackets of a statement from being read as markup.
+        cells = (claim.statement, claim.source, claim.kind, paper_value(claim), our_value(claim, result))
+        table.add_row(*map(Text, cells), status)
+    more = f"\n{hidden} claims that need official weights and data are not listed (--all)." if hidden else ""
+    table.caption = Text(summary(ledger, results) + more)
+    return table

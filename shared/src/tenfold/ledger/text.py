@@ -1,0 +1,66 @@
+"""Numbers and standings as words, the same in the terminal, the READMEs and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenfold.ledger.evidence import Result, claim_counts
+from tenfold.ledger.schema import Claim, Ledger, Value
+
+MISSING = "–"
+
+
+def format_value(value: Value, unit: str | None = None) -> str:
+    """A number as it is read: at most five significant digits, thousands grouped, its unit behind."""
+    if value is None:
+        return MISSING
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, int):
+        text = f"{value:,}"
+    elif value == 0 or 1e-3 <= abs(value) < 1e5:
+        text = f"{value:,.5g}"
+    else:
+        text = f"{value:.3g}"
+    return f"{text} {unit}" if unit else text
+
+
+def paper_value(claim: Claim) -> str:
+    """The paper's number."""
+    return format_value(claim.value, claim.unit)
+
+
+def our_value(claim: Claim, result: Result) -> str:
+    """Ours; the unit only where it is a number in it."""
+    return format_value(result.value, claim.unit if not isinstance(result.value, str) else None)
+
+
+def evidence(result: Result) -> str:
+    """Where a result comes from: "recomputed", or date, commit, device and run of a recorded one."""
+    if result.status == "not run here":
+        return MISSING
+    if result.date is None:
+        return "recomputed"
+    parts = [
+        result.date,
+        result.commit[:10] if result.commit else "commit unknown",
+        result.device,
+        result.run_id,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def summary(ledger: Ledger, results: Sequence[Result]) -> str:
+    """One line: for each kind, how many of its claims have evidence; failures named."""
+    parts = []
+    for kind, statuses in claim_counts(ledger, results).items():
+        total = sum(statuses.values())
+        shown = statuses.get("reproduced", 0) + statuses.get("recorded", 0)
+        missed = statuses.get("not reproduced", 0)
+        parts.append(f"{kind} {shown}/{total}" + (f" ({missed} not reproduced)" if missed else ""))
+    return ", ".join(parts)
+
+
+def is_waiting(claim: Claim, result: Result) -> bool:
+    """A claim that needs official weights and data, and that nobody has run here: tables fold these away."""
+    return claim.kind == "full" and result.status == "not run here"
