@@ -112,8 +112,8 @@ def test_pruned_prefill_costs_what_the_formula_says(early, monkeypatch):
     recipe = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
     monkeypatch.setattr("fitprune.attachment.is_plain_pre_norm", lambda module: early)
     monkeypatch.setattr(
-        "fitprune.pruner.attention_mass",
-        lambda query, key, scaling, *, visual, **_: AttentionMass(torch.rand(visual.shape), torch.rand(visual.shape)),
+        "fitprune.rules.token_mass",
+        lambda tokens, *_: AttentionMass(*torch.rand(2, *tokens.visual.shape)),
     )
     with Pruner(recipe)(model), FlopCounterMode(display=False) as counter:
         model(**inputs, logits_to_keep=1)

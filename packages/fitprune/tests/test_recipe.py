@@ -81,6 +81,11 @@ def test_a_saved_recipe_is_the_recipe(tmp_path):
         ({"ratio": 60}, "'ratio' is 60"),
         ({"rounding": "up"}, "'rounding' is 'up'"),
         ({"macs": {"base": 1}}, "'macs' is broken"),
+        ({"macs": {"base": 0, "asked": 0, "delivered": 0}}, "'macs' is broken"),
+        ({"macs": {"base": 10, "asked": 5, "delivered": 11}}, "'macs' is broken"),
+        ({"macs": []}, "'macs' is broken"),
+        ({"model": 5}, "'model' is 5"),
+        ({"calibration": "LLaVA"}, "'calibration' is 'LLaVA'"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(tmp_path, change, message):
@@ -124,6 +129,8 @@ def test_summary_diff_and_plot(tmp_path):
     assert RECIPE.diff(other).splitlines()[1].split() == ["1", "0", "1", "12", "11"]
     released.plot(tmp_path / "recipe.png")
     assert (tmp_path / "recipe.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="cannot write"):
+        released.plot(tmp_path / "recipe.png" / "below")
 
 
 def test_uniform_and_zero():

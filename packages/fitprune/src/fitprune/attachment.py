@@ -14,8 +14,9 @@ import copy
 import inspect
 import itertools
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,16 +37,39 @@ HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_va
 _serial = itertools.count()
 
 
-class Selection(Protocol):
-    """Decides which tokens leave. ``counts`` stay on the host so that no layer waits for the device."""
+class Selection(ABC):
+    """Decides which tokens leave. Counts stay on the host, so that no layer waits for the device.
+
+    Attributes:
+        at_output: tokens leave at the layer's output even where they could leave before ``o_proj``.
+    """
+
+    at_output = False
+
+    def before(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]] | None:
+        """Tokens that never enter layer 0, in the form of `remove`; by default all do."""
+        return None
 
     def active(self, layer: int, tokens: Tokens) -> bool:
-        """Whether this layer's queries and keys are to be looked at."""
+        """Whether this layer's queries and keys are to be looked at; by default every layer's."""
+        return True
 
+    @abstractmethod
     def remove(
         self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
     ) -> tuple[Tensor, tuple[int, ...]] | None:
-        """The tokens to remove, ``[batch, width]`` bool, and their number per row; None to keep all."""
+        """Choose what leaves inside a layer.
+
+        Args:
+            layer: its number.
+            tokens: those at its input.
+            query, key: after rotary embedding, as `fitprune.statistics.attention_mass` takes them.
+            scaling: factor of the logits.
+            real_keys: ``[batch, keys]`` bool, None without padding.
+
+        Returns:
+            The tokens to remove, ``[batch, width]`` bool, and their number per row; None to keep all.
+        """
 
 
 def observed_attention(
@@ -84,6 +108,7 @@ class Attachment:
         self.model = host.unwrap(model)
         self.selection = selection
         self.visual_mask = visual_mask
+        self.prompt: Tokens | None = None
         self.entering: list[Tokens] = []
         self.running: Pass | None = None
         self.text_config = self.model.config.get_text_config()
@@ -128,6 +153,7 @@ class Attachment:
             raise UserError(
                 "right padding under generate", type(model).__name__, "left padding: the last column is read"
             )
+        self.prompt = prompt
         self.entering = [prompt]
 
     def _end(self, *_: Any) -> None:
@@ -166,6 +192,8 @@ class Attachment:
         if implementation not in ("eager", "sdpa") and "flash" not in implementation:
             raise UserError(f"attention implementation {implementation!r}", name, "sdpa, eager or flash attention")
         state = getattr(cache, CACHE_STATE, None)
+        if state is not None and state.cut and inputs.get("position_ids") is None:
+            raise UserError("tokens removed before layer 0 leave positions open", name, "generate(), or position_ids")
         lengths = [cache_length(cache, layer) for layer in range(len(self.layers))]
         if (state is None and len(set(lengths)) > 1) or (state is not None and state.owner != self.serial):
             raise UserError("this cache was pruned elsewhere", name, "a cache made inside this context, or a new one")
@@ -265,7 +293,7 @@ class Layer:
         self.module = module
         self.attention = module.self_attn
         self.config = module.self_attn.config
-        self.drops_before_projection = is_plain_pre_norm(module)
+        self.drops_before_projection = is_plain_pre_norm(module) and not attachment.selection.at_output
         self._observing: Pass | None = None  # set while this layer runs and its selection wants to look
         self._real_keys: Tensor | None = None
         self._select: Tensor | None = None  # [batch, kept] columns that survive
@@ -313,12 +341,17 @@ class Layer:
         tokens = running.tokens
         if tokens is not None:  # layers of one model may live on several devices
             tokens = running.on(hidden_states.device)
+            if self.number == 0 and (answer := owner.selection.before(tokens)) is not None:
+                hidden_states = take(hidden_states, running.remove(*answer))
+                tokens = running.tokens
+                owner.entering = [tokens]
             real = tokens.real if tokens.padded else None
         else:
             real = running.real
         past = cache_length(cache, self.number)
         pruned = tokens is not running.prompt
         if state is not None:
+            state.cut |= pruned and self.number == 0
             real = state.extend(self.number, real, hidden_states.shape[:2], pruned)
             pruned = state.pruned[self.number]
         if pruned:

@@ -1,12 +1,10 @@
-"""What pruning saves, counted: multiply-accumulates of visual tokens as the official code counts them, and
-more.
+"""What pruning saves, counted: multiply-accumulates of visual tokens as the official code counts them, and more.
 
 Four ways of counting, each under its own name:
 
-- the official formula (`layer_macs`, `recipe_macs`): visual tokens only, as many key/value heads as query
-heads,
-  full attention matrices; embeddings, norms, the language-model head and the vision tower are left out.
-  Budgets and recipes are stated in it.
+- the official formula (`layer_macs`, `recipe_macs`): visual tokens only, as many key/value heads as query heads, full
+  attention matrices; embeddings, norms, the language-model head and the vision tower are left out. Budgets and recipes
+  are stated in it.
 - the whole prompt (`prompt_flops`): the same with the text tokens added in every layer; FLOPs are 2 x MACs.
 - what really runs (`true_layer_macs`): grouped key/value heads, and where in the layer the tokens leave.
 - decoding and the KV cache (`decode_macs`, `kv_bytes`).

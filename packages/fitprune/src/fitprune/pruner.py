@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fitprune.attachment import CACHE_STATE, Attachment
+from fitprune.attachment import CACHE_STATE, Attachment, Selection
 from fitprune.ragged import Tokens
 from fitprune.recipe import Recipe
-from fitprune.statistics import attention_mass, lowest_scores
+from fitprune.rules import Observation, Rule, product
+from fitprune.statistics import lowest_scores
 from tenfold import UserError
 
 
@@ -39,10 +40,18 @@ class Pruner:
 
     Attributes:
         recipe: how many visual tokens leave in every layer.
+        rule: which: the score by which the lowest leave (`fitprune.rules`); the paper's is the product of both masses.
+        before: of ``recipe.visual_tokens``, how many are removed before layer 0 sees them (a baseline; the paper's
+            method removes none there). Needs `generate`, which counts positions by the attention mask.
+        at_output: let tokens leave at a layer's output, as pruners between layers do, not before its ``o_proj``.
     """
 
     recipe: Recipe
+    rule: Rule = product
+    before: int = 0
+    at_output: bool = False
     _attachment: Attachment | None = field(default=None, init=False, repr=False)
+    _prompt: Tokens | None = field(default=None, init=False, repr=False)
     _entering: list[Tokens] = field(default_factory=list, init=False, repr=False)
 
     @contextmanager
@@ -70,12 +79,13 @@ class Pruner:
         if self._attachment is not None:
             raise UserError("this pruner is already attached", type(self._attachment.model).__name__, "detach() first")
         self.recipe.validate(model)
-        self._attachment = Attachment(model, RecipeSelection(self.recipe), visual_mask)
+        selection = RecipeSelection(self.recipe, self.rule, before=self.before, at_output=self.at_output)
+        self._attachment = Attachment(model, selection, visual_mask)
 
     def detach(self) -> None:
         """Stop pruning and restore the model; without effect when not attached."""
         if self._attachment is not None:
-            self._entering = self._attachment.entering
+            self._prompt, self._entering = self._attachment.prompt, self._attachment.entering
             self._attachment.detach()
             self._attachment = None
 
@@ -95,9 +105,9 @@ class Pruner:
         Returns:
             ``[layers + 1, visual tokens of the row]`` bool, on the CPU, visual tokens in prompt order.
         """
-        if not self.entering:
+        prompt = self._prompt if self._attachment is None else self._attachment.prompt
+        if prompt is None:
             raise UserError("nothing was pruned yet", None, "a forward pass with an image")
-        prompt = self.entering[0]
         columns = prompt.index[row][prompt.visual[row]].cpu()
         present = [tokens.index[row][tokens.visual[row]].cpu() for tokens in self.entering]
         return torch.stack([torch.isin(columns, left) for left in present])
@@ -113,12 +123,14 @@ class Pruner:
         return lengths
 
 
-class RecipeSelection:
-    """The paper's inference rule: the ``r[i]`` visual tokens of smallest ``a_cross * a_self`` leave in
-    layer ``i``."""
+class RecipeSelection(Selection):
+    """The ``r[i]`` visual tokens of smallest score leave in layer ``i``; by the paper's rule, of smallest product."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, rule: Rule = product, *, before: int = 0, at_output: bool = False) -> None:
         self.recipe = recipe
+        self.rule = rule
+        self.at_output = at_output
+        self._before = before
         self._counts: dict[int, list[int]] = {}
 
     def counts(self, layer: int, tokens: Tokens) -> tuple[int, ...]:
@@ -128,25 +140,25 @@ class RecipeSelection:
                 self._counts[visual] = self.recipe.counts_for(visual)
         return tuple(self._counts[visual][layer] for visual in tokens.prompt_visual)
 
+    def before(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]] | None:
+        if not self._before:
+            return None
+        counts = tuple(self._before * visual // self.recipe.visual_tokens for visual in tokens.prompt_visual)
+        score = self.rule(Observation(-1, tokens))
+        return lowest_scores(score, tokens.visual, _on_device(counts, tokens.visual.device)), counts
+
     def active(self, layer: int, tokens: Tokens) -> bool:
         return any(self.counts(layer, tokens))
 
     def remove(
         self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
     ) -> tuple[Tensor, tuple[int, ...]]:
-        mass = attention_mass(
-            query,
-            key,
-            scaling,
-            visual=tokens.visual,
-            text=tokens.text,
-            num_visual=tokens.visual.sum(1),
-            first_row=tokens.first_row,
-            real_keys=real_keys,
-        )
         counts = self.counts(layer, tokens)
-        if len(set(counts)) == 1:  # a fill, not a copy from host to device
-            count = torch.full((len(counts),), counts[0], device=query.device)
-        else:
-            count = torch.tensor(counts, device=query.device)
-        return lowest_scores(mass.product, tokens.visual, count), counts
+        score = self.rule(Observation(layer, tokens, query, key, scaling, real_keys))
+        return lowest_scores(score, tokens.visual, _on_device(counts, query.device)), counts
+
+
+def _on_device(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    if len(set(counts)) == 1:  # a fill, not a copy from host to device
+        return torch.full((len(counts),), counts[0], device=device)
+    return torch.tensor(counts, device=device)

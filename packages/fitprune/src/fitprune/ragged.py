@@ -158,7 +158,8 @@ class RaggedCache:
     owner: int
     lengths: list[int]
     real: list[Tensor | None]  # per layer [batch, length] bool; None: nothing is padded
-    pruned: list[bool]  # per layer: it lacks entries that layer 0 has
+    pruned: list[bool]  # per layer: it lacks entries that the prompt had
+    cut: bool = False  # also layer 0 does: its length is not the next token's position
 
     def extend(self, layer: int, real: Tensor | None, shape: torch.Size, pruned: bool) -> Tensor | None:
         """Record new entries in a layer's cache.

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
+from io import BytesIO
 from math import floor, isfinite
 from pathlib import Path
 from typing import Any
 
 from fitprune.flops import LLAVA_7B, DecoderShape, alive, base_macs, recipe_macs
 from tenfold import UserError
-from tenfold.runs import atomic_write_json, read_json
+from tenfold.runs import atomic_write_bytes, atomic_write_json, read_json
 
 VERSION = 1
 ROUNDINGS = ("largest_remainder", "floor", "released", "given")
@@ -236,7 +237,11 @@ class Recipe:
         return "\n".join(rows) if len(rows) > 1 else "the same removals in every layer"
 
     def plot(self, path: str | Path) -> None:
-        """Draw removals (bars) and tokens left (line) over the layers into a PNG file."""
+        """Draw removals (bars) and tokens left (line) over the layers into a PNG file, whatever its suffix.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.2), layout="constrained", dpi=150)
@@ -252,7 +257,9 @@ class Recipe:
         right.set_ylim(0, self.visual_tokens * 1.05)
         right.spines[["top", "left"]].set_visible(False)
         axis.set_title(self.summary(), fontsize=9, loc="left")
-        figure.savefig(path)
+        picture = BytesIO()
+        figure.savefig(picture, format="png")
+        atomic_write_bytes(path, picture.getvalue())
 
 
 def _check(recipe: Recipe, where: str | Path) -> None:
@@ -275,11 +282,17 @@ def _check(recipe: Recipe, where: str | Path) -> None:
         value = getattr(recipe, name)
         if value is not None and not (isinstance(value, int | float) and isfinite(value) and 0 <= value <= 1):
             raise UserError(f"field {name!r} is {value!r}", where, "a number between 0 and 1")
-    if recipe.rounding not in ROUNDINGS or not isinstance(recipe.model, str):
+    if not isinstance(recipe.model, str):
+        raise UserError(f"field 'model' is {recipe.model!r}", where, "a name")
+    if not isinstance(recipe.calibration, Mapping):
+        raise UserError(f"field 'calibration' is {recipe.calibration!r}", where, "an object")
+    if recipe.rounding not in ROUNDINGS:
         raise UserError(f"field 'rounding' is {recipe.rounding!r}", where, ", ".join(ROUNDINGS))
     macs = recipe.macs
-    if macs and not (isinstance(macs, Mapping) and all(whole(macs.get(k), 0) for k in ("base", "asked", "delivered"))):
-        raise UserError("field 'macs' is broken", where, "whole numbers base, asked and delivered")
+    smallest = {"base": 1, "asked": 0, "delivered": 0}
+    numbers = isinstance(macs, Mapping) and all(whole(macs.get(name), value) for name, value in smallest.items())
+    if macs != {} and not (numbers and max(macs["asked"], macs["delivered"]) <= macs["base"]):
+        raise UserError("field 'macs' is broken", where, "whole numbers base, asked and delivered, none above base")
 
 
 @cache

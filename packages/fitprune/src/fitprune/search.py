@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fitprune.attachment import Attachment
+from fitprune.attachment import Attachment, Selection
 from fitprune.flops import DecoderShape, layer_macs
 from fitprune.ragged import Tokens
-from fitprune.statistics import ascending, attention_mass
+from fitprune.statistics import ascending, token_mass
 from tenfold import UserError
 
 # Bisection stops at this width of the bracket (seven halvings); the constant is the official one.
@@ -198,15 +198,12 @@ def _prefill(model: nn.Module, sample: ModelInputs, selection: Any) -> Attachmen
     return attachment
 
 
-class _Statistics:
+class _Statistics(Selection):
     """Looks at every layer of the unpruned model and removes nothing."""
 
     def __init__(self) -> None:
         self.masses: list[Tensor] = []
         self.num_visual = 0
-
-    def active(self, layer: int, tokens: Tokens) -> bool:
-        return True
 
     def remove(
         self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
@@ -217,15 +214,12 @@ class _Statistics:
         self.num_visual = tokens.num_visual[0]
 
 
-class _Threshold:
+class _Threshold(Selection):
     """Removes what both criteria allow at one ``alpha``."""
 
     def __init__(self, statistics: SampleStatistics, alpha: float) -> None:
         self.statistics = statistics
         self.alpha = alpha
-
-    def active(self, layer: int, tokens: Tokens) -> bool:
-        return True
 
     def remove(
         self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
@@ -241,16 +235,7 @@ def _scores(
     tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """``a_cross`` per text token and ``a_self``, ``[tokens]`` float32 each."""
-    mass = attention_mass(
-        query,
-        key,
-        scaling,
-        visual=tokens.visual,
-        text=tokens.text,
-        num_visual=tokens.visual.sum(1),
-        first_row=tokens.first_row,
-        real_keys=real_keys,
-    )
+    mass = token_mass(tokens, query, key, scaling, real_keys)
     return mass.cross[0] / tokens.text[0].sum(), mass.self_[0]
 
 

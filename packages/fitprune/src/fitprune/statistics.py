@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fitprune.ragged import Tokens
+
 # Bytes that one block of float32 attention rows may take: large enough to keep a GPU busy, small beside the
 # KV cache.
 BLOCK_BYTES = 32 * 2**20
@@ -99,6 +101,22 @@ def attention_mass(
         received[:, :, :seen] += rows_of[:, :, start:stop] @ maximum
     from_visual, from_text = received[:, :, past:].unbind(dim=1)
     return AttentionMass(self_=from_visual / num_visual.clamp(min=1).unsqueeze(1), cross=from_text)
+
+
+def token_mass(
+    tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None = None
+) -> AttentionMass:
+    """`attention_mass` of the tokens at a layer's input."""
+    return attention_mass(
+        query,
+        key,
+        scaling,
+        visual=tokens.visual,
+        text=tokens.text,
+        num_visual=tokens.visual.sum(1),
+        first_row=tokens.first_row,
+        real_keys=real_keys,
+    )
 
 
 def lowest_scores(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""Which tokens leave: the paper's rule, and those that it is compared with, behind one interface.
+
+A rule gives every token a score; the visual tokens of lowest score leave. How many leave, and where, is the recipe's
+business, so any rule can be run at any budget.
+
+    Pruner(recipe)                          # the paper: product of both attention masses
+    Pruner(recipe, rule=last_token)         # FastV's and PyramidDrop's score
+    Pruner(recipe, rule=Random(seed=0))     # the control
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fitprune.ragged import Tokens
+from fitprune.statistics import token_mass
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a rule can look at.
+
+    Attributes:
+        layer: number of the layer, -1 before layer 0, where there are no queries and keys yet.
+        tokens: those at the layer's input.
+        query: ``[batch, heads, tokens, head_dim]``, after rotary embedding.
+        key: ``[batch, kv_heads, past + tokens, head_dim]``.
+        scaling: factor of the logits.
+        real_keys: ``[batch, past + tokens]`` bool, None without padding.
+    """
+
+    layer: int
+    tokens: Tokens
+    query: Tensor | None = None
+    key: Tensor | None = None
+    scaling: float = 1.0
+    real_keys: Tensor | None = None
+
+
+Rule = Callable[[Observation], Tensor]
+
+
+def product(seen: Observation) -> Tensor:
+    """``a_cross * a_self``, the paper's score at inference; ``[batch, tokens]`` float32, as of every rule."""
+    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys).product
+
+
+def self_mass(seen: Observation) -> Tensor:
+    """``a_self`` alone: mass from the other visual tokens."""
+    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys).self_
+
+
+def cross_mass(seen: Observation) -> Tensor:
+    """``a_cross`` alone: mass from the text after the image."""
+    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys).cross
+
+
+def inverse(seen: Observation) -> Tensor:
+    """The control that must lose: the tokens of *highest* product leave."""
+    return -product(seen)
+
+
+@torch.no_grad()
+def last_token(seen: Observation) -> Tensor:
+    """Mean over heads of the attention that the last text token gives: the score of FastV and of PyramidDrop."""
+    tokens, query, key = seen.tokens, seen.query, seen.key
+    batch, heads, width, head_dim = query.shape
+    last = torch.arange(width, device=query.device).mul(tokens.real).argmax(1)  # [batch]
+    row = query[torch.arange(batch, device=query.device), :, last].float() * seen.scaling  # [batch, heads, head_dim]
+    row = row.view(batch, key.shape[1], -1, head_dim)
+    logits = (row @ key.float().transpose(2, 3)).view(batch, heads, -1)  # [batch, heads, past + tokens]
+    keys = logits.shape[-1]
+    hidden = torch.arange(keys, device=query.device) > (keys - width + last)[:, None]
+    if seen.real_keys is not None:
+        hidden = hidden | ~seen.real_keys
+    attention = logits.masked_fill(hidden[:, None], torch.finfo(torch.float32).min).softmax(-1)
+    return attention.mean(1)[:, keys - width :]
+
+
+@dataclass(frozen=True)
+class Random:
+    """A score drawn for every token and layer; the same for a prompt alone and in any batch.
+
+    Attributes:
+        seed: of the draws.
+    """
+
+    seed: int = 0
+
+    def __call__(self, seen: Observation) -> Tensor:
+        tokens = seen.tokens
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + seen.layer + 1)
+        first = tokens.index.masked_fill(~tokens.real, tokens.index.max()).amin(1, keepdim=True)
+        place = (tokens.index - first).clamp(min=0)  # counted from the row's first token, not from its padding
+        scores = torch.rand(int(place.max()) + 1, generator=generator).to(place.device)
+        return scores[place]
+
+
+RULES: Mapping[str, Rule] = {
+    "product": product,
+    "self": self_mass,
+    "cross": cross_mass,
+    "inverse": inverse,
+    "last_token": last_token,
+    "random": Random(),
+}
