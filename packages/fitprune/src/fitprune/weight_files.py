@@ -1,0 +1,200 @@
+"""A checkpoint's files, tensor by tensor: sharded or single, safetensors or `pytorch_model.bin`.
+
+Files from elsewhere are data: pickles are read with `weights_only=True`. Reading is lazy, so a checkpoint that is
+larger than memory can be copied shard by shard.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tenfold import UserError
+from tenfold.runs import atomic_write_json, read_json, track
+
+# (index, single file) in the order in which transformers prefers them.
+LAYOUTS = (
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+SHARD_BYTES = 4 * 10**9
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, not yet read.
+
+    Attributes:
+        shape: its dimensions.
+        dtype: its type.
+        read: reads it from its file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class WeightFiles:
+    """The weights in a folder; a context manager that closes the files.
+
+        with WeightFiles(folder) as weights:
+            weights.tensors["lm_head.weight"].read()
+
+    Attributes:
+        folder: where they lie.
+        tensors: name -> tensor; shapes and types are known, values are read on demand.
+
+    Raises:
+        UserError: no weights in the folder, a broken index, a shard that is missing, broken or truncated, a tensor
+            that the index promises and no shard holds, or one that two shards hold.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.tensors: dict[str, StoredTensor] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> WeightFiles:
+        with ExitStack() as undo:
+            undo.callback(self._open.close)
+            promised, shards = _find(self.folder)
+            for shard in shards:
+                read = self._safetensors if shard.suffix == ".safetensors" else _pickled
+                for name, tensor in read(shard).items():
+                    if name in self.tensors:
+                        raise UserError(f"{name} is in two shards", shard, "each weight once")
+                    self.tensors[name] = tensor
+            for name, shard in promised.items():
+                if name not in self.tensors:
+                    raise UserError(f"no weight {name}", self.folder / shard, "what the index promises")
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def _safetensors(self, path: Path) -> dict[str, StoredTensor]:
+        try:
+            file = self._open.enter_context(safe_open(path, framework="pt"))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: StoredTensor(
+                    tuple(part.get_shape()), _dtype(part.get_dtype(), path), partial(file.get_tensor, name)
+                )
+                for name, part in slices.items()
+            }
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"broken or truncated ({error})", path, "a safetensors file") from error
+
+
+def _find(folder: Path) -> tuple[Mapping[str, str], list[Path]]:
+    """What the index promises (name -> shard; empty without an index), and the shards."""
+    if not folder.is_dir():
+        raise UserError("no such folder", folder, "a checkpoint's folder")
+    for index, single in LAYOUTS:
+        if (folder / index).is_file():
+            weight_map = _read_index(folder / index)
+            shards = [folder / name for name in dict.fromkeys(weight_map.values())]
+            if missing := [shard for shard in shards if not shard.is_file()]:
+                raise UserError(f"{len(missing)} of {len(shards)} shards missing", missing[0], f"as {index} says")
+            return weight_map, shards
+        if (folder / single).is_file():
+            return {}, [folder / single]
+    names = ", ".join(name for layout in LAYOUTS for name in layout)
+    raise UserError("no weights", folder, f"one of {names}")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    content = read_json(path)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError("no weight_map", path, "an index of shards: weight name -> file name")
+    for name, shard in weight_map.items():
+        # A plain name: an index from elsewhere must not point outside of its folder.
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(f"{name} is in {shard!r}", path, "the name of a file beside the index")
+    return weight_map
+
+
+def _dtype(name: str, path: Path) -> torch.dtype:
+    known = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I64": torch.int64,
+    }
+    if name not in known:
+        raise UserError(f"weights of type {name}", path, ", ".join(known))
+    return known[name]
+
+
+def _pickled(path: Path) -> dict[str, StoredTensor]:
+    try:
+        # Zip archives (torch 1.6 and later) are mapped, so that only what is used is read.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"broken, truncated or no plain weights ({reason})", path, "a pickle of tensors") from error
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise UserError("not a state dict", path, "weight name -> tensor")
+    return {name: StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.detach) for name, tensor in content.items()}
+
+
+def write_weights(folder: Path, tensors: Mapping[str, StoredTensor], shard_bytes: int = SHARD_BYTES) -> list[Path]:
+    """Write safetensors files into a folder, one shard in memory at a time.
+
+    Args:
+        tensors: name -> tensor, written in this order.
+        shard_bytes: a shard is closed before it grows beyond this; a larger tensor gets its own.
+
+    Returns:
+        The files: one `model.safetensors`, or numbered shards with `model.safetensors.index.json`.
+    """
+    shards = _plan(tensors, shard_bytes)
+    index, single = LAYOUTS[0]
+    names = [single]
+    if len(shards) > 1:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in track(list(zip(names, shards, strict=True)), "shards"):
+        # Copies: safetensors refuses views into one storage, as mapped pickles hold.
+        loaded = {key: tensors[key].read().contiguous().clone() for key in shard}
+        save_file(loaded, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map: dict[str, Any] = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        size = sum(tensor.bytes for tensor in tensors.values())
+        atomic_write_json(folder / index, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    return [folder / name for name in names]
+
+
+def _plan(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + tensor.bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.bytes
+    return shards
+
+
+def count_parameters(tensors: Iterable[StoredTensor]) -> int:
+    """How many numbers these tensors hold."""
+    return sum(torch.Size(tensor.shape).numel() for tensor in tensors)

@@ -1,0 +1,158 @@
+"""The benchmark: that it measures what it says, at dimensions small enough for a test."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from fitprune import benchmark
+from fitprune.benchmark import EAGER, GENERIC, PRUNED, UNPRUNED, Bench, Host, candidates_by_loop, resample, run_bench
+from fitprune.flops import DecoderShape, alive, layer_macs
+from fitprune.pruner import RecipeSelection
+from fitprune.recipe import Recipe
+from fitprune.search import candidates
+from fitprune.settings import BenchSettings
+from fitprune.tables import bench_tables
+from tenfold.cli.app import citations
+from tenfold.runs import RunRecord
+
+SHAPE = DecoderShape(layers=32, hidden=32, intermediate=48, heads=4, kv_heads=2, head_dim=8)
+HOST = Host(shape=SHAPE, vocabulary=50, prefix=3, visual=48, text=5)
+SETTINGS = BenchSettings(device="cpu", dtype="float32", repeats=2, decode_tokens=3)
+RECIPE = Recipe("tiny", 3, 48, (20, 0, 10))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    return run_bench(SETTINGS, 0, file, HOST), file
+
+
+@pytest.fixture(scope="module")
+def bench():
+    host = Host(shape=DecoderShape(3, 32, 48, 4, 2, 8), vocabulary=50, prefix=3, visual=48, text=5)
+    return Bench(SETTINGS, host, RECIPE, torch.device("cpu"), 0)
+
+
+def test_fewer_layers_remove_what_they_stand_for():
+    """Fails if resample drops the rest of an uneven division."""
+    remove = Recipe.released("llava-1.5-7b", 60).remove
+    assert resample(remove, 4) == (304, 52, 91, 2)
+    assert resample(remove, 32) == remove
+    for layers in (1, 3, 5, 7, 31):
+        assert len(resample(remove, layers)) == layers
+        assert sum(resample(remove, layers)) == sum(remove)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_loop_and_the_cumulative_sum_choose_the_same(share):
+    generator = torch.Generator().manual_seed(3)
+    score, visual = torch.rand(60, generator=generator), torch.rand(60, generator=generator) > 0.3
+    kept = float(score[visual].sum()) * share
+    assert torch.equal(candidates_by_loop(score, visual, kept), candidates(score, visual, kept))
+
+
+def test_the_search_is_refused_a_figure_when_the_two_disagree(bench, monkeypatch):
+    monkeypatch.setattr(benchmark, "candidates", lambda score, visual, kept: ~visual)
+    with pytest.raises(AssertionError, match="disagree"):
+        bench.search()
+
+
+def test_every_variant_is_measured_and_compared(measured):
+    figures, _ = measured
+    for part in ("prefill", "decode"):
+        assert figures[part].keys() == {UNPRUNED, PRUNED, GENERIC, EAGER}
+        for row in figures[part].values():
+            assert 0 < row["fastest"] <= row["slowest"]
+            assert row["realised_over_predicted"] == pytest.approx(row["realised"] / row["predicted"])
+        assert figures[part][UNPRUNED]["realised"] == figures[part][UNPRUNED]["predicted"] == 1
+        assert figures[part][PRUNED]["predicted"] > 1
+    assert figures["prefill"][PRUNED]["predicted"] > figures["prefill"][GENERIC]["predicted"] > 1
+    assert figures["scoring"]["seconds"] > 0
+    assert figures["search"]["selections"] == 4 * 2 * 5
+
+
+def test_the_recipe_is_the_released_one_resampled_to_the_layers(measured):
+    figures, _ = measured
+    assert (figures["host"]["layers"], figures["host"]["of"]) == (4, 32)
+    assert figures["recipe"]["remove"] == [count * 48 // 576 for count in (304, 52, 91, 2)]
+
+
+def test_the_result_is_a_run_record_that_can_be_cited(measured):
+    from fitprune.cli import package
+
+    figures, file = measured
+    record = RunRecord.load(file)
+    assert record.verb == "bench"
+    assert record.metrics == json.loads(json.dumps(figures))
+    assert record.hardware.threads == torch.get_num_threads()
+    assert record.id in citations(package, file)[-1]
+
+
+@pytest.mark.parametrize("variant", [UNPRUNED, PRUNED, GENERIC])
+def test_predicted_flops_are_those_that_run(bench, variant):
+    """Fails if the generic variant drops before o_proj, or a formula forgets a product or the language-model head.
+
+    Scores are computed beside the fused attention, by formula on their own.
+    """
+    bench.model.set_attn_implementation("sdpa")
+    selection = Chosen(RECIPE) if variant in (PRUNED, GENERIC) else None
+    with (
+        bench._attached(selection, generic=variant == GENERIC),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        bench._prefill()
+    assert counter.get_total_flops() == bench._prefill_flops(variant)
+
+
+class Chosen(RecipeSelection):
+    """The recipe's counts without scores: the first visual tokens leave."""
+
+    def remove(self, layer, tokens, query, key, scaling, real_keys):
+        counts = self.counts(layer, tokens)
+        return tokens.visual & (tokens.visual.cumsum(1) <= torch.tensor(counts)[:, None]), counts
+
+
+def test_both_places_to_drop_give_the_same_answer(bench):
+    """Fails if the generic variant removes other tokens, or none."""
+    bench.model.set_attn_implementation("sdpa")
+    outputs, left = [], []
+    for generic in (False, True):
+        with bench._attached(RecipeSelection(RECIPE), generic=generic), torch.no_grad():
+            output = bench._prefill()
+        outputs.append(output.logits)
+        left.append([layer.keys.shape[2] for layer in output.past_key_values.layers])
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    assert left[0] == left[1] == [tokens + 8 for tokens in alive(RECIPE.remove, 48)[:-1]]
+
+
+def test_decoding_reads_the_weights_and_the_cache(bench):
+    """Fails if the embedding is counted, or the cache at the wrong lengths."""
+    decoder = sum(
+        p.numel() for name, p in bench.model.named_parameters() if ".layers." in name and "vision" not in name
+    )
+    lengths = [tokens + 8 + 2 for tokens in (48, 28, 28)]
+    cache = sum(2 * length * 2 * 8 for length in lengths)
+    assert bench._decode_bytes(PRUNED) == 4 * (decoder + 50 * 32 + cache)
+
+
+def test_the_prompt_is_llavas_at_full_width():
+    host = Host()
+    assert host.tokens == 676
+    assert host.shape.hidden == 4096 and host.vocabulary == 32000
+    assert layer_macs(576, 576, host.shape) == 119_286_005_760
+
+
+def test_the_tables_state_predicted_and_realised(measured):
+    figures, _ = measured
+    stream = io.StringIO()
+    Console(width=140, file=stream).print(bench_tables(figures))
+    text = stream.getvalue()
+    row = next(line for line in text.splitlines() if "pruned at the layer" in line)
+    for name in ("predicted", "realised", "realised_over_predicted"):
+        assert f"{figures['prefill'][GENERIC][name]:.2f}" in row
+    assert "4 of 32 layers" in text
