@@ -140,7 +140,7 @@ def test_what_reads_tokenizer_model_is_named_when_it_is_missing(tmp_path, monkey
     release = write_release(tmp_path / "release")
     (release / "tokenizer.json").rename(release / "tokenizer.model")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"tokenizer\.model \(expected pip install sentencepiece protobuf"):
+    with pytest.raises(UserError, match=r"tokenizer\.model \(expected sentencepiece and protobuf: pip install"):
         convert(release, tmp_path / "out", to="hf")
 
 

@@ -310,7 +310,7 @@ def _sentencepiece_tokenizer(path: Path) -> Tokenizer:
     """
     # In this order: looking for google.protobuf imports google.
     if not all(importlib.util.find_spec(name) for name in ("sentencepiece", "google", "google.protobuf")):
-        raise UserError("cannot be read here", path, "pip install sentencepiece protobuf")
+        raise UserError("cannot be read here", path, "sentencepiece and protobuf: pip install 'fitprune[convert]'")
     try:
         llama = LlamaTokenizer.from_pretrained(path.parent, local_files_only=True, add_bos_token=True)
     except ValueError as error:
