@@ -13,8 +13,7 @@ from tenfold.errors import UserError
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 } | {"none": "0"}
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 

@@ -26,15 +26,11 @@ def needs_weights() -> Outcome:
 
 
 def checks() -> Mapping[str, Callable[[], Outcome]]:
-    return {
-        check.__name__: check for check in (beads_per_box, golden_shadows, shadows_in_rain, needs_weights)
-    }
+    return {check.__name__: check for check in (beads_per_box, golden_shadows, shadows_in_rain, needs_weights)}
 
 
 def figures(folder: Path) -> list[Figure]:
     picture = folder / "beads.svg"
-    circles = "".join(
-        f'<circle cx="{60 + 80 * i}" cy="60" r="{12 + 3 * i}" fill="#0b5c6b"/>' for i in range(7)
-    )
+    circles = "".join(f'<circle cx="{60 + 80 * i}" cy="60" r="{12 + 3 * i}" fill="#0b5c6b"/>' for i in range(7))
     picture.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 120">{circles}</svg>')
     return [Figure(picture, "Beads by size: a < b & c.")]

@@ -48,9 +48,7 @@ package = Package(
     instead={"train": "glass-beads count --config mini [--seed N]"},
     tolerances={"mean": 0.25},
 )
-app = build_app(
-    package, lambda: importlib.import_module("glass_beads.claims").checks(), {"count": count_again}
-)
+app = build_app(package, lambda: importlib.import_module("glass_beads.claims").checks(), {"count": count_again})
 
 
 @app.command(name="count", epilog="Example: [bold]glass-beads count --seed 1[/bold]")
