@@ -2,7 +2,9 @@
 #   ARGS="..."        is handed to the command behind a target
 #   PYTHON=python3.12 picks the Python that .venv is made with
 
-PYTHON ?= $(firstword $(shell command -v python3 || command -v python) python3)
+ifndef PYTHON
+PYTHON := $(firstword $(shell command -v python3 || command -v python) python3)
+endif
 BIN := .venv/bin
 
 PAPERS := flashsloth dyvte gamma_mod fitprune dtnet dit_sam eas e3_facenet llava_hr inst_diff_edit
@@ -15,7 +17,6 @@ command = $(BIN)/$(subst _,-,$(1))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 TESTS := shared/tests $(wildcard packages/*/tests) tests
 
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help

@@ -137,6 +137,7 @@ def uv_environment(uv: Path) -> "dict[str, str]":
     drop = {"VIRTUAL_ENV", "CONDA_PREFIX", "UV_SYSTEM_PYTHON", "UV_PYTHON", "PYTHONPATH", "PYTHONHOME"}
     environment = {name: value for name, value in os.environ.items() if name not in drop}
     environment["UV_PYTHON_DOWNLOADS"] = "never"
+    environment["COLUMNS"] = "1000"  # off a terminal uv breaks its lines, in the middle of a reason
     pip = _pip_settings()
     if "index-url" in pip and "UV_INDEX_URL" not in environment:
         environment.setdefault("UV_DEFAULT_INDEX", pip["index-url"])

@@ -93,15 +93,20 @@ def test_the_result_is_a_run_record_that_can_be_cited(measured):
 
 
 @pytest.mark.parametrize("variant", [UNPRUNED, PRUNED, GENERIC])
-def test_predicted_flops_are_those_that_run(bench, variant):
+def test_predicted_flops_are_those_that_run(bench, variant, monkeypatch):
     """Fails if the generic variant drops before o_proj, or a formula forgets a product or the language-model head.
 
-    Scores are computed beside the fused attention, by formula on their own.
+    Scores are computed beside the fused attention, by formula on their own: here the first visual tokens leave.
     """
+
+    def first_tokens(self, layer, tokens, query, key, scaling, real_keys):
+        counts = self.counts(layer, tokens)
+        return tokens.visual & (tokens.visual.cumsum(1) <= torch.tensor(counts)[:, None]), counts
+
+    monkeypatch.setattr(RecipeSelection, "remove", first_tokens)
     bench.model.set_attn_implementation("sdpa")
-    selection = Chosen(RECIPE) if variant in (PRUNED, GENERIC) else None
     with (
-        bench._attached(selection, generic=variant == GENERIC),
+        bench._attached(bench._selection(variant)),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
     ):
@@ -109,20 +114,12 @@ def test_predicted_flops_are_those_that_run(bench, variant):
     assert counter.get_total_flops() == bench._prefill_flops(variant)
 
 
-class Chosen(RecipeSelection):
-    """The recipe's counts without scores: the first visual tokens leave."""
-
-    def remove(self, layer, tokens, query, key, scaling, real_keys):
-        counts = self.counts(layer, tokens)
-        return tokens.visual & (tokens.visual.cumsum(1) <= torch.tensor(counts)[:, None]), counts
-
-
 def test_both_places_to_drop_give_the_same_answer(bench):
     """Fails if the generic variant removes other tokens, or none."""
     bench.model.set_attn_implementation("sdpa")
     outputs, left = [], []
-    for generic in (False, True):
-        with bench._attached(RecipeSelection(RECIPE), generic=generic), torch.no_grad():
+    for variant in (PRUNED, GENERIC):
+        with bench._attached(bench._selection(variant)), torch.no_grad():
             output = bench._prefill()
         outputs.append(output.logits)
         left.append([layer.keys.shape[2] for layer in output.past_key_values.layers])

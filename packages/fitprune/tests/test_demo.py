@@ -95,7 +95,7 @@ def test_any_image_and_question_can_be_asked(tmp_path):
     Image.new("RGB", (50, 30), (200, 30, 30)).save(tmp_path / "red.jpg")
     recipe = Recipe("mini_host", 6, 36, (30, 0, 0, 0, 0, 0))
     recipe.save(tmp_path / "recipe.json")
-    question = "Is it worth $5 or $_{?"  # what a drawing library may take for mathematics
+    question = "Is it worth $_{ or $5?"  # what a drawing library may take for mathematics
     settings = DemoSettings(image=str(tmp_path / "red.jpg"), question=question, recipe=str(tmp_path / "recipe.json"))
     demonstration = run_demo(settings, 0, tmp_path / "run")
     assert demonstration.metrics["left_after_layer"] == [6] * 6

@@ -223,8 +223,7 @@ class Bench:
     def _once(self, variant: str) -> tuple[float, float, int | None]:
         """Seconds of a prefill, seconds per generated token, and the prefill's peak memory."""
         self.model.set_attn_implementation("eager" if variant == EAGER else "sdpa")
-        selection = RecipeSelection(self.recipe) if variant in (PRUNED, GENERIC) else None
-        with self._attached(selection, generic=variant == GENERIC):
+        with self._attached(self._selection(variant)):
             output, prefill, peak = self.clock.time(self._prefill)
             cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
 
@@ -248,15 +247,17 @@ class Bench:
     def _prefill(self) -> Any:
         return self.model(inputs_embeds=self.embeds, use_cache=True, logits_to_keep=1)
 
+    def _selection(self, variant: str) -> RecipeSelection | None:
+        pruned = variant in (PRUNED, GENERIC)
+        return RecipeSelection(self.recipe, at_output=variant == GENERIC) if pruned else None
+
     @contextmanager
-    def _attached(self, selection: Any, generic: bool = False) -> Iterator[None]:
+    def _attached(self, selection: Selection | None) -> Iterator[None]:
         if selection is None:
             yield
             return
         attachment = Attachment(self.model, selection, self.visual)
         try:
-            for layer in attachment.layers:
-                layer.drops_before_projection &= not generic
             yield
         finally:
             attachment.detach()

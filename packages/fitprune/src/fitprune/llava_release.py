@@ -1,5 +1,4 @@
-"""What lies beside the weights of an official LLaVA-1.5 release: its config, its tokenizer, and what transformers needs
-instead of them.
+"""What lies beside the weights of an official LLaVA-1.5 release, and what transformers needs instead.
 
 The authors' code marks an image by the id -200 and inserts its features there; transformers has a token `<image>`,
 once for each visual token. It is put behind the words, with a `<pad>`, as in the ports of llava-hf.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from fitprune.recipe import Recipe
@@ -69,7 +69,9 @@ def load_host(settings: HostSettings) -> Host:
                 ignore_mismatched_sizes=True,  # reported below, with the first key that differs
                 **local,
             )
-            processor = AutoProcessor.from_pretrained(source, backend="pil", **local)
+            processor = AutoProcessor.from_pretrained(source, **local)
+            # Not asked of the processor as a whole: video processors have no such backend.
+            processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **local)
     except LOADING_ERRORS as error:
         reachable = "a local folder, or the id of a model on a hub that can be reached"
         layout = "a transformers vision-language model with its processor"

@@ -1,0 +1,86 @@
+"""requirements.lock: exact, hashed, from the public index, and in step with the pyproject files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+from house import ROOT, made
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LOCK = (ROOT / "requirements.lock").read_text()
+PIN = re.compile(
+    r"(?P<name>[a-z0-9-]+)==(?P<version>[\w.!+-]+)(?: ; (?P<marker>[^\\\n]+?))?(?: \\\n    --hash=sha256:\w{64})+"
+)
+PYPROJECTS = [ROOT / "pyproject.toml", ROOT / "shared/pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]
+LOCAL = {"tenfold", *(file.parent.name.replace("_", "-") for file in PYPROJECTS[2:])}
+
+
+def wanted() -> Iterator[tuple[str, Requirement]]:
+    """Every public requirement of a project, an extra or the dev group, with the file that states it."""
+    for file in PYPROJECTS:
+        stated = tomllib.loads(file.read_text())
+        project = stated.get("project", {})
+        groups = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
+        for group in [*groups, *stated.get("dependency-groups", {}).values()]:
+            # The requirement on tenfold is a template of the build backend.
+            public = [text for text in group if re.match(r"[\w.-]+", text).group(0) not in LOCAL]
+            yield from ((str(file.relative_to(ROOT)), Requirement(text)) for text in public)
+
+
+def pins() -> dict[str, list[str]]:
+    versions: dict[str, list[str]] = {}
+    for pin in PIN.finditer(LOCK):
+        versions.setdefault(pin["name"], []).append(pin["version"])
+    return versions
+
+
+def test_every_line_pins_one_version_with_its_hashes():
+    """Fails if a line of another kind gets in: an index, a link, an editable project, a pin without hashes."""
+    assert PIN.sub("", LOCK).strip() == ""
+    assert len(pins()) > 50
+
+
+def test_the_lock_names_no_host():
+    """Fails if it is exported with the index's address, or holds a project of this repository."""
+    assert "://" not in LOCK and "index" not in LOCK.lower()
+    assert not LOCAL & set(pins())
+
+
+def test_whatever_a_project_asks_for_is_pinned_within_its_bounds():
+    """Fails if a dependency is added, or a bound moved, and `make lock` is forgotten."""
+    versions = pins()
+    found = list(wanted())
+    assert {file for file, _ in found} == {str(file.relative_to(ROOT)) for file in PYPROJECTS}
+    for file, requirement in found:
+        pinned = versions.get(canonicalize_name(requirement.name), [])
+        assert any(requirement.specifier.contains(version) for version in pinned), (file, str(requirement), pinned)
+
+
+def test_no_build_of_a_private_channel_is_pinned():
+    """Fails if a build of another channel (such as 2.15.0+cpu) is pinned: nobody else could install it."""
+    assert not [pin for pin in pins().items() if any("+" in version for version in pin[1])]
+
+
+@pytest.fixture
+def bootstrap_script():
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_fresh_resolution_equals_the_lock(bootstrap_script, tmp_path):
+    """Fails if a pyproject file changes what is resolved and `make lock` is forgotten, or if the date is dropped.
+
+    Needs the package index.
+    """
+    folder = tmp_path / "fresh"
+    shutil.copytree(ROOT, folder, ignore=made)
+    assert bootstrap_script.derive_lock(folder) == LOCK
