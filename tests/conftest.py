@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from house import ROOT, made
+from house import ROOT, load_bootstrap, made
 
 # A test run by `make test` must not hand make's variables, nor its own environment, to what it starts.
 INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "PYTHONPATH", "VIRTUAL_ENV")
@@ -94,13 +94,16 @@ def fresh(uv: Path, constraints: Path, run: Run) -> Callable[..., Path]:
     only what is not there comes from the network.
     """
 
+    # As `make setup` runs it: with pip's index and certificates, where uv has none of its own.
+    environment = load_bootstrap().uv_environment(uv)
+
     def fresh(folder: Path, *requirements: str | Path, cwd: Path = ROOT) -> Path:
         python = folder / "bin" / "python"
-        run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, folder)
+        run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, folder, env=environment)
         pinned = ["--constraints", constraints, "--build-constraints", constraints]
         command = [uv, "pip", "install", "--quiet", "--no-sources", "--python", python, *pinned, *requirements]
-        if run(*command, "--offline", cwd=cwd, check=False).returncode != 0:
-            run(*command, cwd=cwd)
+        if run(*command, "--offline", cwd=cwd, check=False, env=environment).returncode != 0:
+            run(*command, cwd=cwd, env=environment)
         return folder / "bin"
 
     return fresh

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 # What make and the tools leave behind (see .gitignore): at the top, and anywhere.
@@ -25,3 +27,11 @@ def repository_files() -> list[Path]:
         folders[:] = sorted(set(folders) - made(folder, folders))
         found += [Path(folder, name) for name in sorted(set(files) - made(folder, files))]
     return [path for path in found if not path.is_symlink()]
+
+
+def load_bootstrap() -> ModuleType:
+    """bootstrap.py of the repository as a module."""
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -354,6 +354,14 @@ def test_cuda_that_is_not_there_is_one_line(fitprune, tmp_path, verb):
     refused(fitprune(verb, "--device", "cuda", "--output", tmp_path / "run"), "no such CUDA device")
 
 
+def test_a_processor_that_wants_another_library_is_one_line(fitprune, tmp_path, monkeypatch):
+    def wants(*args, **kwargs):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out\n")
+
+    monkeypatch.setattr("fitprune.loading.AutoProcessor.from_pretrained", wants)
+    refused(fitprune("demo", "--output", tmp_path / "run"), "requires the Torchvision library but it was not found: ")
+
+
 def test_a_finished_run_is_not_overwritten(fitprune, fitted):
     before = (fitted / "run.json").read_bytes()
     refused(fitprune(*FIT, "--output", fitted), "holds a finished run")

@@ -126,7 +126,12 @@ def test_the_official_examples_are_read(tmp_path: Path) -> None:
     assert (vqa.question_id, vqa.annotation.answers, vqa.image().size) == (262148000, ("down",) * 10, (8, 6))
 
     (tmp_path / "coco").mkdir()
-    line = {"question_id": 1, "image": "COCO_val2014_000000262148.jpg", "text": "Is there a dog in the image?", "label": "no"}
+    line = {
+        "question_id": 1,
+        "image": "COCO_val2014_000000262148.jpg",
+        "text": "Is there a dog in the image?",
+        "label": "no",
+    }
     (tmp_path / "coco" / "coco_pope_random.json").write_text(json.dumps(line) + "\n")
     (pope,) = formats.read_pope(tmp_path, "random")
     assert (pope.question_id, pope.label, pope.image().size) == (1, "no", (8, 6))
@@ -138,7 +143,9 @@ def test_the_official_examples_are_read(tmp_path: Path) -> None:
         "task": "closed choice", "grade": "grade2", "subject": "natural science", "topic": "biology",
         "category": "x", "skill": "y", "lecture": "z", "solution": "w", "split": "test",
     }  # fmt: skip
-    (tmp_path / "problems.json").write_text(json.dumps({"7": problem, "8": {**problem, "image": None}, "9": "unlisted"}))
+    (tmp_path / "problems.json").write_text(
+        json.dumps({"7": problem, "8": {**problem, "image": None}, "9": "unlisted"})
+    )
     splits = {"train": [], "val": [], "test": ["7", "8"], "minitest": ["7"]}
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     first, second = formats.read_scienceqa(tmp_path, "test")
@@ -146,7 +153,10 @@ def test_the_official_examples_are_read(tmp_path: Path) -> None:
     assert [sample.id for sample in formats.read_scienceqa(tmp_path, "minitest")] == ["7"]
 
     records = [
-        {"id": "wNBG8Gp_0", "model": "", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+        {
+            "id": "wNBG8Gp_0", "model": "",
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}],
+        },
         {
             "id": "000000262148", "image": "val2014/COCO_val2014_000000262148.jpg",
             "conversations": [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A <image> tag."}],
@@ -202,55 +212,58 @@ def twice(data: Any) -> Any:
     return [data[0], *data]
 
 
+ASKED, ANSWERED = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+POPE = "coco/coco_pope_random.json"
+MIX, LINES, SQA, SPLITS = "data.json", "data.jsonl", "problems.json", "pid_splits.json"
 BROKEN = [
-    ("llava_instruct", "data.json", edit(3, "conversations", drop=True), "'conversations' is missing: {file}, record 3"),
-    ("llava_instruct", "data.json", edit(3, "conversations", value=[]), "'conversations' is empty: {file}, record 3"),
-    ("llava_instruct", "data.json", edit(3, "conversations", 1, "from", value="bot"), "'from' is 'bot': {file}, record 3, turn 1"),
-    ("llava_instruct", "data.json", edit(3, "conversations", 1, "value", value=7), "'value' is of type int: {file}, record 3, turn 1"),
-    ("llava_instruct", "data.json", edit(3, "conversations", 0, "value", value="no mark"), "has 0 <image>"),
-    ("llava_instruct", "data.json", edit(3, "conversations", 0, "value", value="<image><image>"), "has 2 <image>"),
-    ("llava_instruct", "data.json", edit(3, "image", value="other.png"), "no such image: {folder}/images/other.png"),
-    ("llava_instruct", "data.json", edit(3, "image", value="../data.json"), "leaves the image folder: {file}, record 3"),
-    ("llava_instruct", "data.json", edit(3, "image", value="/etc/passwd"), "leaves the image folder"),
-    ("llava_instruct", "data.json", edit(3, "image", value=None), "'image' is of type NoneType"),
-    ("llava_instruct", "data.json", edit(3, value="text"), "str instead of an object: {file}, record 3"),
-    ("llava_instruct", "data.json", edit(3, "id", value=True), "'id' is of type bool"),
-    ("llava_instruct", "data.json", lambda data: {"data": data}, "dict instead of a list: {file}"),
-    ("llava_instruct", "data.json", lambda data: [], "no records: {file}"),
-    ("calibration", "data.jsonl", twice, "question_id '000000' twice: {file}, line 2"),
-    ("calibration", "data.jsonl", edit(2, "text", drop=True), "'text' is missing: {file}, line 3"),
-    ("calibration", "data.jsonl", edit(2, "text", value=["a"]), "'text' is of type list: {file}, line 3"),
-    ("calibration", "data.jsonl", edit(2, "category", value=1), "'category' is of type int: {file}, line 3"),
-    ("calibration", "data.jsonl", edit(2, "image", value="none.png"), "no such image: {folder}/images/none.png"),
-    ("calibration", "data.jsonl", lambda data: [], "no records: {file}"),
-    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", edit("questions", 2, "question", value=1), "'question' is of type int: {file}, question 2"),
-    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", edit("questions", 2, "question_id", value=0), "question_id 0 twice: {file}, question 2"),
-    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", edit("questions", 2, "question_id", value=9), "question_id 9 has no annotation"),
-    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", edit("questions", 2, "image_id", value=5), "'image_id' is 5: {file}, question 2"),
-    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", edit("questions", 2, drop=True), "question_id 2 is annotated but never asked"),
-    ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", edit("questions", drop=True), "'questions' is missing: {file}"),
-    ("vqav2", "v2_mscoco_val2014_annotations.json", edit("annotations", 1, "answers", value=[]), "'answers' is empty: {file}, annotation 1"),
-    ("vqav2", "v2_mscoco_val2014_annotations.json", edit("annotations", 1, "answers", 3, "answer", value=3), "'answer' is of type int: {file}, annotation 1, answer 3"),
-    ("vqav2", "v2_mscoco_val2014_annotations.json", edit("annotations", 1, "answer_type", value="odd"), "'answer_type' is 'odd'"),
-    ("vqav2", "v2_mscoco_val2014_annotations.json", edit("annotations", 1, "question_id", value=0), "question_id 0 twice: {file}, annotation 1"),
-    ("pope", "coco/coco_pope_random.json", edit(1, "label", value="maybe"), "'label' is 'maybe': {file}, line 2"),
-    ("pope", "coco/coco_pope_random.json", edit(1, "question_id", value=1), "question_id 1 twice: {file}, line 2"),
-    ("pope", "coco/coco_pope_random.json", edit(1, "question_id", value=1.5), "'question_id' is of type float"),
-    ("pope", "coco/coco_pope_random.json", edit(1, "image", value="x.jpg"), "no such image: {folder}/val2014/x.jpg"),
-    ("scienceqa", "problems.json", edit("1", "answer", value=9), "'answer' is 9: {file}, 1"),
-    ("scienceqa", "problems.json", edit("1", "answer", value=-1), "'answer' is -1"),
-    ("scienceqa", "problems.json", edit("1", "answer", value=True), "'answer' is of type bool"),
-    ("scienceqa", "problems.json", edit("1", "choices", value=["a", 2]), "'choices' is ['a', 2]"),
-    ("scienceqa", "problems.json", edit("1", "choices", value=list("abcdef")), "1 to 5 strings"),
-    ("scienceqa", "problems.json", edit("1", "split", value="dev"), "'split' is 'dev'"),
-    ("scienceqa", "problems.json", edit("1", "image", drop=True), "'image' is missing: {file}, 1"),
-    ("scienceqa", "problems.json", edit("1", "image", value="photo.png"), "no such image: {folder}/images/train/1/photo.png"),
-    ("scienceqa", "problems.json", edit("1", drop=True), "'1' is missing: {file}"),
-    ("scienceqa", "problems.json", edit("1", value=[]), "list instead of an object: {file}, 1"),
-    ("scienceqa", "pid_splits.json", edit("train", value=["1", "1"]), "problem '1' twice: {file}, train 1"),
-    ("scienceqa", "pid_splits.json", edit("train", value=[1]), "problem id 1 is of type int: {file}, train 0"),
-    ("scienceqa", "pid_splits.json", edit("train", value=[]), "'train' is empty: {file}"),
-    ("scienceqa", "pid_splits.json", edit("train", drop=True), "no split 'train': {file}"),
+    ("llava_instruct", MIX, edit(3, "conversations", drop=True), "'conversations' is missing: {file}, record 3"),
+    ("llava_instruct", MIX, edit(3, "conversations", value=[]), "'conversations' is empty: {file}, record 3"),
+    ("llava_instruct", MIX, edit(3, "conversations", 1, "from", value="bot"), "is 'bot': {file}, record 3, turn 1"),
+    ("llava_instruct", MIX, edit(3, "conversations", 1, "value", value=7), "type int: {file}, record 3, turn 1"),
+    ("llava_instruct", MIX, edit(3, "conversations", 0, "value", value="no mark"), "has 0 <image>"),
+    ("llava_instruct", MIX, edit(3, "conversations", 0, "value", value="<image><image>"), "has 2 <image>"),
+    ("llava_instruct", MIX, edit(3, "image", value="other.png"), "no such image: {folder}/images/other.png"),
+    ("llava_instruct", MIX, edit(3, "image", value="../data.json"), "leaves the image folder: {file}, record 3"),
+    ("llava_instruct", MIX, edit(3, "image", value="/etc/passwd"), "leaves the image folder"),
+    ("llava_instruct", MIX, edit(3, "image", value=None), "'image' is of type NoneType"),
+    ("llava_instruct", MIX, edit(3, value="text"), "str instead of an object: {file}, record 3"),
+    ("llava_instruct", MIX, edit(3, "id", value=True), "'id' is of type bool"),
+    ("llava_instruct", MIX, lambda data: {"data": data}, "dict instead of a list: {file}"),
+    ("llava_instruct", MIX, lambda data: [], "no records: {file}"),
+    ("calibration", LINES, twice, "question_id '000000' twice: {file}, line 2"),
+    ("calibration", LINES, edit(2, "text", drop=True), "'text' is missing: {file}, line 3"),
+    ("calibration", LINES, edit(2, "text", value=["a"]), "'text' is of type list: {file}, line 3"),
+    ("calibration", LINES, edit(2, "category", value=1), "'category' is of type int: {file}, line 3"),
+    ("calibration", LINES, edit(2, "image", value="none.png"), "no such image: {folder}/images/none.png"),
+    ("calibration", LINES, lambda data: [], "no records: {file}"),
+    ("vqav2", ASKED, edit("questions", 2, "question", value=1), "'question' is of type int: {file}, question 2"),
+    ("vqav2", ASKED, edit("questions", 2, "question_id", value=0), "question_id 0 twice: {file}, question 2"),
+    ("vqav2", ASKED, edit("questions", 2, "question_id", value=9), "question_id 9 has no annotation"),
+    ("vqav2", ASKED, edit("questions", 2, "image_id", value=5), "'image_id' is 5: {file}, question 2"),
+    ("vqav2", ASKED, edit("questions", 2, drop=True), "question_id 2 is annotated but never asked"),
+    ("vqav2", ASKED, edit("questions", drop=True), "'questions' is missing: {file}"),
+    ("vqav2", ANSWERED, edit("annotations", 1, "answers", value=[]), "'answers' is empty: {file}, annotation 1"),
+    ("vqav2", ANSWERED, edit("annotations", 1, "answers", 3, "answer", value=3), "annotation 1, answer 3"),
+    ("vqav2", ANSWERED, edit("annotations", 1, "answer_type", value="odd"), "'answer_type' is 'odd'"),
+    ("vqav2", ANSWERED, edit("annotations", 1, "question_id", value=0), "question_id 0 twice: {file}, annotation 1"),
+    ("pope", POPE, edit(1, "label", value="maybe"), "'label' is 'maybe': {file}, line 2"),
+    ("pope", POPE, edit(1, "question_id", value=1), "question_id 1 twice: {file}, line 2"),
+    ("pope", POPE, edit(1, "question_id", value=1.5), "'question_id' is of type float"),
+    ("pope", POPE, edit(1, "image", value="x.jpg"), "no such image: {folder}/val2014/x.jpg"),
+    ("scienceqa", SQA, edit("1", "answer", value=9), "'answer' is 9: {file}, 1"),
+    ("scienceqa", SQA, edit("1", "answer", value=-1), "'answer' is -1"),
+    ("scienceqa", SQA, edit("1", "answer", value=True), "'answer' is of type bool"),
+    ("scienceqa", SQA, edit("1", "choices", value=["a", 2]), "'choices' is ['a', 2]"),
+    ("scienceqa", SQA, edit("1", "choices", value=list("abcdef")), "1 to 5 strings"),
+    ("scienceqa", SQA, edit("1", "split", value="dev"), "'split' is 'dev'"),
+    ("scienceqa", SQA, edit("1", "image", drop=True), "'image' is missing: {file}, 1"),
+    ("scienceqa", SQA, edit("1", "image", value="p.png"), "no such image: {folder}/images/train/1/p.png"),
+    ("scienceqa", SQA, edit("1", drop=True), "'1' is missing: {file}"),
+    ("scienceqa", SQA, edit("1", value=[]), "list instead of an object: {file}, 1"),
+    ("scienceqa", SPLITS, edit("train", value=["1", "1"]), "problem '1' twice: {file}, train 1"),
+    ("scienceqa", SPLITS, edit("train", value=[1]), "problem id 1 is of type int: {file}, train 0"),
+    ("scienceqa", SPLITS, edit("train", value=[]), "'train' is empty: {file}"),
+    ("scienceqa", SPLITS, edit("train", drop=True), "no split 'train': {file}"),
 ]  # fmt: skip
 
 
@@ -275,7 +288,7 @@ def test_a_broken_record_is_refused_by_file_record_and_field(
 FILES = {
     "llava_instruct": ["data.json"],
     "calibration": ["data.jsonl"],
-    "vqav2": ["v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"],
+    "vqav2": [ASKED, ANSWERED],
     "pope": ["coco/coco_pope_popular.json"],
     "scienceqa": ["problems.json", "pid_splits.json"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_every_format_is_written_whole_and_the_same_every_time(layout: str, tmp_
 def test_a_folder_that_exists_is_refused_in_one_line_and_left_alone(tmp_path: Path) -> None:
     """Fails if the folder is written into, or the error shows a traceback."""
     (tmp_path / "mine.txt").write_text("mine")
-    command = [sys.executable, "-m", "tenfold.data.write", "--format", "pope", "--count", "2", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "tenfold.data.write", "--format", "pope", "--count", "2", "--output", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: already exists: {tmp_path}") and result.stderr.count("\n") == 1
@@ -68,10 +69,9 @@ def test_pope_subsets_are_balanced_and_ask_in_vain_for_what_their_name_says() ->
         looks = {(thing.colour, thing.shape) for thing in scenes[index].things}
         assert (colour, shape) not in looks
         assert (colour, shape) in miniworld.adversarial_pairs(scenes[index]) or len(looks) < 4
-    frequency = {look: sum(look in {(t.colour, t.shape) for t in s.things} for s in scenes) for look in
-                 {(t.colour, t.shape) for s in scenes for t in s.things}}  # fmt: skip
+    frequency = Counter(look for scene in scenes for look in {(t.colour, t.shape) for t in scene.things})
     mean = {
-        subset: np.mean([frequency.get((colour, shape), 0) for _, colour, shape in asked])
+        subset: np.mean([frequency[colour, shape] for _, colour, shape in asked])
         for subset, asked in asked_in_vain.items()
     }
     assert mean["popular"] > mean["random"] + 1

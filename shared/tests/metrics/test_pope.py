@@ -73,9 +73,7 @@ def test_mean_f1_needs_and_averages_the_three_subsets() -> None:
         mean_f1({"random": good, "popular": good})
 
 
-@pytest.mark.parametrize(
-    ("predictions", "labels"), [([], []), (["yes"], ["yes", "no"]), (["yes"], ["maybe"])]
-)
+@pytest.mark.parametrize(("predictions", "labels"), [([], []), (["yes"], ["yes", "no"]), (["yes"], ["maybe"])])
 def test_predictions_that_do_not_fit_the_labels_are_an_error(predictions: list[str], labels: list[str]) -> None:
     with pytest.raises(UserError):
         pope_scores(predictions, labels)

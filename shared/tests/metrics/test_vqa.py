@@ -74,7 +74,7 @@ def second_implementation(text: str) -> str:
     touching = {m for left, m, right in zip(padded, padded[1:], padded[2:], strict=False) if " " in (left, right)}
     out = ""
     for character in text:
-        if character not in "()[]{}<>;/\"=+\\_-@`,?!":
+        if character not in '()[]{}<>;/"=+\\_-@`,?!':
             out += character
         elif character not in touching and not number_with_comma:
             out += " "

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +257,8 @@ GIT = {name: "x" for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")} | {
 
 
 def git(folder: Path, *arguments: str) -> str:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | GIT).stdout.strip()
 

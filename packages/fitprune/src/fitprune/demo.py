@@ -186,7 +186,7 @@ def _ratio(text: str | None) -> float | None:
 
 def _saved(metrics: dict[str, Any]) -> str:
     visual, prompt = metrics["visual_reduction"], metrics["prompt_reduction"]
-    return f"{visual:.1%} of the visual tokens', {prompt:.1%} of the whole prompt's"
+    return f"{visual:.1%} for the visual tokens, {prompt:.1%} for the whole prompt"
 
 
 def _caption(metrics: dict[str, Any]) -> str:

@@ -72,10 +72,13 @@ def load_host(settings: HostSettings) -> Host:
             processor = AutoProcessor.from_pretrained(source, **local)
             # Not asked of the processor as a whole: video processors have no such backend.
             processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **local)
+    except ImportError as error:  # of a processor, Qwen2-VL's for one: it wants torchvision
+        needed = "the library that is named; torchvision comes with fitprune[eval]"
+        raise UserError(_first_sentence(error), source, needed) from error
     except LOADING_ERRORS as error:
         reachable = "a local folder, or the id of a model on a hub that can be reached"
         layout = "a transformers vision-language model with its processor"
-        raise UserError(_first_line(error), source, layout if folder else reachable) from error
+        raise UserError(_first_sentence(error), source, layout if folder else reachable) from error
     _refuse_misfits(loading, source)
     pinned = folder or {"hub": settings.model, "commit": model.config._commit_hash}
     return Host(model.eval().to(device), processor, fingerprint(pinned))
@@ -173,6 +176,6 @@ def _refuse_misfits(loading: dict[str, Any], source: str | Path) -> None:
         logger.warning("%s: %d weights have no place in the model, first %s", source, len(unexpected), unexpected[0])
 
 
-def _first_line(error: BaseException) -> str:
+def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
+    return lines[0].partition(". ")[0].rstrip(".: ") if lines else type(error).__name__

@@ -131,7 +131,7 @@ def draw(image: Image.Image, grid: tuple[int, int], panels: Sequence[Stage], *, 
     panel, gap, margin, title = 2.1, 0.2, 0.3, 0.34  # inches
     panel_height = panel * picture.shape[0] / picture.shape[1]
     width = max(columns * (panel + gap) - gap, 3 * panel) + 2 * margin
-    lines = textwrap.wrap(heading, int(9.5 * width)), textwrap.wrap(caption, int(12.5 * width))
+    lines = textwrap.wrap(heading, int(9.5 * width)), textwrap.wrap(caption, int(12 * width))
     top = margin + 0.24 * len(lines[0]) + 0.175 * len(lines[1]) + 0.08
     height = top + rows * (panel_height + title + 0.1) + margin / 2
 

@@ -114,8 +114,8 @@ def scienceqa(seed: int, count: int, size: int, max_choices: int = 4) -> Iterato
             text, alternatives = f"What is a {asked}?", others
         else:
             text = question.text
-        wrong = draws.sample([word for word in alternatives if word != question.answer], draws.between(1, max_choices - 1))
-        choices = draws.shuffled([question.answer, *wrong])
+        wrong = [word for word in alternatives if word != question.answer]
+        choices = draws.shuffled([question.answer, *draws.sample(wrong, draws.between(1, max_choices - 1))])
         yield ScienceQASample(
             id=str(index + 1),
             question=text,

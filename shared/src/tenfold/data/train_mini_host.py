@@ -35,25 +35,52 @@ from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, sa
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the weights depend on, besides the seed and the number of threads.
+class Stage:
+    """A stretch of the training with its own questions and its own descent of the learning rate.
 
     Args:
-        steps: optimiser steps.
+        until: the step at which it ends.
+        peak: its highest learning rate.
+        zero_at: the step at which its cosine would reach zero; after `until`: the descent is broken off.
+        kinds: of questions, drawn uniformly.
+        warmup: steps of a linear rise to the peak.
+        ramp: steps over which scenes grow from two objects to nine. To tell one object from another is learnt within
+            a few hundred steps on scenes of two, and hardly at all on scenes of nine.
+    """
+
+    until: int
+    peak: float
+    zero_at: int
+    kinds: tuple[str, ...]
+    warmup: int = 0
+    ramp: int = 0
+
+
+LOOKUPS = (*miniworld.ONE_HOP, "place")
+# The low end of the first descent taught nothing more, while a second start at the peak did.
+STAGES = (
+    Stage(until=2300, peak=2e-3, zero_at=3000, kinds=LOOKUPS, warmup=50, ramp=1200),
+    Stage(until=4000, peak=2e-3, zero_at=4000, kinds=LOOKUPS),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the weights depend on, besides the stages, the seed and the number of threads.
+
+    Args:
+        steps: optimiser steps; fewer than the stages have end the training early.
         batch: scenes a step.
         questions: questions about each scene.
-        learning_rate: peak, after `warmup` steps; a cosine takes it to zero.
+        threads: of torch; sums over threads differ in their last bits.
         weight_decay: of matrices; vectors (norms, biases) have none.
         clip: largest gradient norm.
-        threads: of torch; sums over threads differ in their last bits.
     """
 
     steps: int
     batch: int
     questions: int
-    learning_rate: float
     threads: int
-    warmup: int = 50
     weight_decay: float = 0.02
     clip: float = 1.0
 
@@ -96,9 +123,10 @@ class Batches:
         images, rows, columns, kinds, sequences = [], [], [], [], []
         for number in range(self._settings.batch):
             draws = miniworld.Draws(sample_rng(self._seed, step, number).bit_generator)
-            scene = miniworld.draw_scene(draws, miniworld.SceneConfig())
+            scene = miniworld.draw_scene(draws, scene_config(step))
             images.append(miniworld.render(scene, mini_host.IMAGE_SIZE))
-            ids, answers = self._sequence(miniworld.draw_questions(scene, draws, self._settings.questions), draws)
+            questions = miniworld.draw_questions(scene, draws, self._settings.questions, stage_of(step)[1].kinds)
+            ids, answers = self._sequence(questions, draws)
             sequences.append(ids)
             for column, kind in answers:
                 rows.append(number)
@@ -132,12 +160,31 @@ class Batches:
         return self._ids[text]
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine to zero; `step` counts from 0."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+def stage_of(step: int) -> tuple[int, Stage]:
+    """The first step of the stage that a step (counted from 0) lies in, and the stage."""
+    start = 0
+    for stage in STAGES:
+        if step < stage.until:
+            break
+        start = stage.until
+    return start, stage
+
+
+def scene_config(step: int) -> miniworld.SceneConfig:
+    """The scenes of a step: four to nine objects, fewer while the stage's ramp lasts."""
+    start, stage = stage_of(step)
+    most = min(9, 2 + 7 * (step - start) // stage.ramp) if stage.ramp else 9
+    return miniworld.SceneConfig(min_objects=max(2, most // 2), max_objects=most)
+
+
+def learning_rate(step: int) -> float:
+    """The rate of a step, counted from 0: its stage's linear warm-up, then its cosine."""
+    start, stage = stage_of(step)
+    if step - start < stage.warmup:
+        return stage.peak * (step - start + 1) / stage.warmup
+    start += stage.warmup
+    progress = (step - start) / (stage.zero_at - start)
+    return stage.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def optimiser(model: LlavaForConditionalGeneration, settings: Settings) -> torch.optim.AdamW:
@@ -147,7 +194,7 @@ def optimiser(model: LlavaForConditionalGeneration, settings: Settings) -> torch
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=learning_rate(0), betas=(0.9, 0.98))
 
 
 def take_step(
@@ -160,7 +207,7 @@ def take_step(
         these are held out.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, settings)
+        group["lr"] = learning_rate(step)
     hidden = model.model(
         input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False
     ).last_hidden_state  # [scenes, tokens, width]
@@ -174,10 +221,12 @@ def take_step(
     right = (logits.argmax(-1) == targets).tolist()
     asked, hit = Counter(batch.kinds), Counter(kind for kind, ok in zip(batch.kinds, right, strict=True) if ok)
     shares = {f"accuracy_{kind}": hit[kind] / asked[kind] for kind in miniworld.KINDS if asked[kind]}
-    return {"loss": loss.item(), "learning_rate": learning_rate(step, settings), **shares}
+    return {"loss": loss.item(), "learning_rate": learning_rate(step), **shares}
 
 
-def train(settings: Settings, seed: int, folder: Path, checkpoint_every: int, current: Run) -> LlavaForConditionalGeneration:
+def train(
+    settings: Settings, seed: int, folder: Path, checkpoint_every: int, current: Run
+) -> LlavaForConditionalGeneration:
     """Train from the last complete checkpoint in `folder`, or from nothing.
 
     Raises:
@@ -189,6 +238,8 @@ def train(settings: Settings, seed: int, folder: Path, checkpoint_every: int, cu
     batches = Batches(mini_host.processor(), settings, seed)
     checkpoint = last_complete_checkpoint(folder)
     done = 0 if checkpoint is None else _load(checkpoint, model, optimizer, settings, seed)
+    if done:
+        typer.echo(f"resuming after step {done} of {settings.steps}")
     for step in track(range(done, settings.steps), "training", settings.steps - done):
         current.log(step + 1, **take_step(model, optimizer, batches.at(step), settings, step))
         if (step + 1) % checkpoint_every == 0 and step + 1 < settings.steps:
@@ -196,8 +247,9 @@ def train(settings: Settings, seed: int, folder: Path, checkpoint_every: int, cu
     return model.eval()
 
 
-def _identity(settings: Settings, seed: int) -> dict[str, int | float]:
-    return {**asdict(settings), "seed": seed}
+def _identity(settings: Settings, seed: int) -> dict[str, str | int | float]:
+    """What a checkpoint must agree in, to be gone on from."""
+    return {**asdict(settings), "seed": seed, "stages": repr(STAGES)}
 
 
 def _save(
@@ -289,7 +341,7 @@ def write_model(
     made = {
         "command": command,
         "seed": seed,
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "stages": [asdict(stage) for stage in STAGES]},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "held_out": held_out,
         "libraries": {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
@@ -305,10 +357,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def train_mini_host(
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="For checkpoints, metrics and the finished model.")],
     seed: Annotated[int, typer.Option(min=0, help="Same seed and number of threads: same bits.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, max=STAGES[-1].until, help="Optimiser steps.")] = STAGES[-1].until,
     batch: Annotated[int, typer.Option(min=1, help="Scenes a step.")] = 32,
-    questions: Annotated[int, typer.Option(min=1, max=20, help="Questions about each scene.")] = 10,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak of the schedule.")] = 2e-3,
+    questions: Annotated[int, typer.Option(min=1, max=20, help="Questions about each scene.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     evaluate_count: Annotated[int, typer.Option(min=1, help="Held-out questions of each kind at the end.")] = 500,
@@ -317,12 +368,13 @@ def train_mini_host(
     """Train the mini host from nothing; FOLDER/model is the result."""
     if not resume and last_complete_checkpoint(output) is not None:
         raise UserError("holds checkpoints of an earlier run", output, "--resume, or a new folder")
-    settings = Settings(steps, batch, questions, learning_rate, threads)
+    settings = Settings(steps, batch, questions, threads)
     command = (
         f"python -m tenfold.data.train_mini_host --output FOLDER --seed {seed} --steps {steps} --batch {batch} "
-        f"--questions {questions} --learning-rate {learning_rate:g} --threads {threads}"
+        f"--questions {questions} --threads {threads}"
     )
-    with run("tenfold", "train_mini_host", config=asdict(settings), seed=seed, output=output) as current:
+    recorded = {**asdict(settings), "stages": [asdict(stage) for stage in STAGES]}
+    with run("tenfold", "train_mini_host", config=recorded, seed=seed, output=output) as current:
         model = train(settings, seed, output, checkpoint_every, current)
         processor = mini_host.processor()
         held_out = {

@@ -1,6 +1,6 @@
 """LLaVA's question files, which FitPrune calibrates on: JSON lines and a folder of images.
 
-    {"question_id": "000001", "image": "coco/train2017/000001.jpg", "text": "How many dogs are there?"}
+{"question_id": "000001", "image": "coco/train2017/000001.jpg", "text": "How many dogs are there?"}
 """
 
 from __future__ import annotations

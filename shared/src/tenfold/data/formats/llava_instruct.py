@@ -1,7 +1,7 @@
 """LLaVA's instruction data: one json list of conversations, and a folder of images (Liu et al. 2023, section 4).
 
-    [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
-      "conversations": [{"from": "human", "value": "<image>\\nWhat is ...?"}, {"from": "gpt", "value": "..."}]}, ...]
+[{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
+  "conversations": [{"from": "human", "value": "<image>\\nWhat is ...?"}, {"from": "gpt", "value": "..."}]}, ...]
 """
 
 from __future__ import annotations

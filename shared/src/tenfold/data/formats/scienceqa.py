@@ -1,8 +1,8 @@
 """ScienceQA: multiple choice with and without an image (Lu et al. 2022).
 
-    <folder>/problems.json          {"1": {"question", "choices", "answer", "hint", "image", "split", ...}, ...}
-    <folder>/pid_splits.json        {"train": ["1", ...], "val": [...], "test": [...], "minitest": [...], ...}
-    <folder>/images/<split>/<id>/image.png
+<folder>/problems.json          {"1": {"question", "choices", "answer", "hint", "image", "split", ...}, ...}
+<folder>/pid_splits.json        {"train": ["1", ...], "val": [...], "test": [...], "minitest": [...], ...}
+<folder>/images/<split>/<id>/image.png
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """VQAv2: a json of questions, a json of annotations, a folder of COCO images (Goyal et al. 2017).
 
-    <folder>/v2_OpenEnded_mscoco_val2014_questions.json
-    <folder>/v2_mscoco_val2014_annotations.json             (none for the test sets)
-    <folder>/val2014/COCO_val2014_000000262148.jpg
+<folder>/v2_OpenEnded_mscoco_val2014_questions.json
+<folder>/v2_mscoco_val2014_annotations.json             (none for the test sets)
+<folder>/val2014/COCO_val2014_000000262148.jpg
 """
 
 from __future__ import annotations

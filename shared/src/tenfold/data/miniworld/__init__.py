@@ -1,10 +1,10 @@
 """The mini world: scenes of coloured shapes that are the same bytes on every platform, and what can be said of them.
 
-    >>> from tenfold.data import miniworld
-    >>> scene = miniworld.scene(seed=0, index=7)
-    >>> image = miniworld.render(scene, size=336)               # PIL image
-    >>> miniworld.masks(scene, size=336).shape                  # bool [objects, 336, 336]
-    >>> miniworld.questions(scene, seed=0, index=7, count=3)    # one-word answers
+>>> from tenfold.data import miniworld
+>>> scene = miniworld.scene(seed=0, index=7)
+>>> image = miniworld.render(scene, size=336)               # PIL image
+>>> miniworld.masks(scene, size=336).shape                  # bool [objects, 336, 336]
+>>> miniworld.questions(scene, seed=0, index=7, count=3)    # one-word answers
 """
 
 from tenfold.data.miniworld.draws import Draws

@@ -63,7 +63,7 @@ def edit_pair(scene: Scene, seed: int, index: int) -> EditPair:
         attribute, values = ("colour", tuple(COLOURS)) if kind == "recolour" else ("shape", SHAPES)
         value = draws.choice([value for value in values if value != getattr(thing, attribute)])
         new = replace(thing, **{attribute: value})
-        things = scene.things[:changed] + (new,) + scene.things[changed + 1 :]
+        things = (*scene.things[:changed], new, *scene.things[changed + 1 :])
         wanted = value if kind == "recolour" else f"into a {value}"
         verb = "make" if kind == "recolour" else "turn"
         instruction, after = f"{verb} the {describe(thing)} {wanted}", f"a {describe(new)}"

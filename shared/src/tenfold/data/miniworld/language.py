@@ -9,10 +9,10 @@ from tenfold.data.miniworld.draws import CAPTIONS, QUESTIONS, REFERRING, Draws
 from tenfold.data.miniworld.world import COLOURS, DIRECTIONS, SHAPES, UNITS, Scene, Thing, neighbour
 from tenfold.errors import UserError
 
-# One-hop: shape (of a colour), colour (of a shape), place (what is where). Two-hop: find one object, then look at
-# its neighbour. Counting. Presence.
+# One-hop: shape (of a colour), colour (of a shape). Place: what is in a ninth of the picture. Two-hop: find one object,
+# then look at its neighbour. Counting. Presence.
 KINDS = ("shape", "colour", "place", "two_hop", "count", "yes_no")
-ONE_HOP = ("shape", "colour", "place")
+ONE_HOP = ("shape", "colour")
 
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
@@ -37,9 +37,7 @@ class Referring:
     target: int
 
 
-def questions(
-    scene: Scene, seed: int, index: int, count: int, kinds: Sequence[str] = KINDS
-) -> tuple[Question, ...]:
+def questions(scene: Scene, seed: int, index: int, count: int, kinds: Sequence[str] = KINDS) -> tuple[Question, ...]:
     """Up to `count` different questions about a scene; fewer when the scene admits fewer.
 
     Args:
@@ -128,13 +126,10 @@ def _ask_two_hop(scene: Scene, draws: Draws) -> Question | None:
 def _ask_count(scene: Scene, draws: Draws) -> Question | None:
     attribute, values = draws.choice((("colour", tuple(COLOURS)), ("shape", SHAPES)))
     # Three times out of four about something that is there: most values occur nowhere in a small scene.
-    if scene.things and draws.below(4):
-        value = getattr(draws.choice(scene.things), attribute)
-    else:
-        value = draws.choice(values)
-    number = sum(getattr(thing, attribute) == value for thing in scene.things)
+    there = [getattr(thing, attribute) for thing in scene.things]
+    value = draws.choice(there if there and draws.below(4) else values)
     noun = f"{value} objects" if attribute == "colour" else PLURALS[value]
-    return Question("count", f"How many {noun} are there?", str(number))
+    return Question("count", f"How many {noun} are there?", str(there.count(value)))
 
 
 def _ask_yes_no(scene: Scene, draws: Draws) -> Question | None:

@@ -111,7 +111,9 @@ def scene(seed: int, index: int, config: SceneConfig | None = None) -> Scene:
 def draw_scene(draws: Draws, config: SceneConfig) -> Scene:
     """A scene from the next draws of a stream."""
     count = draws.between(config.min_objects, config.max_objects)
-    looks = [(draws.choice(config.shapes), draws.choice(config.colours), draws.choice(config.sizes)) for _ in range(count)]
+    looks = [
+        (draws.choice(config.shapes), draws.choice(config.colours), draws.choice(config.sizes)) for _ in range(count)
+    ]
     radii = [config.cell * SIZES[size] // 100 for _, _, size in looks]
     centres = _grid_centres(draws, config, count) if config.layout == "grid" else _free_centres(draws, radii)
     things = [
@@ -139,9 +141,7 @@ def _free_centres(draws: Draws, radii: list[int]) -> list[tuple[int, int]]:
             return centres
 
 
-def _free_centre(
-    draws: Draws, radius: int, centres: list[tuple[int, int]], radii: list[int]
-) -> tuple[int, int] | None:
+def _free_centre(draws: Draws, radius: int, centres: list[tuple[int, int]], radii: list[int]) -> tuple[int, int] | None:
     for _ in range(_TRIES):
         x, y = draws.between(radius, UNITS - radius), draws.between(radius, UNITS - radius)
         # Bounding boxes apart by a fifth of a radius: no two objects ever touch, at any image size.
