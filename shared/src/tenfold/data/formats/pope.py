@@ -3,7 +3,7 @@
 <folder>/coco/coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json     (JSON lines)
 <folder>/val2014/COCO_val2014_000000310196.jpg
 
-{"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?", "label": "yes"}
+{"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a dog in the image?", "label": "yes"}
 """
 
 from __future__ import annotations
