@@ -136,7 +136,8 @@ def test_the_shipped_folder_is_what_the_code_builds(host) -> None:
     assert processor.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
     assert processor.tokenizer.backend_tokenizer.to_str() == fresh.tokenizer.backend_tokenizer.to_str()
     assert processor.image_processor.to_dict() == fresh.image_processor.to_dict()
-    assert processor.chat_template == fresh.chat_template and processor.tokenizer.padding_side == "left"
+    assert processor.chat_template == fresh.chat_template
+    assert processor.tokenizer.padding_side == fresh.tokenizer.padding_side == "left"
     theirs = mini_host.build(0).state_dict()
     assert {name: weight.shape for name, weight in model.state_dict().items()} == {
         name: weight.shape for name, weight in theirs.items()

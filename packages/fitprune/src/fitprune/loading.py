@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
 from fitprune.recipe import Recipe
@@ -70,8 +71,10 @@ def load_host(settings: HostSettings) -> Host:
                 **local,
             )
             processor = AutoProcessor.from_pretrained(source, **local)
-            # Not asked of the processor as a whole: video processors have no such backend.
-            processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **local)
+            # Not asked of the processor as a whole: video processors have no such backend. Without torchvision
+            # Pillow is what there is, and AutoImageProcessor cannot be called in transformers 5.17.
+            if is_torchvision_available():
+                processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **local)
     except ImportError as error:  # of a processor, Qwen2-VL's for one: it wants torchvision
         needed = "the library that is named; torchvision comes with fitprune[eval]"
         raise UserError(_first_sentence(error), source, needed) from error
