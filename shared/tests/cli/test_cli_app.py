@@ -194,3 +194,32 @@ def test_an_article_and_a_preprint_become_their_own_entry_types():
     assert "pages = {7}" in paper_bibtex({"preferred-citation": article}, "p")
     generic = {"type": "generic", "title": "T", "authors": authors, "date-published": "2029-01-02"}
     assert paper_bibtex({"preferred-citation": generic}, "p").startswith("@misc{gren2029p,")
+
+
+def test_claims_train_says_what_it_costs_and_writes_results_that_claims_can_show(command, tmp_path):
+    """Fails if a result lacks what a recorded one needs: claim, value, date, commit, device."""
+    from tenfold.ledger.evidence import Recorded
+
+    code, out, err = command("claims", "--train", "--output", tmp_path / "trained")
+    assert (code, err) == (0, "")
+    assert out.startswith("blows glass with 2 seeds")
+    (file,) = (tmp_path / "trained" / "results").iterdir()
+    result = Recorded.model_validate_json(file.read_text())
+    assert file.stem == result.claim == "shadows-in-rain"
+    assert result.value == pytest.approx(sum(result.means) / 2) and result.device
+    record = RunRecord.load(tmp_path / "trained")
+    assert record.id == result.run_id and "results/shadows-in-rain.json" in record.outputs
+
+
+def test_claims_train_needs_a_folder_and_something_to_train(command, monkeypatch, capsys):
+    assert command("claims", "--train")[::2] == (
+        2,
+        "error: no folder for checkpoints and results: --train (expected --output FOLDER)\n",
+    )
+    from tenfold.cli import Package, build_app, main
+
+    package = Package(name="fitprune", module="fitprune", distribution="fitprune")
+    monkeypatch.setattr(sys, "argv", ["fitprune", "claims", "--train", "--output", "nowhere"])
+    with pytest.raises(SystemExit):
+        main(build_app(package, dict, {}))
+    assert "fitprune has nothing to train for its claims" in capsys.readouterr().err

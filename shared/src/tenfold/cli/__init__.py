@@ -12,11 +12,14 @@ def main() -> None:
 
 from tenfold.cli.app import Package, build_app, console, main
 from tenfold.cli.config import load_config
+from tenfold.cli.experiments import Experiments, Finding
 from tenfold.cli.files import find_package_file, package_file
 from tenfold.cli.options import ConfigOption, OutputOption, SeedOption, SetOption
 
 __all__ = [
     "ConfigOption",
+    "Experiments",
+    "Finding",
     "OutputOption",
     "Package",
     "SeedOption",

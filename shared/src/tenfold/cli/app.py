@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tenfold.cli import bibtex
+from tenfold.cli.experiments import RESULTS, Experiments, conduct
 from tenfold.cli.files import package_file
 from tenfold.cli.verify import Verification, Verifier, verify_run
 from tenfold.errors import UserError
@@ -47,7 +48,9 @@ class Package:
     tolerances: Mapping[str, float] = field(default_factory=dict)
 
 
-def build_app(package: Package, checks: Checks, verify: Mapping[str, Verifier]) -> typer.Typer:
+def build_app(
+    package: Package, checks: Checks, verify: Mapping[str, Verifier], experiments: Experiments | None = None
+) -> typer.Typer:
     """The package's command, with `claims`, `cite`, `verify` and `report`.
 
     The package adds its own verbs by `@app.command()`.
@@ -55,6 +58,7 @@ def build_app(package: Package, checks: Checks, verify: Mapping[str, Verifier]) 
     Args:
         checks: returns check name -> function; called (and so its imports made) only by verbs that need it.
         verify: verb -> function that runs a recorded run of it again.
+        experiments: what `claims --train` does; None: the package has nothing to train for its claims.
     """
     app = typer.Typer(
         name=package.name,
@@ -90,11 +94,18 @@ def build_app(package: Package, checks: Checks, verify: Mapping[str, Verifier]) 
         everything: Annotated[
             bool, typer.Option("--all", help="List also what needs official weights and data.")
         ] = False,
+        train: Annotated[
+            bool,
+            typer.Option("--train", help="Repeat the mini experiments, all seeds and variants, into --output: long."),
+        ] = False,
     ) -> None:
         """Recompute what can be recomputed here, and show the paper's numbers beside ours.
 
         Exit code 1 when a parity or analytic claim that should hold does not.
         """
+        if train:
+            repeat_experiments(package, experiments, output)
+            return
         from tenfold.ledger import failures
         from tenfold.ledger.terminal import claims_table
 
@@ -166,6 +177,21 @@ def _add_refusal(app: typer.Typer, package: Package, verb: str, use: str) -> Non
     @app.command(name=verb, help=f"Not for this paper. Use {escape(use)}", context_settings=anything)
     def refuse() -> None:
         raise UserError(f"{package.name} has no verb {verb}, use {use}")
+
+
+def repeat_experiments(package: Package, experiments: Experiments | None, output: Path | None) -> None:
+    """`claims --train`.
+
+    Raises:
+        UserError: the package has no experiments, or no folder was named.
+    """
+    if experiments is None:
+        raise UserError(f"{package.name} has nothing to train for its claims", "--train", f"{package.name} claims")
+    if output is None:
+        raise UserError("no folder for checkpoints and results", "--train", "--output FOLDER")
+    typer.echo(experiments.announcement)
+    record = conduct(package.module, experiments, output)
+    typer.echo(f"wrote {len(record.metrics)} results to {output / RESULTS}")
 
 
 def evaluate_claims(
