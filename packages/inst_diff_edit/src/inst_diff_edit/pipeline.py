@@ -1,0 +1,377 @@
+"""InstDiffEdit as a diffusers pipeline (Zou et al., AAAI 2024, arXiv 2401.07709).
+
+The picture's latent is noised to half strength and denoised under the target prompt. After every step the attention
+to the prompt's words becomes a mask at once (`masks.instant_mask`), and what lies outside of it is put back to the
+noised original. How the picture is finished is a choice:
+
+    pipe = InstDiffEditPipeline.from_pretrained("stable-diffusion-v1-4", inpaint="stable-diffusion-inpainting")
+    edited = pipe(image, "a raccoon").images[0]  # the paper: the last mask goes to an inpainting model
+    edited = pipe(image, "a raccoon", final="latents").images[0]  # the latents are decoded: one model, one stage
+    mask = pipe.generate_mask(image, "a raccoon")[0]  # the mask alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline, LMSDiscreteScheduler, StableDiffusionInpaintPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from inst_diff_edit.attention import AttentionRecorder
+from inst_diff_edit.masks import InstantMask, instant_mask
+from inst_diff_edit.pictures import Picture, as_images, from_tensor, masks_as, to_tensor
+from inst_diff_edit.resize import resize
+from inst_diff_edit.sampling import (
+    NoiseLevels,
+    blend_outside,
+    denoise,
+    lms_scheduler,
+    noise_seeds,
+    noises,
+    start_index,
+)
+from inst_diff_edit.words import Words, split_words, stack_weights
+from tenfold import UserError
+
+# The authors' seed: every picture's noise is drawn from it when no generator is given.
+SEED = 4623523532252
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass
+class InstDiffEditOutput(BaseOutput):
+    """What an edit gives back.
+
+    Attributes:
+        images: the edited pictures: PIL, ``[images, height, width, 3]`` or ``[images, 3, height, width]`` in [0, 1],
+            or latents; None from a mask stage alone.
+        masks: the last mask of every picture, at its size: PIL in mode L, or bool ``[images, height, width]``.
+        step_masks: ``[images, steps, rows, columns]`` uint8 (0 or 255), the mask of every step at the size it was made;
+            None unless asked for.
+        soft_masks: ``[images, rows, columns]`` uint8, the last mask before its threshold.
+        words: the words of every prompt.
+        roles: ``[images, words + 2]`` int8: 1 object, -1 background, 0 neither; start token first, end token last.
+    """
+
+    images: Any
+    masks: Any
+    step_masks: Tensor | None
+    soft_masks: Tensor
+    words: list[Words]
+    roles: Tensor
+
+
+class InstDiffEditPipeline(DiffusionPipeline):
+    """Edits pictures from a prompt alone; the mask is found while denoising.
+
+    Args:
+        vae, text_encoder, tokenizer, unet: of Stable Diffusion 1 or 2, or built alike.
+        scheduler: replaced by the authors' linear multistep scheduler on the same noise schedule; assign
+            ``pipe.scheduler`` to use another one.
+        attention_stride: edge of the latent over edge of the attention maps that are used; 4: 16 x 16 at 512 pixels.
+
+    Raises:
+        UserError: a model without cross-attention in its down and up blocks.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents", "mask", "attention", "soft_mask")
+
+    def __init__(
+        self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, attention_stride: int = 4
+    ) -> None:
+        super().__init__()
+        if not isinstance(scheduler, LMSDiscreteScheduler):
+            scheduler = lms_scheduler(scheduler)
+        AttentionRecorder(unet, attention_stride)  # refuses what the method cannot serve
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_to_config(attention_stride=attention_stride)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.inpaint: StableDiffusionInpaintPipeline | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, inpaint: str | Path | Any = None, **options: Any
+    ) -> InstDiffEditPipeline:
+        """Load Stable Diffusion in diffusers' layout: a folder or a hub id.
+
+        Args:
+            inpaint: folder, hub id or pipeline of the inpainting model that finishes pictures.
+            options: for diffusers, e.g. ``torch_dtype``.
+        """
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **options)
+        if isinstance(inpaint, str | Path):
+            inpaint = StableDiffusionInpaintPipeline.from_pretrained(
+                inpaint, safety_checker=None, requires_safety_checker=False, **options
+            )
+        pipe.inpaint = inpaint
+        return pipe
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        prompt: str | Sequence[str],
+        strength: float = 0.5,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        num_masks: int = 3,
+        mask_threshold: float = 0.2,
+        *,
+        object_threshold: float = 0.9,
+        background_threshold: float = 0.6,
+        roles: Literal["first", "every"] = "first",
+        final: Literal["inpaint", "latents", "mask"] = "inpaint",
+        matched_noise: bool | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        image_latents: Tensor | None = None,
+        inpaint_options: dict[str, Any] | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_step_masks: bool = False,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> InstDiffEditOutput | tuple[Any, Any]:
+        """Edit pictures.
+
+        Args:
+            image: one picture or several (see `pictures.as_image`).
+            prompt: what each shall show; one for all, or one a picture.
+            strength: share of the schedule that is run; the paper's 0.5.
+            num_inference_steps: steps of the whole schedule.
+            guidance_scale: of classifier-free guidance; at most 1: none.
+            num_masks: noises per picture over which attention is averaged (the authors' "batch size").
+            mask_threshold: of the binary mask; the paper's 0.2.
+            object_threshold, background_threshold: words at least or at most this similar to the reference word are
+                object or background.
+            roles: decide them in the first step (the paper), or in every step.
+            final: "inpaint": the last mask goes to the inpainting model, the paper's setting; "latents": decode the
+                latents of the first noise; "mask": no picture.
+            matched_noise: blend with the original at the level that the latents have after the step. The authors blend
+                with the level before it; the default follows them, but for "latents", which would keep that noise.
+            negative_prompt: for the unconditional half; one for all, or one a picture.
+            height, width: pictures are squashed to this size; default: what the model was trained for.
+            generator: of noises and the VAE's sample, on the CPU; one, or one a picture. Default: the authors' seed
+                anew for every picture, so that a picture's edit does not depend on its batch.
+            image_latents: ``[images, channels, height, width]``, scaled, in place of the VAE's sample.
+            inpaint_options: for the inpainting pipeline, e.g. ``num_inference_steps``.
+            output_type: of images and masks; "latent": latents of all noises, no decoding.
+            return_step_masks: keep the mask of every step.
+            return_dict: False: a tuple of images and masks.
+            callback_on_step_end: called with (pipeline, step, timestep, tensors) before blending; tensors that it
+                returns replace "latents" ``[images * num_masks, channels, rows, columns]`` or "mask"
+                ``[images, rows, columns]`` in [0, 1]. It can also see "attention" and "soft_mask".
+
+        Raises:
+            UserError: pictures, prompts or numbers that cannot be used; no inpainting model to finish with.
+        """
+        images = as_images(image)
+        prompts = _one_each(prompt, len(images), "prompt")
+        height, width = self._size(height, width)
+        self._check(num_inference_steps, num_masks, mask_threshold, final, roles, output_type)
+        words = [split_words(self.tokenizer, text) for text in prompts]
+        start = start_index(num_inference_steps, strength)
+        generators = _generators(generator, len(images))
+        seeds = [noise_seeds(one, num_masks) for one in generators]
+        originals = self._encode_images(images, height, width, generators) if image_latents is None else image_latents
+        originals = originals.to(self._execution_device, self.unet.dtype)
+        noise = torch.cat([noises(own, row[None]) for own, row in zip(seeds, originals, strict=True)])
+        embeddings = self._encode_prompts(prompts, negative_prompt, guidance_scale > 1)
+        found, latents, step_masks = self._mask_stage(
+            originals.repeat_interleave(num_masks, 0),
+            noise,
+            embeddings.repeat_interleave(num_masks, 0),
+            words,
+            num_inference_steps,
+            start,
+            guidance_scale,
+            {
+                "threshold": mask_threshold,
+                "object_threshold": object_threshold,
+                "background_threshold": background_threshold,
+            },
+            roles == "every",
+            final == "latents" if matched_noise is None else matched_noise,
+            return_step_masks,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        masks = resize(found.mask, height, width)
+        if output_type == "latent":
+            edited = latents
+        elif final == "mask":
+            edited = None
+        elif final == "latents":
+            edited = from_tensor(self._decode(latents[::num_masks]), output_type)
+        else:
+            edited = self._inpaint(images, prompts, masks, height, width, generators, output_type, inpaint_options)
+        self.maybe_free_model_hooks()
+        shown = masks_as(masks, "pt" if output_type == "latent" else output_type)
+        if not return_dict:
+            return edited, shown
+        return InstDiffEditOutput(edited, shown, step_masks, found.soft, words, found.roles)
+
+    def generate_mask(self, image: Any, prompt: Any, *, output_type: str = "pil", **options: Any) -> Any:
+        """The masks alone: PIL in mode L ("pil"), or bool ``[images, height, width]`` ("np", "pt").
+
+        Arguments and errors as in a call.
+        """
+        return self(image, prompt, final="mask", output_type=output_type, **options).masks
+
+    def _mask_stage(
+        self,
+        originals: Tensor,
+        noise: Tensor,
+        embeddings: Tensor,
+        words: list[Words],
+        steps: int,
+        start: int,
+        guidance_scale: float,
+        thresholds: dict[str, float],
+        roles_anew: bool,
+        matched_noise: bool,
+        keep_masks: bool,
+        callback: Callable[..., dict[str, Any]] | None,
+        callback_inputs: Sequence[str],
+    ) -> tuple[InstantMask, Tensor, Tensor | None]:
+        """Denoise with a mask in every step; rows are pictures x noises, a picture's noises side by side.
+
+        Returns:
+            The last masks, the latents ``[rows, channels, height, width]``, and every step's masks if kept.
+        """
+        rows, _, height, width = originals.shape
+        self.scheduler.set_timesteps(steps)
+        levels = NoiseLevels(self.scheduler)
+        weights, is_word = (part.to(originals.device) for part in stack_weights(words, embeddings.shape[1]))
+        state: dict[str, Any] = {"found": None, "masks": []}
+        recorder = AttentionRecorder(self.unet, self.config.attention_stride)
+        recorder.expect(height, width, rows=slice(len(embeddings) - rows, None))
+        bar = self.progress_bar(total=steps - start)
+
+        def blend(index: int, latents: Tensor) -> Tensor:
+            recorder.finish_step()
+            attention = recorder.mean().unflatten(0, (len(words), -1)).mean(1)  # over the picture's noises
+            earlier = None if state["found"] is None or roles_anew else state["found"].roles
+            found = state["found"] = instant_mask(attention, weights, is_word, roles=earlier, **thresholds)
+            mask = resize(found.mask, height, width).to(latents.dtype) / 255  # [pictures, height, width]
+            if callback is not None:
+                offered = {"latents": latents, "mask": mask, "attention": attention, "soft_mask": found.soft}
+                timestep = self.scheduler.timesteps[index]
+                given = callback(self, index - start, timestep, {name: offered[name] for name in callback_inputs}) or {}
+                latents, mask = given.get("latents", latents), given.get("mask", mask)
+            if keep_masks:
+                state["masks"].append(found.mask)
+            mask = mask.repeat_interleave(rows // len(words), 0)[:, None]
+            outside = levels.noised(originals, noise, index + matched_noise)
+            bar.update()
+            return blend_outside(latents, outside, mask)
+
+        with recorder, bar:
+            noised = levels.noised(originals, noise, start)
+            latents = denoise(self.unet, self.scheduler, noised, start, embeddings, guidance_scale, blend)
+        kept = torch.stack(state["masks"], 1) if keep_masks else None
+        return state["found"], latents, kept
+
+    def _encode_images(
+        self, images: Sequence[Any], height: int, width: int, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """A sample of each picture's latent, scaled: ``[images, channels, height / 8, width / 8]``."""
+        device = self._execution_device
+        pixels = to_tensor(images, height, width).to(device, self.vae.dtype)
+        encoded = self.vae.encode(pixels).latent_dist
+        noise = torch.cat([torch.randn(encoded.mean[:1].shape, generator=own) for own in generators])
+        sample = encoded.mean + encoded.std * noise.to(device, self.vae.dtype)
+        return sample * self.vae.config.scaling_factor
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+
+    def _encode_prompts(self, prompts: list[str], negative: Any, guided: bool) -> Tensor:
+        """``[pictures, 77, width]``, with guidance ``[2 * pictures, 77, width]``, unconditional half first."""
+        texts = [*_one_each(negative or "", len(prompts), "negative_prompt"), *prompts] if guided else prompts
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        embeddings = self.text_encoder(ids.input_ids.to(self._execution_device))[0]
+        # Through float16, as the authors' code does even where the models are float32.
+        return embeddings.half().to(self.unet.dtype)
+
+    def _inpaint(
+        self,
+        images: Sequence[Any],
+        prompts: list[str],
+        masks: Tensor,
+        height: int,
+        width: int,
+        generators: list[torch.Generator],
+        output_type: str,
+        options: dict[str, Any] | None,
+    ) -> Any:
+        squashed = [image.resize((width, height)) for image in images]
+        return self.inpaint(
+            prompts,
+            image=squashed,
+            mask_image=masks_as(masks, "pil"),
+            height=height,
+            width=width,
+            generator=generators,
+            output_type=output_type,
+            **(options or {}),
+        ).images
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        trained = self.unet.config.sample_size
+        edges = (trained, trained) if isinstance(trained, int) else tuple(trained)
+        height, width = height or edges[0] * self.vae_scale_factor, width or edges[1] * self.vae_scale_factor
+        if height % self.vae_scale_factor or width % self.vae_scale_factor:
+            raise UserError(f"size {height} x {width}", "height, width", f"multiples of {self.vae_scale_factor}")
+        return height, width
+
+    def _check(self, steps: int, num_masks: int, threshold: float, final: str, roles: str, output_type: str) -> None:
+        for name, value in (("num_inference_steps", steps), ("num_masks", num_masks)):
+            if value < 1:
+                raise UserError(f"{name} {value}", name, "at least 1")
+        if not 0 <= threshold < 1:
+            raise UserError(f"mask_threshold {threshold}", "mask_threshold", "0 to 1")
+        choices = (
+            ("final", final, ("inpaint", "latents", "mask")),
+            ("roles", roles, ("first", "every")),
+            ("output_type", output_type, (*OUTPUT_TYPES, "latent")),
+        )
+        for name, given, allowed in choices:
+            if given not in allowed:
+                raise UserError(f"{name} {given!r}", name, " or ".join(f'"{one}"' for one in allowed))
+        if final == "inpaint" and output_type != "latent" and self.inpaint is None:
+            raise UserError(
+                "no inpainting model to finish with",
+                "inpaint",
+                'from_pretrained(..., inpaint=FOLDER), or final="latents"',
+            )
+
+
+def _one_each(texts: Any, count: int, name: str) -> list[str]:
+    """One text for all pictures, or one a picture, as a list."""
+    if isinstance(texts, str):
+        return [texts] * count
+    if len(texts) != count:
+        raise UserError(f"{len(texts)} texts for {count} pictures", name, "one for all, or one a picture")
+    return list(texts)
+
+
+def _generators(given: Any, count: int) -> list[torch.Generator]:
+    """One generator a picture; a single one is used by all of them in turn."""
+    if given is None:
+        return [torch.Generator().manual_seed(SEED) for _ in range(count)]
+    generators = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(generators) != count:
+        raise UserError(f"{len(generators)} generators for {count} pictures", "generator", "one, or one a picture")
+    if any(one.device.type != "cpu" for one in generators):
+        raise UserError("a generator on another device", "generator", 'torch.Generator("cpu"): seeds are drawn there')
+    return generators

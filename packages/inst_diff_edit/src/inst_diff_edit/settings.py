@@ -1,0 +1,106 @@
+"""What the verbs of `inst-diff-edit` can be told, by option, by config file, and from a run record.
+
+No torch here: the command line reads settings before it loads a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tenfold.runs.record import validation_error
+
+# The model that ships with the package, by name.
+MINI = "mini"
+
+
+class ModelSettings(BaseModel):
+    """Which models, and how they are loaded.
+
+    Attributes:
+        model: "mini", a folder in diffusers' layout, or a hub id.
+        inpaint: the inpainting model that finishes pictures; None: latents are decoded directly.
+        device: "auto" takes CUDA where there is a device, else the CPU.
+        dtype: of all models.
+        offload: move each model to the GPU only while it works (needs accelerate).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = MINI
+    inpaint: str | None = None
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    offload: bool = False
+
+
+class MethodSettings(ModelSettings):
+    """The method's knobs; defaults are the paper's (`InstDiffEditPipeline.__call__` tells more).
+
+    Attributes:
+        final: "auto": inpainting where a model for it is given, else direct decoding.
+        num_masks: noises per picture; None: 3 with inpainting, 1 with direct decoding.
+        size: edge in pixels to which pictures are squashed; None: what the model was trained for.
+    """
+
+    strength: float = Field(default=0.5, gt=0, le=1)
+    steps: int = Field(default=50, ge=1)
+    guidance_scale: float = 7.5
+    num_masks: int | None = Field(default=None, ge=1)
+    threshold: float = Field(default=0.2, ge=0, lt=1)
+    object_threshold: float = 0.9
+    background_threshold: float = 0.6
+    roles: Literal["first", "every"] = "first"
+    final: Literal["auto", "inpaint", "latents"] = "auto"
+    negative_prompt: str | None = None
+    size: int | None = Field(default=None, ge=8)
+
+    def stage(self) -> str:
+        """ "inpaint" or "latents"."""
+        if self.final != "auto":
+            return self.final
+        return "inpaint" if self.inpaint else "latents"
+
+    def noises(self) -> int:
+        """Noises per picture."""
+        if self.num_masks is not None:
+            return self.num_masks
+        return 3 if self.stage() == "inpaint" else 1
+
+
+class EditSettings(MethodSettings):
+    """Settings of `inst-diff-edit edit` and `demo`.
+
+    Attributes:
+        image: a file; None: a scene of the mini world. prompt: what it shall show; None: the scene's own edit.
+    """
+
+    image: str | None = None
+    prompt: str | None = None
+
+
+def checked(model: type[Any], values: dict[str, Any], where: str = "options") -> Any:
+    """Settings from options or a record, without those that are None.
+
+    Raises:
+        UserError: an unknown or a wrong one, in one line.
+    """
+    try:
+        return model.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise validation_error(error, where, "valid settings") from error
+
+
+class BenchSettings(BaseModel):
+    """Settings of `inst-diff-edit bench`.
+
+    Attributes:
+        repeats: rounds that count, after one that does not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    repeats: int = Field(default=3, ge=1)

@@ -1,0 +1,97 @@
+"""From a prompt to words: which of the text tower's positions belong to which word (section 3, word maps).
+
+A word is what stands between white space; its map is the mean of the maps of its pieces, punctuation included. The
+authors' code walks over decoded pieces until they spell the word, and silently loses words on double spaces, emoji or
+line breaks inside a prompt with a word of several pieces. Here every word is tokenised by itself: CLIP's tokenizer
+never joins what white space separates, so the pieces follow each other as in the whole prompt, which is checked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of one prompt and their positions in the text tower's sequence.
+
+    Attributes:
+        text: the words as written, without the start and end tokens.
+        groups: positions of the start token, of every word, of the end token.
+        ids: the prompt's token ids, start and end included.
+    """
+
+    text: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+    ids: tuple[int, ...]
+
+    def weights(self, positions: int) -> Tensor:
+        """``[words + 2, positions]`` float32: each row averages over a word's positions."""
+        rows = torch.zeros(len(self.groups), positions)
+        for row, group in zip(rows, self.groups, strict=True):
+            row[list(group)] = 1 / len(group)
+        return rows
+
+
+def split_words(tokenizer: Any, prompt: str) -> Words:
+    """The words of a prompt.
+
+    Args:
+        tokenizer: CLIP's, of transformers.
+        prompt: e.g. "a photo of a Husky on a mountain".
+
+    Raises:
+        UserError: no text, no words, or more pieces than the text tower has positions for.
+    """
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt of type {type(prompt).__name__}", "prompt", "text")
+    written = prompt.split()
+    if not written:
+        raise UserError("an empty prompt", "prompt", 'what the picture shall show, such as "a raccoon"')
+    ids = tuple(tokenizer(prompt)["input_ids"])
+    room = tokenizer.model_max_length
+    if len(ids) > room:
+        raise UserError(
+            f"a prompt of {len(ids) - 2} tokens", f'prompt "{prompt[:40]}..."', f"at most {room - 2} tokens"
+        )
+    pieces = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in written]
+    if (ids[0], *(piece for word in pieces for piece in word), ids[-1]) != ids:
+        # Another tokenizer than CLIP's: every piece counts as a word.
+        logger.warning("the tokenizer joins words of %r: every token gets a map of its own", prompt)
+        written = [tokenizer.decode([piece]) for piece in ids[1:-1]]
+        pieces = [(piece,) for piece in ids[1:-1]]
+    text, groups, position = [], [(0,)], 1
+    for word, own in zip(written, pieces, strict=True):
+        if own:  # nothing is left of a word of control characters
+            text.append(word)
+            groups.append(tuple(range(position, position + len(own))))
+            position += len(own)
+    if not text:
+        raise UserError("a prompt without a word that the tokenizer knows", "prompt", 'such as "a raccoon"')
+    return Words(tuple(text), (*groups, (position,)), ids)
+
+
+def stack_weights(prompts: Sequence[Words], positions: int) -> tuple[Tensor, Tensor]:
+    """The averaging weights of several prompts as one tensor.
+
+    Returns:
+        ``[prompts, most words + 2, positions]`` float32, and ``[prompts, most words + 2]`` bool: which rows are words
+        (not the start token in row 0, not the end token, not padding).
+    """
+    most = max(len(words.groups) for words in prompts)
+    weights = torch.zeros(len(prompts), most, positions)
+    is_word = torch.zeros(len(prompts), most, dtype=torch.bool)
+    for row, words in enumerate(prompts):
+        weights[row, : len(words.groups)] = words.weights(positions)
+        is_word[row, 1 : len(words.groups) - 1] = True
+    return weights, is_word

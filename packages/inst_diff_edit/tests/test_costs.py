@@ -1,0 +1,60 @@
+"""Costs: closed counts, full-size models without weights, and what really runs."""
+
+import pytest
+import torch
+
+from inst_diff_edit import benchmark, flops, hosts
+from inst_diff_edit.benchmark import METHODS, Bench, Size, speed_ups
+from inst_diff_edit.settings import BenchSettings
+
+TINY = Size((16, 32, 32, 32), (8, 8, 8, 8), 24, 8, 64, 4)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench(TINY, torch.device("cpu"), torch.float32, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_runs_is_what_was_counted(bench, method):
+    """Fails if a formula counts a call too few, or a method runs one too many (a PNDM scheduler would)."""
+    bench.seen = {"samples": 0, "calls": 0}
+    bench.edit(method)
+    expected = bench.cost(method)
+    assert bench.seen == {"samples": expected.samples, "calls": expected.calls}
+
+
+def test_the_sheet_s_table_of_costs():
+    """Sample-forwards and calls at the published settings."""
+    assert (flops.inst_diff_edit_cost().samples, flops.inst_diff_edit_cost().calls) == (250, 75)
+    assert (flops.repository_diffedit_cost().samples, flops.repository_diffedit_cost().calls) == (1100, 550)
+    assert (flops.diffusers_diffedit_cost().samples, flops.diffusers_diffedit_cost().calls) == (200, 81)
+    direct = flops.inst_diff_edit_cost(1, final="latents")
+    assert (direct.samples, direct.calls) == (flops.sdedit_cost().samples, flops.sdedit_cost().calls) == (50, 25)
+
+
+def test_flops_of_a_convolution_by_hand():
+    """Two per multiply-accumulate. Fails if the counter counts multiply-accumulates."""
+    with torch.random.fork_rng():
+        layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert flops.count(lambda: layer(torch.zeros(1, 3, 8, 8))) == 2 * 3 * 5 * 9 * 64
+
+
+def test_the_inpainting_unet_differs_in_its_first_convolution_only():
+    plain, nine = (hosts.unet(inpainting=inpainting).state_dict() for inpainting in (False, True))
+    assert [name for name in plain if plain[name].shape != nine[name].shape] == ["conv_in.weight"]
+    assert list(nine["conv_in.weight"].shape) == [320, 9, 3, 3]
+
+
+def test_speed_ups_are_ratios_of_the_same_run():
+    methods = {name: {"seconds": 1.0 + n, "tflops": 2.0 * (n + 1)} for n, name in enumerate(METHODS)}
+    rows = {(row["ours"], row["baseline"]): row for row in speed_ups(methods)}
+    row = rows["official", "repository"]
+    assert row["realised"] == pytest.approx(3.0) and row["predicted"] == pytest.approx(3.0)
+    assert row["realised_over_predicted"] == pytest.approx(1.0)
+
+
+def test_bench_writes_its_record(tmp_path):
+    metrics = benchmark.run_bench(BenchSettings(device="cpu", repeats=1), 0, tmp_path / "bench.json", TINY)
+    assert (tmp_path / "bench.json").is_file()
+    assert all(row["counted_as_expected"] for row in metrics["methods"].values())

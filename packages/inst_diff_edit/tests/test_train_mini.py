@@ -1,0 +1,108 @@
+"""The mini model's training: same seed, same bits, also after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from inst_diff_edit import mini
+from inst_diff_edit.train_mini import Training, TrainSettings, batch_at, learning_rate, train
+from tenfold import UserError
+from tenfold.runs import RunRecord, last_complete_checkpoint, read_jsonl
+
+SHORT = TrainSettings(steps=6, batch=2, warmup=2)
+
+
+def weights(folder):
+    return {part: getattr(mini.load(folder), part).state_dict() for part in ("unet", "text_encoder")}
+
+
+def same(first, second):
+    return all(torch.equal(first[part][name], second[part][name]) for part in first for name in first[part])
+
+
+def test_a_batch_depends_on_seed_and_step_only():
+    tokenizer = mini.tokenizer()
+    first, again = (batch_at(tokenizer, SHORT, 0, 3) for _ in range(2))
+    assert torch.equal(first.pixels, again.pixels) and torch.equal(first.noise, again.noise)
+    other = batch_at(tokenizer, SHORT, 0, 4)
+    assert not torch.equal(first.noise, other.noise)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    rates = [learning_rate(step, SHORT) for step in range(6)]
+    assert rates[1] == max(rates) == SHORT.peak and rates[-1] < rates[2]
+
+
+def test_one_step_lowers_the_loss_of_its_own_batch():
+    training = Training(SHORT, 0)
+    before = training.step(1)["loss"]
+    assert training.step(1)["loss"] < before
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
+    """Fails if optimiser state, running mean or step number is not restored, or noise comes from a global stream."""
+    train(SHORT, 0, tmp_path / "whole", every=10, resume=False, project=None)
+    torn = Training(SHORT, 0)
+    for step in range(4):
+        torn.step(step)
+    from tenfold.runs import write_checkpoint
+
+    write_checkpoint(tmp_path / "torn", 4, torn.save)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        done = train(SHORT, 0, tmp_path / "torn", every=10, resume=True, project=None)
+    assert done.metrics["resumed_from"] == 4
+    assert same(weights(tmp_path / "whole" / "model"), weights(tmp_path / "torn" / "model"))
+
+
+@pytest.mark.slow
+def test_killed_on_progress_and_resumed(tmp_path):
+    """A real kill, when the third step has been logged. Fails if the resumed run starts from nothing."""
+    command = [sys.executable, "-m", "inst_diff_edit.cli", "train", "--steps", "40", "--batch", "2"]
+    options = ["--checkpoint-every", "2", "--output", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *options], env=environment)
+    while last_complete_checkpoint(tmp_path / "killed") is None or not (tmp_path / "killed/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, *options, "--resume"], env=environment, check=True)
+    subprocess.run([*command, "--output", str(tmp_path / "whole")], env=environment, check=True)
+    record = RunRecord.load(tmp_path / "killed")
+    assert record.metrics["resumed_from"] > 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "killed/metrics.jsonl")] == list(range(1, 41))
+    assert same(weights(tmp_path / "killed/model"), weights(tmp_path / "whole/model"))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    from tenfold.runs import write_checkpoint
+
+    write_checkpoint(tmp_path / "run", 4, Training(SHORT, 0).save)
+    with pytest.raises(UserError, match="made with another seed"):
+        train(SHORT, 1, tmp_path / "run", every=10, resume=True, project=None)
+    with pytest.raises(UserError, match="holds checkpoints of an unfinished run"):
+        train(SHORT, 0, tmp_path / "run", every=10, resume=False, project=None)
+    with pytest.raises(UserError, match="nothing to resume from"):
+        train(SHORT, 0, tmp_path / "other", every=10, resume=True, project=None)
+
+
+def test_the_autoencoder_of_pixels_does_nothing():
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    coder = mini.PixelAutoencoder()
+    encoded = coder.encode(pixels).latent_dist
+    assert torch.equal(encoded.mean, pixels) and not encoded.std.any()
+    assert torch.equal(coder.decode(pixels).sample, pixels)
+
+
+def test_every_word_of_the_mini_world_is_one_token_and_others_come_in_pieces():
+    from inst_diff_edit.mini_scenes import WORDS
+
+    tokenizer = mini.tokenizer()
+    assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS)
+    assert len(tokenizer("raccoon").input_ids) > 3
