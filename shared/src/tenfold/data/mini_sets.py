@@ -12,24 +12,46 @@ from collections.abc import Iterator
 from tenfold.data import miniworld
 from tenfold.data.formats import (
     CalibrationSample,
+    GQASample,
     LlavaInstructSample,
+    MMBenchSample,
+    MMESample,
+    MMVetSample,
     Picture,
     PopeSample,
     ScienceQASample,
+    SeedSample,
+    TextVQASample,
     Turn,
+    VizWizSample,
     VQAv2Annotation,
     VQAv2Sample,
 )
+from tenfold.data.formats.mme import YES_OR_NO
+from tenfold.data.formats.prompts import LETTERS, SHORT_ANSWER
 from tenfold.data.miniworld.draws import DATASET, Draws
 from tenfold.metrics.pope import SUBSETS
 
-# The ending that LLaVA's training data and evaluations add to questions with short answers.
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-
-_HUMANS = 10  # answers per question in VQAv2
+_HUMANS = 10  # answers per question in VQAv2, TextVQA and VizWiz
 _ANSWER_TYPES = {"yes_no": "yes/no", "count": "number"}
 _SUBJECTS = ("natural science", "social science", "language science")
 _SPLITS = ("train", "train", "train", "val", "test")
+# The kinds of question that have a word or a number for an answer, and SEED-Bench's and MMBench's types for them.
+_WITH_CHOICES = ("shape", "colour", "place", "count")
+_SEED_TYPES = {
+    "shape": "Instance Identity",
+    "colour": "Instance Attributes",
+    "place": "Instance Location",
+    "count": "Instances Counting",
+}
+_MMBENCH_TYPES = {
+    "shape": ("object_recognition", "finegrained_perception (instance-level)"),
+    "colour": ("attribute_recognition", "finegrained_perception (instance-level)"),
+    "place": ("object_localization", "finegrained_perception (instance-level)"),
+    "count": ("object_counting", "coarse_perception"),
+}
+_CIRCLE = 1_000_000
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def llava_instruct(seed: int, count: int, size: int, turns: int = 4) -> Iterator[LlavaInstructSample]:
@@ -128,6 +150,141 @@ def scienceqa(seed: int, count: int, size: int, max_choices: int = 4) -> Iterato
             split=_SPLITS[index % len(_SPLITS)],
             picture=_picture(scene, size) if place < 5 else None,
         )
+
+
+def textvqa(seed: int, count: int, size: int, questions: int = 2) -> Iterator[TextVQASample]:
+    """Up to `questions` one-hop questions about each of `count` images without text; the ten humans agree."""
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        picture = _picture(scene, size)
+        for number, question in enumerate(miniworld.questions(scene, seed, index, questions, miniworld.ONE_HOP)):
+            answers = (question.answer,) * _HUMANS
+            yield TextVQASample(index * 1000 + number, f"{index:016x}", question.text, answers, picture)
+
+
+def gqa(seed: int, count: int, size: int, questions: int = 3) -> Iterator[GQASample]:
+    """Up to `questions` questions about each of `count` images: open ones ("query") and some for yes or no."""
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        picture = _picture(scene, size)
+        for number, question in enumerate(miniworld.questions(scene, seed, index, questions)):
+            structural = "verify" if question.kind == "yes_no" else "query"
+            identity = f"{index * 1000 + number:09d}"
+            yield GQASample(identity, question.text, question.answer, f"n{index}", picture, structural)
+
+
+def vizwiz(seed: int, count: int, size: int) -> Iterator[VizWizSample]:
+    """One question about each of `count` images; every fifth asks for a colour that is not there."""
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        (question,) = miniworld.questions(scene, seed, index, 1)
+        text, answer, kind = question.text, question.answer, _ANSWER_TYPES.get(question.kind, "other")
+        absent = [colour for colour in miniworld.COLOURS if colour not in {thing.colour for thing in scene.things}]
+        if index % 5 == 4 and absent:
+            colour = Draws.of(seed, index, DATASET).choice(absent)
+            text, answer, kind = f"What shape is the {colour} object?", "unanswerable", "unanswerable"
+        name = f"VizWiz_val_{index:08d}.png"
+        answers, picture = (answer,) * _HUMANS, _picture(scene, size)
+        yield VizWizSample(name, text, answers, picture, kind, kind != "unanswerable")
+
+
+def mme(seed: int, count: int, size: int) -> Iterator[MMESample]:
+    """Up to four pairs of questions, one answered "yes" and one "no", about each of `count` images: what there is, of
+    which colour, how many, and where.
+    """
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        picture = _picture(scene, size)
+        for subtask, pair in _mme_pairs(scene, Draws.of(seed, index, DATASET)).items():
+            for number, (text, label) in enumerate(zip(pair, ("yes", "no"), strict=True), start=1):
+                name = f"{index:012d}.png"
+                yield MMESample(subtask, name, number, f"{text} {YES_OR_NO}", label, picture)
+
+
+def _mme_pairs(scene: miniworld.Scene, draws: Draws) -> dict[str, tuple[str, str]]:
+    """Subtask -> what is so, and what is not; without the subtasks that the scene does not admit."""
+    looks = [(thing.colour, thing.shape) for thing in scene.things]
+    there, absent = draws.choice(sorted(set(looks))), draws.choice(miniworld.absent_pairs(scene))
+    pairs = {"existence": (miniworld.presence_question(there, "").text, miniworld.presence_question(absent, "").text)}
+
+    colour = draws.choice(sorted({colour for colour, _ in looks}))
+    number = [colour for colour, _ in looks].count(colour)
+    other_number = draws.choice([other for other in (number - 1, number + 1) if other > 0])
+    text = "Are there {} {} objects in the image?"
+    pairs["count"] = text.format(number, colour), text.format(other_number, colour)
+
+    # neighbour(thing, "left of") is the object to thing's left: it is left of thing.
+    beside = [
+        ((found.colour, found.shape), direction, look)
+        for thing, look in zip(scene.things, looks, strict=True)
+        for direction in miniworld.DIRECTIONS
+        if (found := miniworld.neighbour(scene, thing, direction)) is not None
+    ]
+    beside = [(one, direction, two) for one, direction, two in beside if looks.count(one) == looks.count(two) == 1]
+    if beside:
+        one, direction, two = draws.choice(beside)
+        text = f"Is the {' '.join(one)} {{}} the {' '.join(two)}?"
+        pairs["position"] = text.format(direction), text.format(_OPPOSITE[direction])
+
+    shapes = [shape for _, shape in looks]
+    single = [look for look in looks if shapes.count(look[1]) == 1]
+    if single:
+        right, shape = draws.choice(single)
+        wrong = draws.choice([one for one in miniworld.COLOURS if one != right])
+        pairs["color"] = f"Is the {shape} {right}?", f"Is the {shape} {wrong}?"
+    return pairs
+
+
+def mmbench(seed: int, count: int, size: int) -> Iterator[MMBenchSample]:
+    """One question with two to four options about each of `count` images, once for every turn of its options."""
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        draws = Draws.of(seed, index, DATASET)
+        question, options = _with_choices(scene, seed, index, draws, draws.between(2, 4))
+        category, l2_category = _MMBENCH_TYPES[question.kind]
+        for turn in range(len(options)):
+            turned = options[turn:] + options[:turn]
+            yield MMBenchSample(
+                index=turn * _CIRCLE + index,
+                question=question.text,
+                hint="",
+                options=turned,
+                answer=LETTERS[turned.index(question.answer)],
+                category=category,
+                l2_category=l2_category,
+                picture=_picture(scene, size),
+            )
+
+
+def seed(seed: int, count: int, size: int) -> Iterator[SeedSample]:
+    """One question with four choices about each of `count` images."""
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        question, choices = _with_choices(scene, seed, index, Draws.of(seed, index, DATASET), 4)
+        answer = LETTERS[choices.index(question.answer)]
+        kind, picture = _SEED_TYPES[question.kind], _picture(scene, size)
+        yield SeedSample(str(index + 1), question.text, choices, answer, kind, f"miniworld_{index:012d}", picture)
+
+
+def mmvet(seed: int, count: int, size: int) -> Iterator[MMVetSample]:
+    """One open question about each of `count` images; the reference names all objects."""
+    for index in range(count):
+        scene = miniworld.scene(seed, index)
+        name = f"v1_{index}.png"
+        text, answer, picture = "What is in the image?", miniworld.caption(scene), _picture(scene, size)
+        yield MMVetSample(f"v1_{index}", text, answer, name, ("rec",), picture)
+
+
+def _with_choices(
+    scene: miniworld.Scene, seed: int, index: int, draws: Draws, options: int
+) -> tuple[miniworld.Question, tuple[str, ...]]:
+    """A question and `options` answers in random order, the right one among them."""
+    found = miniworld.questions(scene, seed, index, 1, _WITH_CHOICES)
+    question = found[0] if found else _choice_question(scene, seed, index)
+    kinds = (miniworld.SHAPES, tuple(miniworld.COLOURS), tuple(str(number) for number in range(10)))
+    alternatives = next(words for words in kinds if question.answer in words)
+    wrong = [word for word in alternatives if word != question.answer]
+    return question, tuple(draws.shuffled([question.answer, *draws.sample(wrong, options - 1)]))
 
 
 def _choice_question(scene: miniworld.Scene, seed: int, index: int) -> miniworld.Question:

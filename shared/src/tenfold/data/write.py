@@ -27,6 +27,13 @@ class Format(StrEnum):
     vqav2 = "vqav2"
     pope = "pope"
     scienceqa = "scienceqa"
+    textvqa = "textvqa"
+    gqa = "gqa"
+    vizwiz = "vizwiz"
+    mme = "mme"
+    mmbench = "mmbench"
+    seed = "seed"
+    mmvet = "mmvet"
 
 
 def write_llava_instruct(folder: Path, seed: int, count: int, size: int) -> None:
@@ -57,12 +64,54 @@ def write_scienceqa(folder: Path, seed: int, count: int, size: int) -> None:
     formats.write_scienceqa(folder, mini_sets.scienceqa(seed, count, size))
 
 
+def write_textvqa(folder: Path, seed: int, count: int, size: int) -> None:
+    """TextVQA_0.5.1_val.json and train_images/."""
+    formats.write_textvqa(folder, mini_sets.textvqa(seed, count, size))
+
+
+def write_gqa(folder: Path, seed: int, count: int, size: int) -> None:
+    """testdev_balanced_questions.json and images/."""
+    formats.write_gqa(folder, mini_sets.gqa(seed, count, size))
+
+
+def write_vizwiz(folder: Path, seed: int, count: int, size: int) -> None:
+    """Annotations/val.json and val/."""
+    formats.write_vizwiz(folder, mini_sets.vizwiz(seed, count, size))
+
+
+def write_mme(folder: Path, seed: int, count: int, size: int) -> None:
+    """MME_Benchmark_release_version/{existence,count,position,color}/."""
+    formats.write_mme(folder, mini_sets.mme(seed, count, size))
+
+
+def write_mmbench(folder: Path, seed: int, count: int, size: int) -> None:
+    """mmbench_dev_20230712.tsv, images inside."""
+    formats.write_mmbench(folder, mini_sets.mmbench(seed, count, size))
+
+
+def write_seed(folder: Path, seed: int, count: int, size: int) -> None:
+    """SEED-Bench.json and SEED-Bench-image/."""
+    formats.write_seed(folder, mini_sets.seed(seed, count, size))
+
+
+def write_mmvet(folder: Path, seed: int, count: int, size: int) -> None:
+    """mm-vet.json and images/."""
+    formats.write_mmvet(folder, mini_sets.mmvet(seed, count, size))
+
+
 WRITERS: dict[Format, Callable[[Path, int, int, int], None]] = {
     Format.llava_instruct: write_llava_instruct,
     Format.calibration: write_calibration,
     Format.vqav2: write_vqav2,
     Format.pope: write_pope,
     Format.scienceqa: write_scienceqa,
+    Format.textvqa: write_textvqa,
+    Format.gqa: write_gqa,
+    Format.vizwiz: write_vizwiz,
+    Format.mme: write_mme,
+    Format.mmbench: write_mmbench,
+    Format.seed: write_seed,
+    Format.mmvet: write_mmvet,
 }
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")

@@ -6,30 +6,80 @@ images in memory or on the disk: what a writer wrote, its reader reads back equa
 """
 
 from tenfold.data.formats.calibration import CalibrationSample, read_calibration, write_calibration
+from tenfold.data.formats.coco_captions import (
+    CocoCaption,
+    CocoCaptions,
+    KarpathyImage,
+    read_caption_results,
+    read_coco_captions,
+    read_karpathy,
+    write_caption_results,
+    write_coco_captions,
+    write_karpathy,
+    write_online_test,
+)
+from tenfold.data.formats.gqa import GQASample, read_gqa, write_gqa
 from tenfold.data.formats.llava_instruct import LlavaInstructSample, Turn, read_llava_instruct, write_llava_instruct
+from tenfold.data.formats.mmbench import MMBenchSample, read_mmbench, write_mmbench
+from tenfold.data.formats.mme import MMESample, read_mme, write_mme
+from tenfold.data.formats.mmvet import MMVetSample, read_mmvet, write_mmvet
 from tenfold.data.formats.pope import PopeSample, read_pope, write_pope
 from tenfold.data.formats.records import Picture, open_image
 from tenfold.data.formats.scienceqa import ScienceQASample, read_scienceqa, write_scienceqa
+from tenfold.data.formats.seed import SeedSample, read_seed, write_seed
+from tenfold.data.formats.textvqa import TextVQASample, read_textvqa, write_textvqa
+from tenfold.data.formats.vizwiz import VizWizSample, read_vizwiz, write_vizwiz
 from tenfold.data.formats.vqav2 import VQAv2Annotation, VQAv2Sample, read_vqav2, write_vqav2
 
 __all__ = [
     "CalibrationSample",
+    "CocoCaption",
+    "CocoCaptions",
+    "GQASample",
+    "KarpathyImage",
     "LlavaInstructSample",
+    "MMBenchSample",
+    "MMESample",
+    "MMVetSample",
     "Picture",
     "PopeSample",
     "ScienceQASample",
+    "SeedSample",
+    "TextVQASample",
     "Turn",
     "VQAv2Annotation",
     "VQAv2Sample",
+    "VizWizSample",
     "open_image",
     "read_calibration",
+    "read_caption_results",
+    "read_coco_captions",
+    "read_gqa",
+    "read_karpathy",
     "read_llava_instruct",
+    "read_mmbench",
+    "read_mme",
+    "read_mmvet",
     "read_pope",
     "read_scienceqa",
+    "read_seed",
+    "read_textvqa",
+    "read_vizwiz",
     "read_vqav2",
     "write_calibration",
+    "write_caption_results",
+    "write_coco_captions",
+    "write_gqa",
+    "write_karpathy",
     "write_llava_instruct",
+    "write_mmbench",
+    "write_mme",
+    "write_mmvet",
+    "write_online_test",
     "write_pope",
     "write_scienceqa",
+    "write_seed",
+    "write_textvqa",
+    "write_vizwiz",
     "write_vqav2",
 ]
