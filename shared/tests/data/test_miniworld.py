@@ -212,6 +212,25 @@ def test_every_question_has_the_answer_that_reading_it_gives(kind: str) -> None:
     assert asked > 200
 
 
+def test_a_question_leads_to_the_object_that_has_its_answer() -> None:
+    """Fails if a hop goes to another object, is left out, or comes in another order."""
+    for index, (scene, kind) in enumerate(itertools.product(SCENES, ("shape", "colour", "place", "two_hop"))):
+        for question in miniworld.questions(scene, 5, index, 4, (kind,)):
+            things = miniworld.led_to(scene, question)
+            assert len(things) == (2 if kind == "two_hop" else 1)
+            assert question.answer in (things[-1].colour, things[-1].shape)
+            if kind == "two_hop":
+                assert f"the {things[0].colour} {things[0].shape}." in question.text
+                direction = question.text.split("object ")[1].removesuffix(" it?")
+                assert miniworld.neighbour(scene, things[0], direction) == things[1]
+    scene = SCENES[0]
+    assert miniworld.led_to(scene, miniworld.questions(scene, 0, 0, 1, ("count",))[0]) == ()
+    for question in miniworld.questions(scene, 0, 0, 9, ("yes_no",)):
+        there = miniworld.led_to(scene, question)
+        assert (question.answer == "yes") == bool(there)
+        assert all(f"a {thing.colour} {thing.shape} in" in question.text for thing in there)
+
+
 def test_yes_and_no_are_balanced_and_counts_vary() -> None:
     """Fails if a constant answer would do well."""
     yes_no = [q.answer for i, s in enumerate(SCENES) for q in miniworld.questions(s, 9, i, 6, ("yes_no",))]

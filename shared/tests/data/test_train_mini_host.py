@@ -22,9 +22,22 @@ import torch
 from typer.testing import CliRunner
 
 from tenfold import UserError
-from tenfold.data import mini_host, miniworld
+from tenfold.data import mini_host, mini_lessons, miniworld
 from tenfold.data import train_mini_host as module
-from tenfold.data.train_mini_host import STAGES, Batches, Settings, app, learning_rate, scene_config, stage_of
+from tenfold.data.mini_lessons import (
+    HINTED,
+    KINDS,
+    LAST,
+    NAMED,
+    PICTURE,
+    UNSAID,
+    WARMUP,
+    Batches,
+    Settings,
+    scene_config,
+    schedule,
+)
+from tenfold.data.train_mini_host import app
 from tenfold.runs import sample_rng
 
 STEPS = 14
@@ -75,7 +88,8 @@ def test_a_finished_run_holds_a_loadable_model_its_record_and_its_metrics(uninte
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     made = json.loads((uninterrupted / "model" / "training.json").read_text())
     run = json.loads((uninterrupted / "run.json").read_text())
-    assert run["metrics"] == made["held_out"]
+    assert run["metrics"] == {**made["held_out"], "gate": made["gate"]}
+    assert {len(curve) for curve in made["gate"].values()} == {mini_host.config().text_config.num_hidden_layers}
     assert str(uninterrupted) not in json.dumps(made)
     assert {"model/model.safetensors", "model/training.json"} <= run["outputs"].keys()
 
@@ -144,7 +158,7 @@ def test_a_checkpoint_of_other_settings_is_refused(uninterrupted: Path, tmp_path
     assert "another seed" in str(result.exception) and not (folder / "model").exists()
 
 
-SETTINGS = Settings(steps=STAGES[-1].until, batch=3, questions=4, threads=1)
+SETTINGS = Settings(steps=mini_lessons.STEPS, batch=3, questions=4, threads=1)
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
@@ -161,7 +175,7 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 def test_an_answer_is_asked_for_at_the_token_before_it() -> None:
     """Fails if columns point at the answers themselves, or a kind is given to another question's answer."""
     processor = mini_host.processor()
-    batch = Batches(processor, SETTINGS, 0).at(STAGES[-1].until - 1)
+    batch = Batches(processor, SETTINGS, 0).at(mini_lessons.STEPS - 1)
     assistant, end = processor.tokenizer.convert_tokens_to_ids(["ASSISTANT:", "</s>"])
     here, following = (batch.input_ids[batch.rows, batch.columns + step].tolist() for step in (0, 1))
     asked = [kind != "end" for kind in batch.kinds]
@@ -171,7 +185,7 @@ def test_an_answer_is_asked_for_at_the_token_before_it() -> None:
         word = processor.tokenizer.convert_ids_to_tokens(target)
         assert kind != "colour" or word in miniworld.COLOURS
         assert kind != "shape" or word in miniworld.SHAPES
-    assert set(batch.kinds) == {"colour", "shape", "place", "end"}
+    assert "two_hop" in batch.kinds and set(batch.kinds) <= {*KINDS, "end"}
 
 
 def test_pictures_reach_the_trainer_as_the_processor_gives_them_to_a_user() -> None:
@@ -185,22 +199,65 @@ def test_pictures_reach_the_trainer_as_the_processor_gives_them_to_a_user() -> N
     assert batch.pixel_values.abs().max() < 3
 
 
-def test_every_stage_begins_at_its_peak_and_the_last_ends_at_zero() -> None:
-    """Fails if a stage goes on with the rate of the one before, or the warm-up starts at zero."""
-    rates = [learning_rate(step) for step in range(STAGES[-1].until)]
-    warmup = STAGES[0].warmup
-    assert rates[0] == pytest.approx(STAGES[0].peak / warmup) and rates[warmup] == STAGES[0].peak
-    for before, stage in itertools.pairwise(STAGES):
-        assert rates[before.until] == stage.peak
-        assert all(later <= earlier for earlier, later in itertools.pairwise(rates[before.until : stage.until]))
-    assert rates[-1] < 1e-8
+def test_the_rates_rise_over_the_warm_up_and_fall_to_zero() -> None:
+    """Fails if the warm-up starts at zero or passes the peak, or the training ends at a rate above zero."""
+    shares = [schedule(step) for step in range(mini_lessons.STEPS)]
+    assert shares[0] == pytest.approx(1 / WARMUP) and shares[WARMUP] == 1.0
+    assert all(later > earlier for earlier, later in itertools.pairwise(shares[:WARMUP]))
+    assert all(later < earlier for earlier, later in itertools.pairwise(shares[WARMUP:]))
+    assert shares[-1] < 1e-5
+
+
+def test_a_hint_says_what_is_there_at_the_token_that_asks_for_it() -> None:
+    """Read back from the tokens: the reference names what its hint describes; the last hint has the answer's place.
+
+    Fails if a hint lies one token off, describes another object, or gives the answer away where it is to be found.
+    """
+    processor = mini_host.processor()
+    word = processor.tokenizer.convert_ids_to_tokens
+    step = mini_lessons.STEPS - 1
+    batch = Batches(processor, SETTINGS, 0).at(step)
+    parts = (batch.hints.rows, batch.hints.columns, batch.hints.depths, batch.hints.says)
+    hints = list(zip(*(part.tolist() for part in parts), strict=True))
+    depths = {depth for _, depth in NAMED.values()}
+    seen = set()
+    for number in range(SETTINGS.batch):
+        draws = miniworld.Draws(sample_rng(0, step, number).bit_generator)
+        scene = miniworld.draw_scene(draws, scene_config(step))
+        look = {miniworld.place(thing): (thing.colour, thing.shape) for thing in scene.things}
+        ids = batch.input_ids[number].tolist()
+        for row, column, depth, (y, x, colour, shape) in hints:
+            if row != number:
+                continue
+            seen.add(depth)
+            if depth == LAST:
+                assert word(ids[column]) == "ASSISTANT:" and (colour, shape) == (UNSAID, UNSAID)
+                assert word(ids[column + 1]) in look[y, x]
+                continue
+            told = (HINTED["colour"][colour], HINTED["shape"][shape])
+            if (y, x) == (UNSAID, UNSAID):  # asked for and not there, or several of them
+                named = tuple(word(ids[column - 1 : column + 1]))
+                assert list(look.values()).count(named) != 1
+                assert told == (named if named in look.values() else ("nothing", "nothing"))
+                continue
+            assert look.get((y, x), ("nothing", "nothing")) == told
+            if depth == PICTURE:
+                assert word(ids[column]) == "<image>"
+                patch = column - ids.index(processor.tokenizer.convert_tokens_to_ids("<image>"))
+                assert (patch // 6 // 2, patch % 6 // 2) == (y, x)
+            else:
+                assert word(ids[column]) in told and depth in depths
+    assert seen == {PICTURE, LAST, *depths}
+    assert len(hints) > SETTINGS.batch * (mini_host.VISUAL_TOKENS + SETTINGS.questions)
 
 
 def test_scenes_grow_to_nine_objects_along_the_ramp() -> None:
     """Fails if the first scenes are crowded, or the last ones never are."""
-    sizes = [(scene_config(step).min_objects, scene_config(step).max_objects) for step in (0, 600, 1200, 3999, 5999)]
-    assert sizes == [(2, 2), (2, 5), (4, 9), (4, 9), (4, 9)]
-    assert [stage_of(step)[0] for step in (0, 2299, 2300, 3999)] == [0, 0, 2300, 2300]
+    sizes = [
+        (scene_config(step).min_objects, scene_config(step).max_objects)
+        for step in (0, 300, 599, 600, mini_lessons.STEPS)
+    ]
+    assert sizes == [(2, 2), (2, 5), (4, 8), (4, 9), (4, 9)]
 
 
 def test_the_loss_is_the_mean_over_answers_and_their_ends() -> None:
@@ -217,6 +274,6 @@ def test_the_loss_is_the_mean_over_answers_and_their_ends() -> None:
     for ids, scores in zip(batch.input_ids, logits.log_softmax(-1), strict=True):
         for place in torch.nonzero(ids == assistant).flatten().tolist():
             losses += [-scores[at, ids[at + 1]].item() for at in (place, place + 1)]
-    values = module.take_step(model, module.optimiser(model, SETTINGS), batch, SETTINGS, 0)
+    values = module.take_step(model, module.Optimiser(model, SETTINGS), batch, SETTINGS, 0)
     assert len(losses) == 2 * SETTINGS.batch * SETTINGS.questions
     assert values["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)

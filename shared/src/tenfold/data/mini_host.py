@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -96,7 +97,21 @@ def build(seed: int) -> LlavaForConditionalGeneration:
     """The untrained model, float32, its weights drawn from `seed` without touching torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlavaForConditionalGeneration(config()).eval()
+        model = LlavaForConditionalGeneration(config()).eval()
+    # CLIP's own start is a tenth of what the patches add up to: where things are would be learnt last.
+    with torch.no_grad():
+        model.model.vision_tower.embeddings.position_embedding.weight[1:] = _positions(model.config.vision_config)
+    return model
+
+
+def _positions(config: CLIPVisionConfig) -> Tensor:
+    """Sines and cosines of a patch's row, then of its column: `[patches, width]`."""
+    edge, waves = config.image_size // config.patch_size, config.hidden_size // 4
+    frequencies = torch.pi / edge * edge ** torch.linspace(0, 1, waves)
+    angles = (torch.arange(edge)[:, None] + 0.5) * frequencies
+    code = torch.cat([angles.sin(), angles.cos()], dim=1)  # [edge, width / 2]
+    rows, columns = code.repeat_interleave(edge, 0), code.repeat(edge, 1)
+    return torch.cat([rows, columns], dim=1)
 
 
 def config() -> LlavaConfig:
@@ -121,6 +136,8 @@ def config() -> LlavaConfig:
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=512,
+            # Slower turns than the usual 10,000: what a word means must be found at any distance from the picture.
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             initializer_range=INITIALIZER_RANGE,
             tie_word_embeddings=True,
             pad_token_id=vocabulary["<pad>"],

@@ -10,8 +10,10 @@
 from tenfold.data.miniworld.draws import Draws
 from tenfold.data.miniworld.edits import EDITS, EditPair, edit_pair
 from tenfold.data.miniworld.language import (
+    COLUMNS,
     KINDS,
     ONE_HOP,
+    ROWS,
     Question,
     Referring,
     absent_pairs,
@@ -20,6 +22,8 @@ from tenfold.data.miniworld.language import (
     captions,
     describe,
     draw_questions,
+    led_to,
+    place,
     presence_question,
     questions,
     referring,
@@ -41,10 +45,12 @@ from tenfold.data.miniworld.world import (
 
 __all__ = [
     "COLOURS",
+    "COLUMNS",
     "DIRECTIONS",
     "EDITS",
     "KINDS",
     "ONE_HOP",
+    "ROWS",
     "SHAPES",
     "SIZES",
     "UNITS",
@@ -63,8 +69,10 @@ __all__ = [
     "draw_questions",
     "draw_scene",
     "edit_pair",
+    "led_to",
     "masks",
     "neighbour",
+    "place",
     "presence_question",
     "questions",
     "referring",

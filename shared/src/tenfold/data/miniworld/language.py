@@ -92,8 +92,8 @@ def _ask_colour(scene: Scene, draws: Draws) -> Question | None:
 
 def _ask_place(scene: Scene, draws: Draws) -> Question | None:
     """About the only object whose centre lies in a ninth of the picture."""
-    ninths = [(3 * thing.y // UNITS, 3 * thing.x // UNITS) for thing in scene.things]
-    candidates = [(place, thing) for place, thing in zip(ninths, scene.things, strict=True) if ninths.count(place) == 1]
+    ninths = [place(thing) for thing in scene.things]
+    candidates = [(ninth, thing) for ninth, thing in zip(ninths, scene.things, strict=True) if ninths.count(ninth) == 1]
     if not candidates:
         return None
     (row, column), thing = draws.choice(candidates)
@@ -150,6 +150,35 @@ _ASK = {
     "count": _ask_count,
     "yes_no": _ask_yes_no,
 }
+
+
+def led_to(scene: Scene, question: Question) -> tuple[Thing, ...]:
+    """The objects that a question of `questions` leads to, one hop after the other; the last one has the answer.
+
+    One object for a shape, colour or place question, two for a two-hop question, those that look as asked for a yes-no
+    question, none for a count.
+    """
+    words = question.text.rstrip("?").replace(".", "").split()
+    if question.kind == "shape":
+        return tuple(thing for thing in scene.things if thing.colour == words[-2])
+    if question.kind == "colour":
+        return tuple(thing for thing in scene.things if thing.shape == words[-1])
+    if question.kind == "place":
+        ninth = (ROWS.index(words[-2]), COLUMNS.index(words[-1]))
+        return tuple(thing for thing in scene.things if place(thing) == ninth)
+    if question.kind == "yes_no":
+        return tuple(thing for thing in scene.things if [thing.colour, thing.shape] == words[3:5])
+    if question.kind != "two_hop":
+        return ()
+    look, direction = words[2:4], " ".join(words[9:-1])
+    named = next(thing for thing in scene.things if [thing.colour, thing.shape] == look)
+    found = neighbour(scene, named, direction)
+    return (named,) if found is None else (named, found)
+
+
+def place(thing: Thing) -> tuple[int, int]:
+    """The ninth of the picture that an object's centre lies in: numbers into ROWS and COLUMNS."""
+    return 3 * thing.y // UNITS, 3 * thing.x // UNITS
 
 
 def presence_question(pair: tuple[str, str], answer: str) -> Question:
