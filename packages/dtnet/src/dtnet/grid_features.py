@@ -1,0 +1,222 @@
+"""Grid features on the disk: an h5 file with one array of 7 x 7 rows per image.
+
+Key "<image id>_features" in the file DTNet was trained on (`coco_grid_feats2.hdf5`), "<image id>_grids" in the bigger
+files of DLCT and RSTNet, whose "_features" are regions of objects: never what this model wants.
+
+    features = GridFeatures("features.h5")
+    features[37209]                     # float32 [49, 2048], row-major: row * 7 + column
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold import UserError
+from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path
+
+GRID = 7
+KINDS = ("grids", "features")  # "auto" prefers them in this order
+
+
+class GridFeatures:
+    """The grid features of a data set: image id -> float32 `[rows, d_in]`.
+
+    The file is opened when it is first read, once per process; the object can be pickled and used by loader workers.
+
+    Args:
+        path: the h5 file.
+        key: "auto" (grids when the file has them, else features), "grids" or "features".
+        rows: how many rows every image must have: the grid's cells.
+        preload: read everything into memory at once (small sets only).
+
+    Raises:
+        UserError: no such file, no h5 file, no feature in it, or the first image's array has another shape.
+    """
+
+    def __init__(self, path: str | Path, key: str = "auto", rows: int = GRID * GRID, preload: bool = False) -> None:
+        if key not in ("auto", *KINDS):
+            raise UserError("unknown key of features", key, "auto, grids or features")
+        self.path, self.rows = Path(path), rows
+        self._file: h5py.File | None = None
+        self._owner = 0
+        self._ids: tuple[int, ...] | None = None
+        self._memory: dict[int, Tensor] | None = None
+        self.key, first = self._find_key(key)
+        #: Width of the features.
+        self.d_in = 0
+        self.d_in = self[first].shape[1]
+        if preload:
+            self._memory = {image_id: self[image_id] for image_id in self.ids()}
+        self.close()
+
+    def __getitem__(self, image_id: int) -> Tensor:
+        """The features of one image: float32 `[rows, d_in]`.
+
+        Raises:
+            UserError: the file has no features of that image, or not one row per grid cell.
+        """
+        if self._memory is not None and image_id in self._memory:
+            return self._memory[image_id]
+        name = f"{image_id}_{self.key}"
+        file = self._open()
+        if name not in file:
+            raise UserError(f"no features of image {image_id}", self.path, f"a data set {name!r}")
+        dataset = file[name]
+        self._check_shape(name, dataset)
+        try:
+            values = dataset[()]
+        except OSError as error:
+            raise UserError(f"broken features of image {image_id} ({error})", self.path, "a whole h5 file") from error
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    def __contains__(self, image_id: int) -> bool:
+        return f"{image_id}_{self.key}" in self._open()
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def ids(self) -> tuple[int, ...]:
+        """The ids of all images, ascending."""
+        if self._ids is None:
+            ending = f"_{self.key}"
+            names = (name.removesuffix(ending) for name in self._open() if name.endswith(ending))
+            self._ids = tuple(sorted(int(name) for name in names if name.isdecimal()))
+        return self._ids
+
+    def batch(self, image_ids: Sequence[int]) -> Tensor:
+        """The features of several images: float32 `[batch, rows, d_in]`. Raises UserError as indexing does."""
+        return torch.stack([self[image_id] for image_id in image_ids])
+
+    def require(self, image_ids: Iterable[int]) -> None:
+        """Check before a run that no image is missing.
+
+        Raises:
+            UserError: says how many are, and names the first.
+        """
+        missing = sorted(set(image_ids) - set(self.ids()))
+        if missing:
+            what = f"no features of {len(missing)} images, the first is {missing[0]}"
+            raise UserError(what, self.path, f"a data set '{missing[0]}_{self.key}'")
+
+    def close(self) -> None:
+        """Close the file; the next access opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def _open(self) -> h5py.File:
+        # A handle that came over in a fork shares its place in the file with the parent's: never read through it.
+        if self._file is not None and self._owner != os.getpid():
+            self.close()
+        if self._file is None:
+            self._file, self._owner = _open_h5(self.path), os.getpid()
+        return self._file
+
+    def _find_key(self, key: str) -> tuple[str, int]:
+        """Which of KINDS the file has, and the id of an image that has it."""
+        first = next((name for name in self._open() if re.fullmatch(r"\d+_[a-z]+", name)), None)
+        if first is not None:
+            image_id = first.partition("_")[0]
+            for kind in KINDS if key == "auto" else (key,):
+                if f"{image_id}_{kind}" in self._open():
+                    return kind, int(image_id)
+        wanted = " or ".join(f"<image id>_{kind}" for kind in (KINDS if key == "auto" else (key,)))
+        raise UserError("no grid features", self.path, f"data sets named {wanted}")
+
+    def _check_shape(self, name: str, dataset: Any) -> None:
+        shape = getattr(dataset, "shape", None)
+        if shape is None or len(shape) != 2 or not np.issubdtype(dataset.dtype, np.floating):
+            raise UserError(f"{name!r} holds no rows of features", self.path, f"floats [{self.rows}, width]")
+        if shape[0] != self.rows:
+            raise UserError(
+                f"{name!r} has {shape[0]} rows: regions were given instead of grids",
+                self.path,
+                f"{self.rows} rows, one a grid cell; the option key chooses _grids or _features",
+            )
+        if self.d_in and shape[1] != self.d_in:
+            raise UserError(f"{name!r} is {shape[1]} wide", self.path, f"{self.d_in}, like the file's first image")
+
+
+def _open_h5(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise UserError("no such file", path, "an h5 file of grid features")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"cannot read ({error})", path, "an h5 file of grid features") from error
+
+
+@contextmanager
+def _atomic_h5(path: str | Path) -> Iterator[h5py.File]:
+    """An h5 file that appears under its name when it is complete."""
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = h5py.File(temporary, "w")
+    except OSError as error:
+        raise UserError(f"cannot write ({error})", path, "a writable folder") from error
+    try:
+        with file:
+            yield file
+        fsync_path(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def write_grid_features(
+    path: str | Path,
+    features: Iterable[tuple[int, Tensor | np.ndarray]],
+    key: str = "grids",
+    dtype: str = "float32",
+) -> int:
+    """Write features as "<image id>_<key>"; the file appears whole or not at all.
+
+    Args:
+        path: the h5 file.
+        features: pairs of an image's id and its features `[rows, d_in]`; may be a generator.
+        key: "grids", or "features" as in the file that DTNet was trained on.
+        dtype: "float32", or "float16" for half the room.
+
+    Returns:
+        How many images were written.
+
+    Raises:
+        UserError: an image twice, an array that is not `[rows, d_in]` like the first, no image, or a folder that
+            cannot be written.
+    """
+    if key not in KINDS or dtype not in ("float32", "float16"):
+        raise UserError(
+            "cannot write features so", f"key={key}, dtype={dtype}", "grids or features; float32 or float16"
+        )
+    count, shape = 0, None
+    with _atomic_h5(path) as file:
+        for image_id, values in features:
+            array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+            name = f"{image_id}_{key}"
+            if name in file:
+                raise UserError(f"image {image_id} twice", path, "every image once")
+            shape = shape or array.shape
+            if array.ndim != 2 or array.shape != shape:
+                raise UserError(f"features {list(array.shape)}", f"image {image_id}", "[rows, width], alike for all")
+            file.create_dataset(name, data=array.astype(dtype))
+            count += 1
+        if not count:
+            raise UserError("no features to write", path, "at least one image")
+    return count
