@@ -1,14 +1,20 @@
 """The ledger: complete, consistent with the package, and able to fail."""
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
-from fitprune import claims
+from fitprune import claims, mini_claims
+from fitprune.cli import app
+from fitprune.questions import find_benchmark, paper_split
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file
 from tenfold.cli.bibtex import load_citation, paper_bibtex
+from tenfold.data import mini_host
 from tenfold.ledger import evaluate, load_ledger
 from tenfold.ledger.evidence import failures
 
@@ -49,6 +55,37 @@ def test_full_claims_give_the_command_that_would_check_them(ledger):
     full = [claim for claim in ledger.claims if claim.kind == "full"]
     assert len(full) == 44
     assert all(claim.command.startswith("fitprune eval ") and "--data" in claim.command for claim in full)
+
+
+def test_the_commands_of_the_ledger_are_commands_of_this_package(ledger):
+    """Also those that need official weights. Fails if a verb or an option is renamed."""
+    command = typer.main.get_command(app)
+    lines = [claim.command for claim in ledger.claims if claim.command]
+    assert len(lines) == 46
+    for line in lines:
+        program, verb, *arguments = shlex.split(line)
+        assert program == "fitprune"
+        command.commands[verb].make_context(verb, arguments, resilient_parsing=False).close()
+
+
+def test_the_commands_of_the_ledger_name_benchmarks_and_recipes_that_there_are(ledger):
+    """Fails if a benchmark is misspelt, or a claim does not say that its benchmark cannot be read here."""
+    splits = {}
+    for claim in ledger.claims:
+        if claim.kind != "full":
+            continue
+        words = shlex.split(claim.command)
+        name, recipe = (words[words.index(option) + 1] for option in ("--benchmark", "--recipe"))
+        if ":" in recipe:
+            model, _, percent = recipe.rpartition(":")
+            assert Recipe.released(model, int(percent)).ratio == int(percent) / 100
+        if claim.id.startswith("retake-"):
+            assert "Video benchmarks are not read by this version" in claim.note
+        elif name != "all":
+            bench = find_benchmark(name)
+            splits[bench.name] = paper_split(bench)
+            assert splits[bench.name] in bench.splits
+    assert len(splits) == 10 and splits["textvqa"] == "val_ocr"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +136,19 @@ def test_the_mini_host_stands_behind_the_exactness_claims():
     """Fails if an empty recipe changes a logit, or removed tokens leave the wrong caches."""
     assert claims.zero_recipe().passed
     outcome = claims.ragged_cache()
-    assert outcome.passed and outcome.value == "45, 41, 37, 33, 29, 25"
+    lengths = [int(length) for length in outcome.value.split(", ")]
+    assert outcome.passed and len(lengths) == mini_host.config().text_config.num_hidden_layers
+    assert lengths == list(range(lengths[0], lengths[-1] - 1, -4))
+
+
+def test_the_shipped_host_can_fail(monkeypatch):
+    """Fails if the check does not compare the recipe with random removal."""
+    for ours, control, passed in ((0.7, 0.5, True), (0.5, 0.7, False), (0.5, 0.5, False)):
+        scores = {"unpruned": 1.0, "fitprune": ours, "random-before": control, "fastv": 0.2}
+        found = {(method, kind): score for method, score in scores.items() for kind in ("one-hop", "two-hop")}
+        monkeypatch.setattr(mini_claims, "shipped", lambda questions, found=found: found)
+        outcome = claims.shipped_host()
+        assert outcome.passed is passed and outcome.value == 100 * ours and f"{control:.1%}" in outcome.detail
 
 
 def test_official_keys_can_fail(tmp_path, monkeypatch):
@@ -132,14 +181,42 @@ def test_without_golden_data_nothing_is_claimed(ledger, monkeypatch):
     assert {result.status for result in evaluate(parity, claims.checks(), None)} == {"not run here"}
 
 
-def test_figures_are_pictures(tmp_path):
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """A folder of results, as `claims --train` leaves them, in place of the package's own."""
+    table = [
+        {"method": method, "ratio": ratio, "kind": kind, "visual_reduction": ratio, "mean": 0.5, "seeds": [0.4, 0.6]}
+        for method, ratio in (("unpruned", 0.0), ("fitprune", 0.4), ("fitprune", 0.6), ("random", 0.6))
+        for kind in ("one-hop", "two-hop")
+    ]
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "mini-which.json").write_text(json.dumps({"table": table}))
+    (folder / "mini-gate.json").write_text(json.dumps({"curves": {"two_hop": [[0.2, 0.6, 1.0]] * 2}}))
+    monkeypatch.setattr(claims, "find_package_file", lambda module, name: folder)
+    return folder
+
+
+def test_figures_are_pictures(tmp_path, recorded):
+    """Fails if one is not drawn, or is empty."""
     from PIL import Image
 
+    names = ("recipe-60", "delivered", "recipe-mini", "patches", "accuracy", "gates")
     figures = claims.figures(tmp_path)
-    assert len(figures) == 2
+    assert tuple(figure.path.stem for figure in figures) == names
     for figure in figures:
         with Image.open(figure.path) as image:
-            assert image.width >= 1000 and len(image.convert("RGB").getcolors(1 << 20)) > 20
+            assert image.width >= 380 and len(image.convert("RGB").getcolors(1 << 20)) > 20
+    assert "no evidence of where larger models look" in figures[-1].caption
+
+
+def test_what_was_not_recorded_is_not_drawn(tmp_path, recorded, monkeypatch):
+    """Fails if a report cannot be made without the experiments' results."""
+    shutil.rmtree(recorded)
+    monkeypatch.setattr("fitprune.figures.mini_host", lambda folder: (folder / "recipe.png", folder / "patches.png"))
+    assert len(claims.figures(tmp_path)) == 4
+    monkeypatch.setattr(claims, "find_package_file", lambda module, name: None)
+    assert len(claims.figures(tmp_path)) == 4
 
 
 def test_the_citation_names_the_paper():

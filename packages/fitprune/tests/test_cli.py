@@ -192,7 +192,7 @@ def test_verify_notices_another_outcome(fitprune, fitted, tmp_path):
     assert verdicts["recipes.0.4.alpha"] == verdicts["recipe-0.6.json"] == "equal"
 
 
-@pytest.mark.parametrize(("verb", "instead"), [("train", "fitprune fit"), ("eval", "fitprune.Pruner")])
+@pytest.mark.parametrize(("verb", "instead"), [("train", "fitprune fit")])
 def test_a_verb_that_is_not_there_says_what_to_use(fitprune, verb, instead):
     code, _, err = fitprune(verb, "--config", "mini")
     assert code == 2

@@ -7,7 +7,8 @@ variants run in one process, in turn within each round, so that a change of the 
 - unpruned, fused attention (SDPA): the baseline;
 - pruned: tokens leave before ``o_proj``, as the plain pre-norm block allows;
 - pruned at the layer's output: the generic path, for blocks of another kind;
-- unpruned, eager attention: how the official code runs its host.
+- unpruned, eager attention: how the official code runs its host;
+- other pruners (`fitprune.baselines`), each at the visual FLOPs that the recipe saves.
 
 A decoder of fewer layers takes a resampled recipe: layer ``j`` of ``L`` removes what the released recipe removes in
 its layers ``32 j / L`` to ``32 (j + 1) / L - 1`` together. Predicted speed-ups are for exactly what runs.
@@ -17,36 +18,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from fitprune import flops
-from fitprune.attachment import Attachment, Selection
+from fitprune.attachment import Attachment
+from fitprune.baselines import METHODS, FitPrune, solve
 from fitprune.loading import find_device
+from fitprune.method import Method
 from fitprune.pruner import RecipeSelection
-from fitprune.ragged import Tokens
 from fitprune.recipe import Recipe
-from fitprune.search import candidates
+from fitprune.search_benchmark import Scores, compare_selections, drawn_scores
 from fitprune.settings import BenchSettings
-from fitprune.statistics import AttentionMass, ascending, token_mass
+from tenfold import UserError
 from tenfold.runs import atomic_write_json, run, track
 
 Result = TypeVar("Result")
 
 UNPRUNED, PRUNED, GENERIC, EAGER = "unpruned", "pruned", "pruned at the layer's output", "unpruned, eager"
-VARIANTS = (UNPRUNED, PRUNED, GENERIC, EAGER)
 CPU_LAYERS = 4
-# Tolerances of the bisection at which the search's two ways of selecting candidates are compared.
-ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+# The search is timed at the prompt's number of visual tokens and at this multiple: LLaVA-NeXT's 2,880 for 576.
+LARGER = 5
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def run_bench(settings: BenchSettings, seed: int, output: Path | None, host: Hos
                 "batch": settings.batch,
                 "tokens": {"prefix": host.prefix, "visual": host.visual, "text": host.text},
             },
+            "knobs": {name: method.knobs for name, method in bench.peers.items()},
+            "left_out": bench.left_out,
             "recipe": {
                 "released": f"llava-1.5-7b:{settings.percent}",
                 "remove": list(recipe.remove),
@@ -162,12 +165,34 @@ def build(host: Host, dtype: torch.dtype, device: torch.device, seed: int) -> Ll
         return LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
 
 
+def peers(
+    methods: Sequence[str], recipe: Recipe, shape: flops.DecoderShape
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """Methods solved to the visual FLOPs that a recipe saves, and which cannot save so much, with the reason.
+
+    Raises:
+        UserError: an unknown method.
+    """
+    target = flops.reduction(recipe.remove, recipe.visual_tokens, shape)
+    found: dict[str, Method] = {}
+    left_out: dict[str, str] = {}
+    for name in methods:
+        if name not in METHODS:
+            raise UserError("no such method", name, ", ".join(METHODS))
+        try:
+            found[name] = solve(name, target, shape, recipe.visual_tokens, recipe=recipe)
+        except UserError as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
 class Bench:
     """One model, one prompt, and the variants that are measured on them."""
 
     def __init__(self, settings: BenchSettings, host: Host, recipe: Recipe, device: torch.device, seed: int) -> None:
         self.settings, self.host, self.recipe = settings, host, recipe
         self.clock = Clock(device)
+        self.peers, self.left_out = peers(settings.methods, recipe, host.shape)
         self.model = build(host, getattr(torch, settings.dtype), device, seed)
         generator = torch.Generator().manual_seed(seed)
         embeds = torch.randn(settings.batch, host.tokens, host.shape.hidden, generator=generator)
@@ -175,15 +200,19 @@ class Bench:
         self.visual = torch.zeros(settings.batch, host.tokens, dtype=torch.bool)
         self.visual[:, host.prefix : host.prefix + host.visual] = True
 
+    @property
+    def variants(self) -> list[str]:
+        return [UNPRUNED, PRUNED, GENERIC, EAGER, *self.peers]
+
     @torch.inference_mode()
     def measure(self) -> dict[str, Any]:
         """Prefill and decode of every variant, in turn within each round; the first round does not count."""
-        prefills: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        decodes: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        peaks: dict[str, int | None] = dict.fromkeys(VARIANTS)
+        prefills: dict[str, list[float]] = {variant: [] for variant in self.variants}
+        decodes: dict[str, list[float]] = {variant: [] for variant in self.variants}
+        peaks: dict[str, int | None] = dict.fromkeys(self.variants)
         scoring: list[float] = []
         for number in track(range(1 + self.settings.repeats), "rounds"):
-            for variant in VARIANTS:
+            for variant in self.variants:
                 prefill, decode, peaks[variant] = self._once(variant)
                 if number:
                     prefills[variant].append(prefill)
@@ -192,6 +221,7 @@ class Bench:
                 scoring.append(self._scoring())
         return self._figures(prefills, decodes, peaks, scoring)
 
+    @torch.inference_mode()
     def search(self) -> dict[str, Any]:
         """The recipe search's selection of candidates against its definition as a loop, on this model's scores.
 
@@ -199,39 +229,37 @@ class Bench:
             AssertionError: the two select different tokens.
         """
         observer = Scores()
-        with torch.inference_mode(), self._attached(observer):
+        attachment = Attachment(self.model, observer, self.visual)
+        try:
             self._prefill()
+        finally:
+            attachment.detach()
         visual = self.visual[0].to(self.embeds.device)
-        ours, loop = [], []
-        for mass in observer.masses:
-            for score in (mass.cross[0], mass.self_[0]):
-                for alpha in ALPHAS:
-                    kept = float(score[visual].sum()) * (1 - alpha)
-                    fast, seconds, _ = self.clock.time(lambda: candidates(score, visual, kept))  # noqa: B023
-                    ours.append(seconds)
-                    slow, seconds, _ = self.clock.time(lambda: candidates_by_loop(score, visual, kept))  # noqa: B023
-                    loop.append(seconds)
-                    assert torch.equal(fast, slow), "two ways of selecting candidates disagree"
-        return {
-            "selections": len(ours),
-            "visual_tokens": self.host.visual,
-            "milliseconds": 1e3 * median(ours),
-            "loop_milliseconds": 1e3 * median(loop),
-            "ratio": median(loop) / median(ours),
-        }
+        figures = compare_selections(torch.stack(observer.scores), visual, self.clock.time)
+        larger = drawn_scores(LARGER * self.host.visual, len(observer.scores), self.embeds.device)
+        figures["larger"] = compare_selections(larger, torch.ones_like(larger[0, 0], dtype=torch.bool), self.clock.time)
+        return figures
 
     def _once(self, variant: str) -> tuple[float, float, int | None]:
         """Seconds of a prefill, seconds per generated token, and the prefill's peak memory."""
         self.model.set_attn_implementation("eager" if variant == EAGER else "sdpa")
-        with self._attached(self._selection(variant)):
+        with self._pruned(variant):
             output, prefill, peak = self.clock.time(self._prefill)
             cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            # Said, not left to be counted: a prompt that was cut before layer 0 does not show its length.
+            positions = torch.arange(self.host.tokens, self.host.tokens + self.settings.decode_tokens)
+            positions = positions.to(token.device).expand(len(token), -1)
 
             def decode() -> None:
                 following = token
-                for _ in range(self.settings.decode_tokens):
-                    step = self.model(input_ids=following, past_key_values=cache, use_cache=True)
-                    following = step.logits[:, -1:].argmax(-1)
+                for step in range(self.settings.decode_tokens):
+                    output = self.model(
+                        input_ids=following,
+                        position_ids=positions[:, step : step + 1],
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
+                    following = output.logits[:, -1:].argmax(-1)
 
             _, seconds, _ = self.clock.time(decode)
         return prefill, seconds / self.settings.decode_tokens, peak
@@ -240,27 +268,24 @@ class Bench:
         """Seconds that one pruned prefill spends on scores and selection, each layer timed on its own."""
         self.model.set_attn_implementation("sdpa")
         selection = TimedSelection(self.recipe, self.clock)
-        with self._attached(selection):
+        attachment = Attachment(self.model, selection, self.visual)
+        try:
             self._prefill()
+        finally:
+            attachment.detach()
         return selection.seconds
 
     def _prefill(self) -> Any:
         return self.model(inputs_embeds=self.embeds, use_cache=True, logits_to_keep=1)
 
-    def _selection(self, variant: str) -> RecipeSelection | None:
-        pruned = variant in (PRUNED, GENERIC)
-        return RecipeSelection(self.recipe, at_output=variant == GENERIC) if pruned else None
+    def _pruned(self, variant: str) -> AbstractContextManager[Any]:
+        method = self.method(variant)
+        return nullcontext() if method is None else method(self.model, visual_mask=self.visual)
 
-    @contextmanager
-    def _attached(self, selection: Selection | None) -> Iterator[None]:
-        if selection is None:
-            yield
-            return
-        attachment = Attachment(self.model, selection, self.visual)
-        try:
-            yield
-        finally:
-            attachment.detach()
+    def method(self, variant: str) -> Method | None:
+        """What prunes in a variant; None where nothing does."""
+        ours = {UNPRUNED: None, EAGER: None, PRUNED: FitPrune(self.recipe), GENERIC: AtOutput(self.recipe)}
+        return self.peers[variant] if variant in self.peers else ours[variant]
 
     def _figures(
         self,
@@ -269,10 +294,10 @@ class Bench:
         peaks: dict[str, int | None],
         scoring: list[float],
     ) -> dict[str, Any]:
-        predicted = {variant: self._prefill_flops(variant) for variant in VARIANTS}
-        moved = {variant: self._decode_bytes(variant) for variant in VARIANTS}
+        predicted = {variant: self._prefill_flops(variant) for variant in self.variants}
+        moved = {variant: self._decode_bytes(variant) for variant in self.variants}
         figures: dict[str, Any] = {"prefill": {}, "decode": {}}
-        for variant in VARIANTS:
+        for variant in self.variants:
             figures["prefill"][variant] = {
                 **_spread(prefills[variant], 1.0),
                 "flops": predicted[variant],
@@ -293,21 +318,20 @@ class Bench:
 
     def _prefill_flops(self, variant: str, scoring: bool = False) -> int:
         """FLOPs of the matrix products that run, the head on the last row; scoring counts on its own."""
-        host = self.host
-        remove = self._removals(variant)
+        host, method, left = self.host, self.method(variant), self._left(variant)
         macs = flops.true_prefill_macs(
-            remove,
-            host.visual,
+            [before - after for before, after in pairwise(left)],
+            left[0],
             host.prefix + host.text,
             host.shape,
-            drops_before_projection=variant != GENERIC,
+            drops_before_projection=method is None or not method.at_output,
             score_rows=host.visual + host.text if scoring else None,
         )
         return 2 * self.settings.batch * (macs + host.shape.hidden * host.vocabulary)
 
     def _decode_bytes(self, variant: str) -> int:
         """Bytes read per generated token, on average: all weights once, and every row's KV cache."""
-        left = flops.alive(self._removals(variant), self.host.visual)[:-1]
+        left = self._left(variant)[:-1]
         fixed = self.host.prefix + self.host.text + (self.settings.decode_tokens + 1) // 2
         size = self.model.dtype.itemsize
         decoder = self.model.get_decoder().layers.parameters()
@@ -315,8 +339,16 @@ class Bench:
         cache = flops.kv_bytes([tokens + fixed for tokens in left], self.host.shape, size)
         return weights * size + self.settings.batch * cache
 
-    def _removals(self, variant: str) -> Sequence[int]:
-        return self.recipe.remove if variant in (PRUNED, GENERIC) else (0,) * self.recipe.num_layers
+    def _left(self, variant: str) -> list[int]:
+        method, layers = self.method(variant), self.host.shape.layers
+        return [self.host.visual] * (layers + 1) if method is None else method.left(layers, self.host.visual)
+
+
+@dataclass
+class AtOutput(FitPrune):
+    """The recipe by the generic path, for blocks that are not plain pre-norm."""
+
+    at_output: ClassVar[bool] = True
 
 
 class TimedSelection(RecipeSelection):
@@ -331,32 +363,6 @@ class TimedSelection(RecipeSelection):
         answer, seconds, _ = self._clock.time(lambda: super(TimedSelection, self).remove(*args))
         self.seconds += seconds
         return answer
-
-
-class Scores(Selection):
-    """Keeps the attention masses of every layer of the unpruned model."""
-
-    def __init__(self) -> None:
-        self.masses: list[AttentionMass] = []
-
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> None:
-        self.masses.append(token_mass(tokens, query, key, scaling, real_keys))
-
-
-def candidates_by_loop(score: Tensor, visual: Tensor, kept_mass: float) -> Tensor:
-    """`fitprune.search.candidates` as it is defined: for every k the k smallest scores are summed anew, O(V^2)."""
-    order = ascending(score[None], visual[None])[0, : int(visual.sum())]
-    ordered = score[order].double()
-    total, count = ordered.sum(), len(order) - 1
-    for k in range(len(order)):
-        if total - ordered[:k].sum() < kept_mass:
-            count = max(k - 1, 0)
-            break
-    chosen = torch.zeros_like(visual)
-    chosen[order[:count]] = True
-    return chosen
 
 
 def _spread(values: Sequence[float], unit: float) -> dict[str, float]:

@@ -67,6 +67,7 @@ def checks() -> Mapping[str, Check]:
         "next_flops": next_flops,
         "zero_recipe": zero_recipe,
         "ragged_cache": ragged_cache,
+        "shipped_host": shipped_host,
     }
     found |= {f"peer_{name}": partial(peer_saving, entering) for name, entering in PEERS.items()}
     for tokens in KEPT_FROM_LAYER_0:
@@ -244,41 +245,63 @@ def _prefill(model: Any, inputs: dict[str, Tensor]) -> Any:
         return model(**inputs, use_cache=True)
 
 
+def shipped_host() -> Outcome:
+    """Two-hop accuracy of the host that ships at 60 %, under a recipe and after random removal before layer 0."""
+    from fitprune import mini_claims
+
+    questions = 60
+    found = mini_claims.shipped(questions)
+    ours, control = found["fitprune", "two-hop"], found["random-before", "two-hop"]
+    told = [
+        f"{kind}: unpruned {found['unpruned', kind]:.1%}, recipe {found['fitprune', kind]:.1%}, random before layer 0 "
+        f"{found['random-before', kind]:.1%}, FastV {found['fastv', kind]:.1%}"
+        for kind in ("two-hop", "one-hop")
+    ]
+    return Outcome(100 * ours, ours > control, f"{'; '.join(told)}; {questions} questions each")
+
+
 def figures(folder: Path) -> list[Figure]:
-    """Draw the report's figures into a folder: the published recipe, and what all recipes deliver.
+    """Draw the report's figures into a folder: recipes, what they deliver, and what the mini hosts showed.
+
+    Those of recorded results are left out where there are none.
 
     Raises:
         UserError: there is no such folder.
     """
+    from fitprune import figures as draw
+
     if not folder.is_dir():
         raise UserError("no such folder", folder)
+    results = find_package_file("fitprune", "results")
+
+    def recorded(claim: str) -> dict[str, Any] | None:
+        path = None if results is None else results / f"{claim}.json"
+        return read_json(path) if path is not None and path.is_file() else None
+
     PUBLISHED.plot(folder / "recipe-60.png")
-    _plot_delivered(folder / "delivered.png")
-    recipe = "The released 60 % recipe of LLaVA-1.5-7B, layer by layer."
-    delivered = (
-        "What the released recipes save of the visual FLOPs, against their labels: mean counts are rounded down."
-    )
-    return [Figure(folder / "recipe-60.png", recipe), Figure(folder / "delivered.png", delivered)]
-
-
-def _plot_delivered(path: Path) -> None:
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(7, 3.2), layout="constrained", dpi=150)
-    axis = canvas.subplots()
-    axis.axhline(0, color="#999999", linewidth=1, linestyle="--", zorder=1)
-    for model, colour, shift in (
-        ("llava-1.5-7b", "#28536b", 0.0),
-        ("llava-next-7b", "#c8553d", 1.0),
-        ("llava-hr-7b", "#6a994e", 2.0),
-    ):
-        labels = [percent for name, percent in Recipe.released_names() if name == model and percent]
-        beyond = [100 * (Recipe.released(model, label).reduction or 0.0) - label for label in labels]
-        axis.vlines([label + shift for label in labels], 0, beyond, color=colour, linewidth=2)
-        axis.plot([label + shift for label in labels], beyond, "o", color=colour, markersize=5, label=model)
-    axis.set_xticks(range(10, 100, 10))
-    axis.set_xlabel("label of the recipe, % of the visual FLOPs")
-    axis.set_ylabel("delivered - label, points")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
-    canvas.savefig(path)
+    drawn = [
+        Figure(folder / "recipe-60.png", "The released 60 % recipe of LLaVA-1.5-7B, layer by layer."),
+        Figure(
+            draw.delivered(folder / "delivered.png"),
+            "What the released recipes save of the visual FLOPs, against their labels: mean counts are rounded down.",
+        ),
+    ]
+    recipe, patches = draw.mini_host(folder)
+    drawn.append(Figure(recipe, "A 60 % recipe of the mini host that ships: the first layers do nearly all."))
+    drawn.append(Figure(patches, "Which patches of a scene are left under it, and the answers with and without it."))
+    if compared := recorded("mini-which"):
+        path = draw.accuracy(compared["table"], folder / "accuracy.png")
+        seeds = max(len(row["seeds"]) for row in compared["table"])
+        caption = (
+            "Accuracy of the mini hosts against the visual FLOPs that are left, every method at the same budgets; "
+            f"lines: means, dots: {seeds} training seeds."
+        )
+        drawn.append(Figure(path, caption))
+    if gate := recorded("mini-gate"):
+        path = draw.gates(gate["curves"], folder / "gates.png")
+        caption = (
+            "Accuracy of the mini hosts when one visual token is left after a layer; one line a training seed. Hints "
+            "in their training led them to look late: no evidence of where larger models look."
+        )
+        drawn.append(Figure(path, caption))
+    return drawn

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fitprune import cli_recipe
+from fitprune import cli_compare, cli_eval, cli_recipe, mini_claims
+from fitprune.cli_compare import Attention, Device, Dtype
 from fitprune.settings import BenchSettings, DemoSettings, FitSettings, checked
 from fitprune.verify import TOLERANCES, VERIFIERS
 from tenfold import UserError
@@ -16,22 +17,17 @@ from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
 from tenfold.cli.app import console
 
-LATER = (
-    "the benchmarks' own scripts inside `with fitprune.Pruner(recipe)(model):`; its own eval comes in a later version"
-)
 package = Package(
     name="fitprune",
     module="fitprune",
     distribution="fitprune",
-    instead={"train": "fitprune fit: the method has nothing to train", "eval": LATER},
+    instead={"train": "fitprune fit: the method has nothing to train"},
     tolerances=TOLERANCES,
 )
-app = build_app(package, lambda: import_module("fitprune.claims").checks(), VERIFIERS)
+app = build_app(package, lambda: import_module("fitprune.claims").checks(), VERIFIERS, mini_claims.experiments())
 app.add_typer(cli_recipe.app, name="recipe")
-
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Attention = Annotated[str | None, typer.Option(help="sdpa or eager.")]
+cli_eval.add_to(app)
+cli_compare.add_to(app)
 
 
 @app.command(
@@ -104,11 +100,13 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (default), float16 or float32.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 1.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds that count; default 5.")] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Peers at equal FLOPs; may be repeated.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="For the record with all figures.")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Measure prefill, decoding and search at the full width of LLaVA-1.5-7B, beside what the FLOPs promise."""
     given = {"device": device, "layers": layers, "percent": ratio, "dtype": dtype, "batch": batch, "repeats": repeats}
+    given["methods"] = methods
     chosen = checked(BenchSettings, given)
 
     from fitprune.benchmark import run_bench
@@ -145,3 +143,7 @@ def _new_folder(verb: str) -> Path:
 
 def main() -> None:
     run_app(app)
+
+
+if __name__ == "__main__":  # torchrun -m fitprune.cli
+    main()

@@ -173,8 +173,8 @@ def fastv_alive(visual_tokens: int, layer: int, ratio: float, layers: int) -> li
 
 
 def pyramid_alive(visual_tokens: int, stages: Sequence[int], keep: float, layers: int) -> list[int]:
-    """PyramidDrop: ``keep`` of the visual tokens remain at each of the ``stages``."""
-    return [round(visual_tokens * keep ** sum(i >= stage for stage in stages)) for i in range(layers)]
+    """PyramidDrop: ``keep`` of the visual tokens, rounded down, remain at each of the ``stages``."""
+    return [int(visual_tokens * keep ** sum(i >= stage for stage in stages) + 1e-9) for i in range(layers)]
 
 
 def alive_macs(entering: Sequence[int], shape: DecoderShape) -> int:

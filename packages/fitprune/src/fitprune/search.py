@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from fitprune.attachment import Attachment, Selection
 from fitprune.flops import DecoderShape, layer_macs
 from fitprune.ragged import Tokens
-from fitprune.statistics import ascending, token_mass
+from fitprune.statistics import token_mass
 from tenfold import UserError
 
 # Bisection stops at this width of the bracket (seven halvings); the constant is the official one.
@@ -81,7 +81,7 @@ def collect_statistics(model: nn.Module, sample: ModelInputs) -> SampleStatistic
         UserError: the sample holds no image, or no text after it.
     """
     selection = _Statistics()
-    _prefill(model, sample, selection)
+    prefill(model, sample, selection)
     cross, self_ = torch.stack(selection.masses).double().T.tolist()
     return SampleStatistics(tuple(cross), tuple(self_), selection.num_visual)
 
@@ -90,7 +90,7 @@ def fit_alpha(model: nn.Module, sample: ModelInputs, statistics: SampleStatistic
     """Prune one sample as far as ``alpha`` allows; returns the visual tokens left before every layer and
     after the last."""
     selection = _Threshold(statistics, alpha)
-    attachment = _prefill(model, sample, selection)
+    attachment = prefill(model, sample, selection)
     return tuple(tokens.num_visual[0] for tokens in attachment.entering)
 
 
@@ -157,35 +157,38 @@ def mean_removals(best: Evaluation, num_visual: Sequence[int], reference: int) -
     ]
 
 
-def candidates(score: Tensor, visual: Tensor, kept_mass: float) -> Tensor:
+def candidates(score: Tensor, visual: Tensor, kept_mass: Tensor | float) -> Tensor:
     """The tokens of smallest score that can leave while the rest keeps ``kept_mass``.
 
     With ``rem(k)`` the total minus the k smallest scores, the official loop looks for the first k with
     ``rem(k) < kept_mass`` and takes one token less; one cumulative sum gives the same. Where the loop finds
-    none (one token alone holds the mass) all tokens but the one of highest score can leave.
+    none (one token alone holds the mass) all tokens but the one of highest score can leave. Criteria, samples
+    and layers can be leading dimensions: all of them are one sort.
 
     Args:
-        score: ``[tokens]``.
-        visual: ``[tokens]`` bool.
-        kept_mass: the least sum of scores to keep.
+        score: ``[..., tokens]``, not negative.
+        visual: ``[..., tokens]`` bool, broadcast over the leading dimensions.
+        kept_mass: the least sum of scores to keep, ``[...]`` float64 or a number.
 
     Returns:
-        ``[tokens]`` bool.
+        ``[..., tokens]`` bool.
     """
-    order = ascending(score[None], visual[None])[0, : int(visual.sum())]
-    ordered = score[order].double()
-    removed = torch.cat((ordered.new_zeros(1), ordered.cumsum(0)[:-1]))  # sum of the k smallest, k = 0 .. V-1
-    enough = int((ordered.sum() - removed >= kept_mass).sum())
-    chosen = torch.zeros_like(visual)
-    chosen[order[: max(enough - 1, 0)]] = True
-    return chosen
+    # Ascending, the higher index first among equals; other tokens go first, without mass.
+    ordered, order = score.masked_fill(~visual, -1).flip(-1).sort(dim=-1, stable=True)
+    ordered = ordered.double().clamp_(min=0)
+    removed = ordered.cumsum(-1)[..., :-1]  # sum of the k smallest, k = 1 .. tokens - 1
+    kept = torch.as_tensor(kept_mass, dtype=torch.float64, device=score.device).unsqueeze(-1)
+    leaving = torch.zeros_like(order, dtype=torch.bool)
+    torch.ge(ordered.sum(-1, keepdim=True) - removed, kept, out=leaving[..., :-1])
+    return leaving.scatter(-1, order, leaving).flip(-1) & visual
 
 
-def _removed(left: Sequence[Sequence[int]], stop: int, layers: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row[layer] - row[layer + 1] if layer < stop else 0 for layer in range(layers)) for row in left)
+def prefill(model: nn.Module, sample: ModelInputs, selection: Any) -> Attachment:
+    """Run a sample (batch 1) through a model with a selection attached; returns what was attached, detached again.
 
-
-def _prefill(model: nn.Module, sample: ModelInputs, selection: Any) -> Attachment:
+    Raises:
+        UserError: the sample holds no image.
+    """
     attachment = Attachment(model, selection, sample.get("visual_mask"))
     inputs = {name: value for name, value in sample.items() if name != "visual_mask"}
     try:
@@ -196,6 +199,10 @@ def _prefill(model: nn.Module, sample: ModelInputs, selection: Any) -> Attachmen
     if not attachment.entering:
         raise UserError("a calibration sample without an image", None, "an image and a question in every sample")
     return attachment
+
+
+def _removed(left: Sequence[Sequence[int]], stop: int, layers: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row[layer] - row[layer + 1] if layer < stop else 0 for layer in range(layers)) for row in left)
 
 
 class _Statistics(Selection):
@@ -209,8 +216,8 @@ class _Statistics(Selection):
         self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
     ) -> None:
         _one_sample(tokens)
-        cross, self_ = _scores(tokens, query, key, scaling, real_keys)
-        self.masses.append(torch.stack((cross[tokens.visual[0]].sum(), self_[tokens.visual[0]].sum())))
+        scores = _scores(tokens, query, key, scaling, real_keys)
+        self.masses.append(scores[:, tokens.visual[0]].sum(1))
         self.num_visual = tokens.num_visual[0]
 
 
@@ -218,25 +225,22 @@ class _Threshold(Selection):
     """Removes what both criteria allow at one ``alpha``."""
 
     def __init__(self, statistics: SampleStatistics, alpha: float) -> None:
-        self.statistics = statistics
-        self.alpha = alpha
+        masses = torch.tensor((statistics.cross, statistics.self_), dtype=torch.float64)
+        self.kept_mass = masses.T * (1 - alpha)  # [layers, 2]
 
     def remove(
         self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
     ) -> tuple[Tensor, tuple[int, ...]]:
-        cross, self_ = _scores(tokens, query, key, scaling, real_keys)
-        visual, keep = tokens.visual[0], 1 - self.alpha
-        leaving = candidates(cross, visual, self.statistics.cross[layer] * keep)
-        leaving &= candidates(self_, visual, self.statistics.self_[layer] * keep)
-        return leaving[None], (int(leaving.sum()),)
+        scores = _scores(tokens, query, key, scaling, real_keys)
+        self.kept_mass = self.kept_mass.to(scores.device)
+        leaving = candidates(scores, tokens.visual, self.kept_mass[layer]).all(0, keepdim=True)
+        return leaving, (int(leaving.sum()),)
 
 
-def _scores(
-    tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``a_cross`` per text token and ``a_self``, ``[tokens]`` float32 each."""
+def _scores(tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None) -> Tensor:
+    """``a_cross`` per text token and ``a_self``, ``[2, tokens]`` float32."""
     mass = token_mass(tokens, query, key, scaling, real_keys)
-    return mass.cross[0] / tokens.text[0].sum(), mass.self_[0]
+    return torch.stack((mass.cross[0] / tokens.text[0].sum(), mass.self_[0]))
 
 
 def _one_sample(tokens: Tokens) -> None:

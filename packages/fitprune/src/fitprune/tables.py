@@ -92,14 +92,24 @@ def bench_tables(figures: Mapping[str, Any]) -> Group:
         f"Scores and selection take {_time(scoring)} of the pruned prefill ({scoring['share_of_pruned_prefill']:.1%}), "
         f"{flops(scoring['flops'])} GFLOPs that are not in the prediction."
     )
-    searched = (
-        f"Search: {search['milliseconds']:.3f} ms per selection among {search['visual_tokens']} tokens, the O(V²) loop "
-        f"{search['loop_milliseconds']:.2f} ms: {search['ratio']:.0f} times faster, same tokens in all "
-        f"{search['selections']} selections."
-    )
+    searched = "\n".join(_searched(row) for row in (search, search.get("larger")) if row)
+    knobs = "; ".join(f"{name} {knob}" for name, knob in figures.get("knobs", {}).items())
+    equal = f"At the same visual FLOPs: {knobs}." if knobs else ""
+    left_out = "\n".join(f"Left out: {name}: {reason}" for name, reason in figures.get("left_out", {}).items())
+    facts = "\n".join(escape(line) for line in (facts, pruning, equal, left_out) if line)
     prefill = _bench_table("Prefill", figures["prefill"], "GFLOPs", "flops")
     decode = _bench_table("Decode, per token", figures["decode"], "GB read", "bytes")
-    return Group(facts, pruning, prefill, scored, decode, searched)
+    return Group(facts, prefill, scored, decode, searched)
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    line = (
+        f"Search: {search['milliseconds']:.3f} ms per selection among {search['visual_tokens']} tokens, the O(V²) loop "
+        f"{search['loop_milliseconds']:.2f} ms: {search['ratio']:.0f} times faster"
+    )
+    if "at_once_ratio" in search:
+        line += f" ({search['at_once_ratio']:.0f} with all layers and tolerances in one call)"
+    return f"{line}, same tokens in all {search['selections']} selections."
 
 
 def _bench_table(title: str, rows: Mapping[str, Any], cost: str, field: str) -> Table:

@@ -6,12 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fitprune.settings import DemoSettings, FitSettings, checked
+from fitprune.settings import DemoSettings, EvalSettings, FitSettings, checked
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip a
-# selection: one step of the bisection, and what that moves.
-TOLERANCES = {"*.alpha": 1 / 128, "*_reduction": 0.02, "*.visual_tokens_left": 12}
+# selection: one step of the bisection, and what that moves; or an answer: 2 % of a score.
+TOLERANCES = {
+    "*.alpha": 1 / 128,
+    "*_reduction": 0.02,
+    "*.visual_tokens_left": 12,
+    # Of an evaluation. MME counts points, up to 200 a subtask.
+    "scores.perception": 40,
+    "scores.cognition": 16,
+    "scores.*/points": 8,
+    "scores.unread": 10,
+    "scores.neither yes nor no": 10,
+    "scores.*": 0.02,
+    "new_tokens": 2,
+    "*_gflops": 0.002,
+}
 
 
 def fit_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
@@ -28,4 +41,12 @@ def demo_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     return run_demo(checked(DemoSettings, record.config, record.id), record.seed, folder).metrics
 
 
-VERIFIERS = {"fit": fit_again, "demo": demo_again}
+def eval_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The metrics of the same evaluation, made in a new folder."""
+    from fitprune.evaluate import run_eval
+
+    (evaluation,) = run_eval(checked(EvalSettings, record.config, record.id), record.seed, folder)
+    return evaluation.metrics
+
+
+VERIFIERS = {"fit": fit_again, "demo": demo_again, "eval": eval_again}

@@ -7,6 +7,7 @@ larger than memory can be copied shard by shard.
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -29,6 +30,19 @@ LAYOUTS = (
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 )
 SHARD_BYTES = 4 * 10**9
+# What torch.load was seen to raise on random, cut and altered bytes.
+_BROKEN = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ def _pickled(path: Path) -> dict[str, StoredTensor]:
     try:
         # Zip archives (torch 1.6 and later) are mapped, so that only what is used is read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except _BROKEN as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"broken, truncated or no plain weights ({reason})", path, "a pickle of tensors") from error
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
