@@ -102,8 +102,9 @@ def test_the_dry_run_prints_the_plan_of_the_paper(dtnet, tmp_path, monkeypatch):
         assert any(epochs in line.split() and rate in line.split() for line in out.splitlines()), (epochs, rate)
 
 
-def test_the_dry_run_counts_the_data_that_it_is_given(dtnet, config, data):
-    code, out, _ = dtnet("train", "--config", config, "--data", data, "--stages", "scst", "--dry-run")
+def test_the_dry_run_counts_the_data_that_it_is_given(dtnet, data):
+    """Fails if --data or --stages is passed by."""
+    code, out, _ = dtnet("train", "--config", "mini", "--data", data, "--stages", "scst", "--dry-run")
     assert code == 0 and "40 images" in out and "counted in the data" in out and "captions" not in out
     code, out, _ = dtnet("train", "--config", "mini", "--dry-run")
     assert code == 0 and "20,000 captions" in out and "4,000 images" in out

@@ -15,9 +15,10 @@ from dtnet.mini_claims import BLIND, JOINT, PLAIN, VARIANTS, judge, measure_run,
 from dtnet.mini_data import write_mini_coco
 from dtnet.model import DTNet
 from dtnet.settings import TrainSettings
-from dtnet.train import run_train
+from dtnet.train import STATE, run_train
 from tenfold.cli import load_config, package_file
 from tenfold.ledger import load_ledger
+from tenfold.runs import read_json, write_checkpoint
 
 # A training of a second: by the shipped config, but for sizes.
 TINY = (
@@ -54,6 +55,23 @@ def test_a_run_is_measured_before_and_after_self_critical_training(folder: Path,
     assert any(not torch.equal(before[name], after[name]) for name in before) or run["training"]["best_step"] == 8
     assert run["xe"]["routing"]["swap"].keys() >= {"own", "another", "mean"}
     assert run["xe"]["routing"]["images"] == 6 and 0 <= run["xe"]["routing"]["kinds"]["share"] <= 1
+
+
+def test_self_critical_training_started_from_the_best_weights(tmp_path: Path) -> None:
+    """Fails if the last weights of cross entropy are taken, or those of a checkpoint after it."""
+
+    def save(step: int, best: float, stages: tuple[str, ...]) -> None:
+        state = {"model": {"w": torch.tensor(-1.0)}, "best": {"w": torch.tensor(best)}}
+        progress = {"by_stage": {stage: {"best": best, "last": 0.0} for stage in stages}}
+        write_checkpoint(tmp_path, step, lambda folder: torch.save({**state, "progress": progress}, folder / STATE))
+
+    save(800, 1.0, ("xe",))
+    save(1600, 2.0, ("xe",))
+    save(1720, 3.0, ("xe", "scst"))
+    assert mini_claims.before_scst(tmp_path)["w"] == 2
+    save(1840, 4.0, ("xe", "scst"))
+    with pytest.raises(RuntimeError, match="not the end of cross entropy"):
+        mini_claims.before_scst(tmp_path)
 
 
 def test_what_is_finished_is_kept(folder: Path, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +179,17 @@ def test_the_tables_of_the_figures_have_a_row_for_each_rival(folder: Path, run: 
     ]
     assert len(findings["mini-caption"].more["table"]) == 4
     assert findings["mini-cells"].more["table"][0]["seeds"] == [80.0, 81.0, 82.0]
+
+
+@pytest.mark.slow
+def test_all_runs_in_two_processes_and_again_from_what_is_kept(tmp_path: Path) -> None:
+    """Fails if a worker cannot be spawned, or results get attributed to another variant."""
+    write_mini_coco(tmp_path / "data", 0, 40, 6, 6, images=False)
+    findings = mini_claims.conduct(tmp_path, TINY)
+    assert len(list(tmp_path.glob("*-*.json"))) == len(VARIANTS) * len(mini_claims.SEEDS)
+    (tmp_path / "blind-2.json").unlink()
+    again = mini_claims.conduct(tmp_path, TINY)
+    assert [finding.value for finding in again] == [finding.value for finding in findings]
+    measured_plain = [read_json(tmp_path / f"plain-{seed}.json")["xe"]["beam"]["cider"] for seed in mini_claims.SEEDS]
+    table = next(finding for finding in findings if finding.claim == "mini-cells").more["table"]
+    assert table[0]["seeds"] == measured_plain

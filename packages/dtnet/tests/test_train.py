@@ -134,7 +134,7 @@ def test_the_self_critical_loss_raises_what_is_better_than_the_mean_of_its_image
         for score, row in zip(scores, beams.log_probs[image], strict=True):
             expected -= (score - scores.mean()) * row.sum().item() / 8 / (2 * len(batch.image_ids))
     assert values["reward"].item() == pytest.approx(sum(rewards) / len(rewards), rel=1e-5)
-    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert expected and loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-10)
 
 
 def test_a_second_pass_gives_the_log_probabilities_of_the_search(data: Path) -> None:

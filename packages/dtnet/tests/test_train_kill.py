@@ -129,13 +129,13 @@ def test_what_does_not_move_the_weights_may_change_on_the_way(data: Path, whole:
 @pytest.mark.slow
 def test_two_dozen_kills_one_after_the_other_change_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
     """After every step, and inside every checkpoint, in turn. Fails if any of them leaves what the next trips over."""
-    folder, deaths = tmp_path / "run", 0
-    settings = tiny_settings(data)
+    folder, settings = tmp_path / "run", tiny_settings(data)
+    written = {2, 4, 5, 6, 8, 10, 12, 13, 14, 16}  # every second step, and the end of an epoch
     for step in range(1, STEPS + 1):
-        deaths += die_after(step, settings, folder, resume=True)
-        deaths += die_inside_checkpoint(step, settings, folder, resume=True)
-    assert deaths >= 20
-    assert run_train(settings, 0, folder, resume=True).resumed > 0
+        assert die_after(step, settings, folder, resume=True), step
+        if step in written:
+            assert die_inside_checkpoint(step, settings, folder, resume=True), step
+    assert run_train(settings, 0, folder, resume=True).resumed == 14
     same(folder, whole)
 
 

@@ -130,7 +130,7 @@ def parameters_dynamic() -> Outcome:
     """What the full-size model has beside a plain transformer."""
     whole = counts(full_model())["total"]
     dynamic = whole - counts(full_model(cells=STATIC, routing="uniform"))["total"]
-    return Outcome(dynamic, True, f"{dynamic / whole:.1%} of {whole:,}")
+    return Outcome(dynamic, None, f"{dynamic / whole:.1%} of {whole:,}")
 
 
 def macs_encoder() -> Outcome:
@@ -139,7 +139,7 @@ def macs_encoder() -> Outcome:
     from dtnet.flops import encoder_macs
 
     ratio = encoder_macs(DTNetConfig()) / encoder_macs(DTNetConfig(cells=STATIC))
-    return Outcome(encoder_macs(DTNetConfig()) / 1e6, True, f"{ratio:.2f} times those of a plain transformer")
+    return Outcome(encoder_macs(DTNetConfig()) / 1e6, None, f"{ratio:.2f} times those of a plain transformer")
 
 
 def macs_static_encoder() -> Outcome:
@@ -147,7 +147,7 @@ def macs_static_encoder() -> Outcome:
     from dtnet.config import DTNetConfig
     from dtnet.flops import encoder_macs
 
-    return Outcome(encoder_macs(DTNetConfig(cells=STATIC)) / 1e6, True)
+    return Outcome(encoder_macs(DTNetConfig(cells=STATIC)) / 1e6, None)
 
 
 def macs_caption(cached: bool) -> Outcome:
@@ -155,7 +155,7 @@ def macs_caption(cached: bool) -> Outcome:
     from dtnet.config import DTNetConfig
     from dtnet.flops import caption_macs
 
-    return Outcome(caption_macs(DTNetConfig(), cached=cached) / 1e6, True)
+    return Outcome(caption_macs(DTNetConfig(), cached=cached) / 1e6, None)
 
 
 def macs_ratio() -> Outcome:
@@ -165,7 +165,7 @@ def macs_ratio() -> Outcome:
 
     config = DTNetConfig()
     theirs, ours = (encoder_macs(config) + caption_macs(config, cached=cached) for cached in (False, True))
-    return Outcome(theirs / ours, True, f"{theirs / 1e6:,.0f} against {ours / 1e6:,.0f} M MACs")
+    return Outcome(theirs / ours, None, f"{theirs / 1e6:,.0f} against {ours / 1e6:,.0f} M MACs")
 
 
 def macs_counter() -> Outcome:

@@ -168,9 +168,8 @@ class Training:
             self._save(optimizer)
 
     def _step(self, stage: Stage[Any], optimizer: torch.optim.Adam, batch: Any, epoch: int, number: int) -> None:
-        rate = stage.plan.rate(epoch, number)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = stage.plan.rate(epoch, number)
         dropout = stream(self.seed, "dropout", stage.plan.name, epoch, number, self.ranks.rank)
         torch.manual_seed(int(dropout.integers(2**63)))
         self._train_mode()
@@ -185,7 +184,8 @@ class Training:
         if self.progress.step % self.settings.log_steps == 0:
             logged = {"loss": loss.detach(), **values}
             summed = {name: self.ranks.sum(value).item() for name, value in logged.items()}
-            self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=rate, **summed)
+            used = optimizer.param_groups[0]["lr"]
+            self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=used, **summed)
 
     def _train_mode(self) -> None:
         self.model.train()
