@@ -22,7 +22,8 @@ def blocks(language):
 def test_the_python_of_the_readme_runs_on_the_mini_host(tmp_path, monkeypatch):
     """Fails if a public name or an argument that the README uses changes."""
     monkeypatch.chdir(tmp_path)
-    Recipe("mini_host", 6, 36, (20, 0, 6, 0, 0, 0)).save("given.json")
+    layers = mini_host.config().text_config.num_hidden_layers
+    Recipe("mini_host", layers, mini_host.VISUAL_TOKENS, (20, 0, 6, *[0] * (layers - 3))).save("given.json")
     code = "\n".join(blocks("python"))
     for written, here in (
         ('"llava-hf/llava-1.5-7b-hf"', repr(str(mini_host.path()))),
@@ -50,6 +51,20 @@ def test_the_commands_of_the_readme_run(tmp_path):
         picture.verify()
 
 
+def test_every_verb_and_every_baseline_is_in_the_readme():
+    """Fails if a verb or a baseline is added, or renamed, and the README does not tell."""
+    import typer
+
+    from fitprune.baselines import METHODS
+    from fitprune.cli import app
+
+    told = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("fitprune ")}
+    assert set(typer.main.get_command(app).commands) - told == {"train", "report"}
+    table = README.partition("## Baselines")[2].partition("## ")[0]
+    for name, method in METHODS.items():
+        assert f"`{name}`" in table and method.__name__ in table
+
+
 def test_every_command_of_the_readme_has_the_options_it_is_given(capsys, monkeypatch):
     """Also those that need official weights. Fails if an option is renamed."""
     import typer
@@ -58,7 +73,7 @@ def test_every_command_of_the_readme_has_the_options_it_is_given(capsys, monkeyp
 
     command = typer.main.get_command(app)
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("fitprune ")]
-    assert len(lines) > 10
+    assert len(lines) > 20
     for line in lines:
         _, verb, *arguments = shlex.split(line, comments=True)
         context = command.commands[verb].make_context(verb, arguments, resilient_parsing=False)

@@ -43,7 +43,7 @@ def experiments() -> Experiments:
     """What `claims --train` does."""
     return Experiments(
         f"trains the mini host with {len(SEEDS)} seeds (about 30 minutes on two cores) and compares {len(COMPARED)} "
-        f"pruners at {len(RATIOS)} budgets on {len(KINDS) * QUESTIONS} questions a seed (about 10 minutes)",
+        f"pruners at {len(RATIOS)} budgets on {len(KINDS) * QUESTIONS} questions a seed (about 7 minutes)",
         conduct,
     )
 
