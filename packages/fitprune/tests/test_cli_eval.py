@@ -181,7 +181,7 @@ def test_torchrun_shares_the_work(options, evaluated, tmp_path):
     """The command of the help text, in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["-m", "fitprune.cli", "eval", *options, "--output", str(tmp_path / "run")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, capture_output=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"})
     for name in ("predictions.jsonl", "metrics.json"):
         assert (tmp_path / "run" / name).read_bytes() == (evaluated / name).read_bytes()
 

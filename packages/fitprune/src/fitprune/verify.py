@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fitprune.settings import DemoSettings, EvalSettings, FitSettings, checked
+from fitprune.settings import AnalyzeSettings, CompareSettings, DemoSettings, EvalSettings, FitSettings, checked
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip a
@@ -49,4 +49,24 @@ def eval_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     return evaluation.metrics
 
 
-VERIFIERS = {"fit": fit_again, "demo": demo_again, "eval": eval_again}
+def compare_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The metrics of the same comparison, made in a new folder."""
+    from fitprune.compare_run import metrics, run_compare
+
+    return metrics(run_compare(checked(CompareSettings, record.config, record.id), record.seed, folder))
+
+
+def analyze_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The figures of the same analysis, made in a new folder."""
+    from fitprune.analyze import run_analyze
+
+    return run_analyze(checked(AnalyzeSettings, record.config, record.id), record.seed, folder).figures()
+
+
+VERIFIERS = {
+    "fit": fit_again,
+    "demo": demo_again,
+    "eval": eval_again,
+    "compare": compare_again,
+    "analyze": analyze_again,
+}

@@ -10,10 +10,11 @@ Needs the extra `tenfold[train]` (torch, transformers).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlamaModel, LlavaForConditionalGeneration, LlavaProcessor
 
 from tenfold.data import mini_host, miniworld
 from tenfold.data.mini_sets import SHORT_ANSWER
@@ -71,7 +72,7 @@ def evaluate(
 
 
 # What a user may do differently from the trainer: larger pictures (resized by Pillow), an ending to the question.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "as trained": {},
     "336 pixel pictures": {"size": 336},
     "short-answer ending": {"ending": SHORT_ANSWER},
@@ -99,7 +100,7 @@ def gate_curve(
     Returns:
         One share per layer. Nothing is lost by dropping after the last layer: its share is the whole model's.
     """
-    right = torch.zeros(model.config.text_config.num_hidden_layers)
+    right = torch.zeros(len(model.model.language_model.layers))
     questions = asked(kind, seed, count)
     for start in range(0, count, batch):
         part = questions[start : start + batch]
@@ -151,7 +152,7 @@ def pruned_logits(
 
 
 def _apply(
-    layers: Sequence[torch.nn.Module], decoder: torch.nn.Module, hidden: Tensor, mask: Tensor, positions: Tensor
+    layers: Sequence[torch.nn.Module], decoder: LlamaModel, hidden: Tensor, mask: Tensor, positions: Tensor
 ) -> Tensor:
     """Decoder layers with causal attention on tokens `[batch, tokens, width]`, padding unseen."""
     tokens = hidden.shape[1]

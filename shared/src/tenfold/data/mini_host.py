@@ -100,13 +100,15 @@ def build(seed: int) -> LlavaForConditionalGeneration:
         model = LlavaForConditionalGeneration(config()).eval()
     # CLIP's own start is a tenth of what the patches add up to: where things are would be learnt last.
     with torch.no_grad():
-        model.model.vision_tower.embeddings.position_embedding.weight[1:] = _positions(model.config.vision_config)
+        model.model.vision_tower.embeddings.position_embedding.weight[1:] = _positions(
+            config().vision_config.hidden_size
+        )
     return model
 
 
-def _positions(config: CLIPVisionConfig) -> Tensor:
+def _positions(width: int) -> Tensor:
     """Sines and cosines of a patch's row, then of its column: `[patches, width]`."""
-    edge, waves = config.image_size // config.patch_size, config.hidden_size // 4
+    edge, waves = IMAGE_SIZE // PATCH_SIZE, width // 4
     frequencies = torch.pi / edge * edge ** torch.linspace(0, 1, waves)
     angles = (torch.arange(edge)[:, None] + 0.5) * frequencies
     code = torch.cat([angles.sin(), angles.cos()], dim=1)  # [edge, width / 2]

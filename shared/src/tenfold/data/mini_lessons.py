@@ -193,7 +193,8 @@ class Batches:
         padded = [ids + [padding] * (longest - len(ids)) for ids in sequences]
         pixels = self._processor.image_processor(images, return_tensors="pt")["pixel_values"]
         where = torch.tensor([hint[:3] for hint in hints])
-        hints_of_batch = Hints(*where.unbind(1), torch.tensor([hint[3] for hint in hints]))
+        told_there = torch.tensor([hint[3] for hint in hints])
+        hints_of_batch = Hints(where[:, 0], where[:, 1], where[:, 2], told_there)
         return Batch(pixels, torch.tensor(padded), torch.tensor(rows), torch.tensor(columns), kinds, hints_of_batch)
 
     def _sequence(

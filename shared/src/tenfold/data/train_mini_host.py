@@ -150,8 +150,8 @@ def hint_loss(model: LlavaForConditionalGeneration, hidden: Sequence[Tensor], hi
 @cache
 def hinted_ids() -> tuple[list[int], ...]:
     """The vocabulary's ids of the words of HINTED."""
-    tokenizer = mini_host.tokenizer()
-    return tuple(tokenizer.convert_tokens_to_ids(list(words)) for words in HINTED.values())
+    vocabulary = mini_host.tokenizer().get_vocab()
+    return tuple([vocabulary[word] for word in words] for words in HINTED.values())
 
 
 def train(
