@@ -20,7 +20,7 @@ TESTS := shared/tests $(wildcard packages/*/tests) tests
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format claims bench report wheels lock clean
+.PHONY: help setup demo test test-all lint format claims bench report wheels lmms lock clean
 
 help:  ## show this
 	@echo "Tenfold: ten vision-language papers, each one install away."
@@ -75,11 +75,15 @@ wheels: setup  ## release wheels, in dist/
 	done
 	@ls dist/*.whl
 
+lmms:  ## lmms-eval in .venv-lmms, and the test of FitPrune's plug-in with it
+	@"$(PYTHON)" bootstrap.py lmms
+	@OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest packages/fitprune/tests/test_lmms.py $(ARGS)
+
 lock:  ## derive requirements.lock again from the pyproject.toml files
 	@"$(PYTHON)" bootstrap.py lock
 
 clean:  ## remove what make made, but for runs/
-	@rm -rf .venv .tools dist report .pytest_cache .ruff_cache .hypothesis uv.lock
+	@rm -rf .venv .venv-lmms .tools dist report .pytest_cache .ruff_cache .hypothesis uv.lock
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One paper: make fitprune-bench ARGS="--layers 2"

@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
+VENV_LMMS = ROOT / ".venv-lmms"
 # Says that the dependencies are installed whole; absent while they are being installed.
 WHOLE = VENV / "dependencies-are-whole"
 # Says which state of the repository the environment was made from.
@@ -86,6 +87,24 @@ def setup() -> None:
         call(command, "installing the packages of this repository", environment, held, cwd=Path("/"))
         STAMP.write_text(_digest(), encoding="utf-8")
         say(".venv is ready")
+
+
+def setup_lmms() -> None:
+    """Make or refresh `.venv-lmms`: lmms-eval, whose pins are its own, with FitPrune and pytest.
+
+    Raises:
+        SetupError: as `setup`.
+    """
+    with exclusive() as held:
+        uv = ensure_uv(held)
+    environment = uv_environment(uv)
+    python = VENV_LMMS / "bin" / "python"
+    if not python.exists():
+        call([uv, "venv", "--quiet", "--no-project", "--python", PYTHON, VENV_LMMS], "making .venv-lmms", environment)
+    say("installing lmms-eval into .venv-lmms (the first time this downloads torch: several GB)")
+    command = [uv, "pip", "install", "--quiet", "--python", python, "--group", "packages/fitprune/pyproject.toml:lmms"]
+    command += ["--editable", "shared", "--editable", "packages/fitprune[eval]"]
+    call(command, "installing lmms-eval", environment, cwd=ROOT)
 
 
 def derive_lock(folder: Path = ROOT) -> str:
@@ -295,10 +314,12 @@ def main(arguments: "list[str]") -> int:
             fresh = LOCK.with_suffix(".new")
             fresh.write_text(derive_lock(), encoding="utf-8")
             fresh.replace(LOCK)
+        elif arguments == ["lmms"]:
+            setup_lmms()
         elif not arguments:
             setup()
         else:
-            raise SetupError(f"unknown: {' '.join(arguments)} (expected nothing, or lock)")
+            raise SetupError(f"unknown: {' '.join(arguments)} (expected nothing, lock or lmms)")
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@ TARGETS = [
     "bench",
     "report",
     "wheels",
+    "lmms",
     "lock",
     "clean",
 ]
