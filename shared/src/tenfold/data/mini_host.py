@@ -100,9 +100,8 @@ def build(seed: int) -> LlavaForConditionalGeneration:
         model = LlavaForConditionalGeneration(config()).eval()
     # CLIP's own start is a tenth of what the patches add up to: where things are would be learnt last.
     with torch.no_grad():
-        model.model.vision_tower.embeddings.position_embedding.weight[1:] = _positions(
-            config().vision_config.hidden_size
-        )
+        positions = model.model.vision_tower.embeddings.position_embedding.weight
+        positions[1:] = _positions(positions.shape[1])
     return model
 
 
