@@ -146,10 +146,10 @@ def find_material(settings: AnalyzeSettings, model: DTNet, folder: Path, stack: 
         ids = grids.ids()[: settings.limit]
         return Material(list(ids), grids.batch(ids), [None] * SHOWN, files={"features": Path(settings.features)})
     if settings.data is None and settings.features is None:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dtnet-analyze-")), "coco")
-        scenes = held_out_scenes(place, settings.limit)
+        drawn = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dtnet-analyze-")), "coco")
+        scenes = held_out_scenes(drawn, settings.limit)
         ids = scenes.captions.images("test")
-        return mini_material(place, ids, scenes.features.batch(ids), scenes.captions.references("test"))
+        return mini_material(drawn, ids, scenes.features.batch(ids), scenes.captions.references("test"))
     values = {name: getattr(settings, name) for name in ("data", "captions", "features", "key", "split", "limit")}
     work = open_work(EvalSettings(model=(str(folder),), **values), str(model.device))
     assert work.references is not None

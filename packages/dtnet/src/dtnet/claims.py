@@ -23,6 +23,7 @@ from tenfold.runs import read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dtnet.config import DTNetConfig
     from dtnet.model import DTNet
 
 Check = Callable[[], Outcome]
@@ -202,7 +203,7 @@ def macs_counter() -> Outcome:
     return Outcome(f"{len(wrong)} of 6 differ" if wrong else "6 counts agree", not wrong, ", ".join(wrong))
 
 
-def small_config() -> object:
+def small_config() -> DTNetConfig:
     """Dimensions of a model that takes milliseconds."""
     from dtnet.config import DTNetConfig
 
@@ -240,14 +241,16 @@ def planted_router(scale: float = PLANTED) -> DTNet:
     from dtnet.model import DTNet
     from dtnet.router import Router
 
-    model = DTNet(small_config()).eval()  # type: ignore[arg-type]
+    model = DTNet(small_config()).eval()
     generator = torch.Generator().manual_seed(0)
     for module in model.encoder.modules():
         if isinstance(module, nn.LayerNorm):
             module.weight.data += 0.5 * torch.randn(module.weight.shape, generator=generator)
             module.bias.data += 0.5 * torch.randn(module.bias.shape, generator=generator)
         if isinstance(module, Router):
-            module.joint[-1].weight.data *= scale
+            last = module.joint[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.data *= scale
     return model
 
 

@@ -135,7 +135,7 @@ def run_demo(settings: DemoSettings, output: Path) -> Demonstration:
     data: dict[str, Any] = {"model": fingerprint(folder)}
     data |= {f"image {number}": fingerprint(Path(name)) for number, name in enumerate(settings.images)}
     with run("dtnet", "demo", config=settings.model_dump(), seed=0, output=output, data=data) as current:
-        options = {"beam_size": settings.beams, "max_len": settings.max_len, "return_paths": True}
+        options: dict[str, Any] = {"beam_size": settings.beams, "max_len": settings.max_len, "return_paths": True}
         if pictures:
             names = [Path(name).name for name in settings.images]
             references: list[tuple[str, ...]] = [()] * len(names)

@@ -214,6 +214,7 @@ def judge(measured: Mapping[str, Sequence[Mapping[str, Any]]], baseline: Mapping
     gained_xe = {key: _pairs(measured[JOINT], key, "xe") for key in ("log_prob", "cider")}
     own, another, mean = (_swap(measured[JOINT], "xe", name) for name in ("own", "another", "mean"))
     others = ("uniform", "spatial", "channel")
+    alone = {name: _swap(measured[name], "xe", "another") - _swap(measured[name], "xe", "own") for name in others[1:]}
     more = bool(gained["log_prob"].mean() > _spread(gained["log_prob"]))
     not_worse = bool(gained["cider"].mean() >= -_spread(gained["cider"]))
     return [
@@ -248,7 +249,8 @@ def judge(measured: Mapping[str, Sequence[Mapping[str, Any]]], baseline: Mapping
         Finding(
             "mini-paths", (another - own).mean(), _apart(another, own),
             f"loss of a word {_show(own, 4)} by an image's own weights, {_show(another - own, 5)} more by another "
-            f"image's, {_show(mean - own, 5)} more by the mean ones; {_spreads(measured[JOINT])}; {seeds}",
+            f"image's, {_show(mean - own, 5)} more by the mean ones; {_spreads(measured[JOINT])}; another image's in routers "
+            f"of one branch: {_show(alone['spatial'], 5)} spatial, {_show(alone['channel'], 5)} channel; {seeds}",
             {"routing": {name: [run["xe"]["routing"] for run in measured[name]] for name in ROUTED}},
         ),
     ]  # fmt: skip
