@@ -146,7 +146,7 @@ def test_other_schedulers_can_be_put_in(edits, settings, scheduler):
 
 
 def test_the_authors_scheduler_takes_the_place_of_the_model_s(pipe):
-    """On the model's own betas. Fails if steps_offset=1 of a PNDM config is carried over."""
+    """On the model's own betas. Fails if the timestep spacing of another scheduler's config is carried over."""
     assert isinstance(pipe.scheduler, LMSDiscreteScheduler)
     pipe.scheduler.set_timesteps(50)
     assert pipe.scheduler.timesteps[25].item() == pytest.approx(489.306, abs=1e-3)
@@ -239,7 +239,7 @@ def test_saved_and_loaded_it_edits_with_the_same_bits(pipe, edits, settings, tmp
         ({"image": "nowhere.png"}, "no such image: nowhere.png"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 pictures"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_what_cannot_be_used_is_refused_in_one_line(pipe, edits, settings, changes, message):
     arguments = {"image": edits[0].picture(), "prompt": edits[0].prompt, **settings, **changes}

@@ -14,6 +14,7 @@ averaged at once. Every other module is left alone.
 
 from __future__ import annotations
 
+from functools import partial, update_wrapper
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,12 +65,12 @@ class AttentionRecorder:
             raise UserError("already recording", type(self.unet).__name__, "one recording at a time")
         for name, module in self.layers.items():
             self._before[name] = module.processor
-            module.processor = _Recording(module.processor, self)
+            module.set_processor(_Recording(module.processor, self))
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, processor in self._before.items():
-            self.layers[name].processor = processor
+            self.layers[name].set_processor(processor)
         self._before = {}
 
     def expect(self, height: int, width: int, rows: slice = slice(None)) -> None:
@@ -127,6 +128,9 @@ class _Recording:
     def __init__(self, processor: Any, recorder: AttentionRecorder) -> None:
         self.processor = processor
         self.recorder = recorder
+        # diffusers hands on only the keywords that it finds in the signature of `processor.__call__`: show it the
+        # wrapped one's, else an IP adapter's masks are lost. Calls go to the class's method, as Python looks it up.
+        self.__call__ = update_wrapper(partial(type(self).__call__, self), processor.__call__)
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Verbs of `inst-diff-edit` beside editing: train, bench, eval."""
+"""Verbs of `inst-diff-edit` beside editing: train, and eval and bench from `cli_eval`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from inst_diff_edit import cli_eval
 from tenfold.cli import Experiments, SeedOption
 
 
@@ -20,6 +21,8 @@ def experiments() -> Experiments:
 def register(app: typer.Typer) -> None:
     """Add the verbs to the package's command."""
     app.command(epilog="Example: [bold]inst-diff-edit train --output runs/mini[/bold]")(train)
+    app.command(name="eval", epilog=cli_eval.EVAL_EPILOG)(cli_eval.evaluate)
+    app.command(epilog=cli_eval.BENCH_EPILOG)(cli_eval.bench)
 
 
 def train(

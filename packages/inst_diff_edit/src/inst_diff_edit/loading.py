@@ -29,8 +29,8 @@ def load_pipeline(settings: ModelSettings) -> InstDiffEditPipeline:
     inpaint = None if settings.inpaint is None else model_source(settings.inpaint)
     try:
         pipe = InstDiffEditPipeline.from_pretrained(source, inpaint=inpaint, torch_dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        # Of missing files, of broken configs, of weights of another shape.
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        # Of missing files, of broken or incomplete configs, of weights of another shape.
         raise UserError(f"cannot be loaded ({_first_line(error)})", source, "a model in diffusers' layout") from error
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe, pipe.inpaint):

@@ -69,7 +69,7 @@ def path() -> Path:
 
 def load(folder: str | Path | None = None) -> InstDiffEditPipeline:
     """The trained mini model (float32, CPU) as a pipeline; ``folder`` defaults to the one that ships."""
-    pipe = InstDiffEditPipeline.from_pretrained(folder or path(), local_files_only=True)
+    pipe = InstDiffEditPipeline.from_pretrained(str(folder or path()), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

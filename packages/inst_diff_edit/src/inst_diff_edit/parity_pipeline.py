@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from inst_diff_edit.baselines import sdedit
 from inst_diff_edit.masks import instant_mask
@@ -108,8 +109,6 @@ def compare_pipeline(case: Mapping[str, Any], tensors: Mapping[str, Tensor], com
 
 def write_model(folder: Path, case: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The case's models in diffusers' layout, weights under the keys of the SD v1 releases."""
-    from inst_diff_edit.parity import write_tokenizer
-
     index = {"_class_name": "StableDiffusionPipeline", **{name: list(origin) for name, origin in CLASSES.items()}}
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -128,6 +127,16 @@ def write_model(folder: Path, case: Mapping[str, Any], tensors: Mapping[str, Ten
             write_tokenizer(folder / part, settings)
         else:
             (folder / part / "scheduler_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, settings: Mapping[str, Any]) -> CLIPTokenizer:
+    """A case's tokenizer, by way of the two files that a real one has."""
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in settings["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(settings["vocab"]), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    options = {"model_max_length": 77, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder, **options)
 
 
 def _thresholds(settings: Mapping[str, Any]) -> dict[str, float]:

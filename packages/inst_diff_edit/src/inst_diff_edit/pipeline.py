@@ -104,10 +104,10 @@ class InstDiffEditPipeline(DiffusionPipeline):
             inpaint: folder, hub id or pipeline of the inpainting model that finishes pictures.
             options: for diffusers, e.g. ``torch_dtype``.
         """
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **options)
+        pipe = super().from_pretrained(str(pretrained_model_name_or_path), **options)
         if isinstance(inpaint, str | Path):
             inpaint = StableDiffusionInpaintPipeline.from_pretrained(
-                inpaint, safety_checker=None, requires_safety_checker=False, **options
+                str(inpaint), safety_checker=None, requires_safety_checker=False, **options
             )
         pipe.inpaint = inpaint
         return pipe

@@ -71,7 +71,7 @@ def noises(seeds: list[int], like: Tensor) -> Tensor:
 
 def blend_outside(latents: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
     """``latents`` where ``mask`` is 1, ``outside`` where it is 0: ``[rows, channels, height, width]``, broadcast."""
-    return outside + mask * (latents - outside)
+    return torch.lerp(outside, latents, mask)  # exact at both ends
 
 
 def guided_noise(

@@ -80,6 +80,38 @@ class EditSettings(MethodSettings):
     prompt: str | None = None
 
 
+EDITING_SETS = ("Editing-Mask", "ImageNet", "Imagen")
+METHODS = ("inst-diff-edit", "diffedit", "sdedit")
+
+
+class EvalSettings(MethodSettings):
+    """Settings of `inst-diff-edit eval`.
+
+    Attributes:
+        data: the folder of lists and pictures; None: scenes of the mini world, in Editing-Mask's layout.
+        sets: which of `EDITING_SETS`.
+        method: how pictures are edited: the paper's way, by the repository's DiffEdit (its mask, then inpainting), or
+            by SDEdit, which has no mask.
+        diffedit_threshold, diffedit_noises: of the repository's DiffEdit.
+        limit: only the first so many records of each set.
+        batch: pictures at a time.
+        lpips: folder of LPIPS' weights. inception: file of the FID network's. clip: folder of a CLIP model.
+        real: folder with a folder of real pictures for every target class of ImageNet, for CSFID.
+    """
+
+    data: str | None = None
+    sets: tuple[Literal["Editing-Mask", "ImageNet", "Imagen"], ...] = Field(default=("Editing-Mask",), min_length=1)
+    method: Literal["inst-diff-edit", "diffedit", "sdedit"] = "inst-diff-edit"
+    diffedit_threshold: float = Field(default=0.3, ge=0, lt=1)
+    diffedit_noises: int = Field(default=10, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=4, ge=1)
+    lpips: str | None = None
+    inception: str | None = None
+    real: str | None = None
+    clip: str | None = None
+
+
 def checked(model: type[Any], values: dict[str, Any], where: str = "options") -> Any:
     """Settings from options or a record, without those that are None.
 

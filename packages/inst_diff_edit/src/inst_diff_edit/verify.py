@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inst_diff_edit.settings import EditSettings, checked
+from inst_diff_edit.settings import EditSettings, EvalSettings, checked
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record.
-TOLERANCES = {"mask_share": 0.02, "loss_of_the_last_100_steps": 0.01, "*.iou": 0.02, "*.lpips": 0.01}
+TOLERANCES = {
+    "mask_share": 0.02,
+    "loss_of_the_last_100_steps": 0.01,
+    "sets.*.iou*": 0.02,
+    "sets.*.mask_share": 0.02,
+    "sets.*.lpips_*": 0.01,
+    "sets.*.change_rate_*": 0.2,
+    "sets.*.change_*": 0.01,
+    "sets.*.fid": 1.0,
+    "sets.*.csfid": 1.0,
+    "sets.*.clip_*": 0.005,
+}
 
 
 def edit_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
@@ -30,4 +41,17 @@ def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     return {**done.metrics, "resumed_from": record.metrics.get("resumed_from")}
 
 
-VERIFIERS = {"edit": edit_again, "demo": edit_again, "train": train_again}
+def eval_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The metrics of the same evaluation, made in a new folder.
+
+    Raises:
+        UserError: data or weights are missing.
+    """
+    from inst_diff_edit.evaluate import run_eval
+
+    found = run_eval(checked(EvalSettings, record.config, record.id), record.seed, folder)
+    assert found is not None  # one process is the first rank
+    return found.metrics
+
+
+VERIFIERS = {"edit": edit_again, "demo": edit_again, "train": train_again, "eval": eval_again}

@@ -1,0 +1,220 @@
+"""The command as a user types it: what its verbs do, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from inst_diff_edit import benchmark, mini, mini_scenes
+from inst_diff_edit.cli import main
+from inst_diff_edit.evaluate import write_mini_set
+from tenfold.runs import RunRecord
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "mini"
+    mini.build(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    mini_scenes.edit(0, 0).picture(64).save(path)
+    return path
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, model, tmp_path):
+    """Run the command in this process, in an empty folder; its exit code, output and errors."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(mini, "path", lambda: model)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inst-diff-edit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        output = capsys.readouterr()
+        return exit.value.code or 0, output.out, output.err
+
+    return run
+
+
+def refused(command, *arguments):
+    """The one line of a refusal: exit code 2, and nothing written."""
+    code, _, error = command(*arguments)
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
+    assert not [path for path in Path.cwd().rglob("*") if path.is_file()]
+    return lines[0]
+
+
+def test_help_answers_without_torch():
+    """Fails if a verb imports what it needs before it is asked to work."""
+    code = (
+        "import sys; from inst_diff_edit.cli import main\n"
+        "verbs = ['edit', 'demo', 'train', 'eval', 'bench', 'claims', 'verify', 'report']\n"
+        "for arguments in (['--help'], *([verb, '--help'] for verb in verbs), ['cite']):\n"
+        "    sys.argv = ['inst-diff-edit', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as done: assert not done.code, arguments\n"
+        "print('loaded:', sorted({'torch', 'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=wide)
+    assert "Editing-Mask_list.txt" in done.stdout and "@inproceedings{zou2024" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_edit_writes_the_edit_its_mask_and_its_record(command, picture):
+    """And verify does it again bit for bit. Fails if the record lacks an option that the edit depends on."""
+    code, out, err = command("edit", picture, "--to", "a red ring", "--output", "run", "--set", "steps=4")
+    assert code == 0, err
+    names = {path.name for path in Path("run").iterdir()}
+    assert names == {"edited.png", "mask.png", "overlay.png", "steps.png", "run.json"}
+    assert '"a red ring"' in out and "after 2 steps" in out
+    assert Image.open("run/edited.png").size == (32, 32)
+    record = RunRecord.load("run")
+    assert record.metrics["prompt"] == "a red ring" and set(record.data) == {"model", "image"}
+    code, out, _ = command("verify", "run")
+    assert code == 0 and "compared bit for bit" in out
+
+
+def test_demo_edits_a_scene_of_its_own(command):
+    code, out, err = command("demo")
+    assert code == 0, err
+    assert (Path("runs") / "inst-diff-edit-demo-1" / "overlay.png").is_file() and "after 25 steps" in out
+
+
+def test_train_writes_a_model_that_edits(command, picture):
+    code, out, err = command("train", "--steps", 2, "--batch", 2, "--output", "run")
+    assert code == 0 and "wrote run/model" in out, err
+    code, _, err = command(
+        "edit", picture, "--to", "a ring", "--model", "run/model", "--set", "steps=4", "--output", "edit"
+    )
+    assert code == 0, err
+
+
+def test_eval_needs_no_data_with_the_mini_model(command):
+    """And is verified bit for bit. Fails if the set that it draws differs from run to run."""
+    code, out, err = command("eval", "--limit", 2, "--set", "steps=4", "--output", "run")
+    assert code == 0, err
+    assert "Editing-Mask, 2 records, inst-diff-edit" in out and "left out: LPIPS" in out and "paper" not in out
+    code, out, _ = command("verify", "run")
+    assert code == 0 and "compared bit for bit" in out
+
+
+def test_bench_prints_realised_and_predicted(command, monkeypatch):
+    """Measuring is tested with costs; here: options in, tables out. Fails if --full or --repeats is lost."""
+    asked = {}
+    row = {"seconds": 1.5, "tflops": 205.6, "samples": 250, "calls": 75, "peak_bytes": 3 * 2**30}
+    methods = {name: {**row, "seconds": 1.5 * (n + 1)} for n, name in enumerate(benchmark.METHODS)}
+    size = {"edge": 512, "steps": 50, "dtype": "bfloat16"}
+
+    def run_bench(settings, seed, output, size_):
+        asked.update(settings=settings, seed=seed, output=output, size=size_)
+        return {"size": size, "methods": methods, "speed_ups": benchmark.speed_ups(methods)}
+
+    monkeypatch.setattr(benchmark, "run_bench", run_bench)
+    code, out, err = command(
+        "bench", "--dtype", "bfloat16", "--repeats", 7, "--full", "--output", "b.json", "--seed", 2
+    )
+    assert code == 0, err
+    assert asked["size"] is benchmark.FULL and asked["settings"].repeats == 7 and asked["seed"] == 2
+    assert asked["settings"].dtype == "bfloat16" and str(asked["output"]) == "b.json"
+    assert "realised / predicted" in out and all(method in out for method in benchmark.METHODS)
+    assert "205.6" in out and "3.00" in out and "3.0" in out
+    command("bench")
+    assert asked["size"] is None and asked["output"] is None
+
+
+def test_a_verb_without_meaning_says_what_to_use(command):
+    assert "from_single_file" in refused(command, "convert")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, model):
+    """Models and pictures that cannot be used, by name."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "empty").mkdir()
+    shutil.copytree(model, folder / "torn")
+    weights = folder / "torn" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    shutil.copytree(model, folder / "lacking")
+    shutil.rmtree(folder / "lacking" / "text_encoder")
+    shutil.copytree(model, folder / "index")
+    (folder / "index" / "model_index.json").write_text("[1]")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such model: "),
+        ("empty", "not a model's folder: "),
+        ("text.png", "not a model's folder: "),
+        ("index", "not an index of models: "),
+        ("torn", "cannot be loaded ("),
+        ("lacking", "cannot be loaded ("),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_named(command, broken, picture, name, message):
+    line = refused(command, "edit", picture, "--to", "a ring", "--model", broken / name)
+    assert line.startswith(f"error: {message}") and str(broken / name) in line
+
+
+def test_edit_names_what_is_wrong(command, broken, picture):
+    assert "broken image" in refused(command, "edit", broken / "text.png", "--to", "a ring")
+    assert "no such image" in refused(command, "edit", broken / "none.png", "--to", "a ring")
+    assert "an empty prompt" in refused(command, "edit", picture, "--to", "", "--output", "run")
+    assert "no prompt" in refused(command, "demo", "--image", picture)
+    assert "perhaps" in refused(command, "edit", picture, "--to", "x", "--set", "tresholds=1")
+    assert "no such config" in refused(command, "edit", picture, "--to", "x", "--config", "tiny")
+    assert "threshold" in refused(command, "edit", picture, "--to", "x", "--threshold", 2)
+    assert "strength" in refused(command, "edit", picture, "--to", "x", "--strength", 0)
+    assert "no inpainting model" in refused(command, "edit", picture, "--to", "x", "--set", "final=inpaint")
+    code, _, error = command("edit", picture)
+    assert code == 2 and "--to" in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_no_cuda_when_asked_for(command, picture):
+    assert "no CUDA device: --device cuda" in refused(command, "edit", picture, "--to", "a ring", "--device", "cuda")
+    assert "no CUDA device: --device cuda" in refused(command, "eval", "--device", "cuda")
+    assert "no CUDA device: --device cuda" in refused(command, "bench", "--device", "cuda")
+
+
+def test_eval_names_what_is_wrong(command, broken, tmp_path):
+    data = tmp_path / "data"
+    write_mini_set(data, 2)
+    assert "no data" in refused(command, "eval", "--set", "Imagen")
+    assert "no such folder: --data" in refused(command, "eval", "--data", tmp_path / "none")
+    assert "no such set: --set Foo" in refused(command, "eval", "--set", "Foo")
+    assert "unknown setting" in refused(command, "eval", "--set", "stepps=3")
+    assert "method" in refused(command, "eval", "--method", "flexit")
+    assert "no weights of LPIPS: --lpips" in refused(command, "eval", "--lpips", broken / "empty")
+    assert "no such file: --inception" in refused(command, "eval", "--inception", broken / "none.pth")
+    assert "no config.json to read: --clip" in refused(command, "eval", "--clip", broken / "empty")
+    assert "--inception FILE" in refused(command, "eval", "--real", broken)
+    (data / "Imagen_list.txt").write_text("")
+    assert "Imagen_list.txt" in refused(command, "eval", "--data", data, "--set", "Imagen")
+    assert "ImageNet_list.txt" in refused(command, "eval", "--data", data, "--set", "ImageNet")
+    (data / "Imagen_list.txt").write_text("7 <> A photo of a bear. <> bear <> wolf")
+    assert "7.jpg" in refused(command, "eval", "--data", data, "--set", "Imagen")
+    (data / "Editing-Mask" / "mask" / "1.png").write_text("no picture")
+    code, _, error = command("eval", "--data", data, "--set", "steps=4", "--output", "run")
+    assert code == 2 and "broken image" in error and not Path("run", "run.json").exists()
+    (data / "Editing-Mask" / "mask" / "1.png").unlink()
+    code, _, error = command("eval", "--data", data, "--output", "other")
+    assert code == 2 and "1.png" in error and not Path("other").exists()

@@ -1,0 +1,198 @@
+"""Folders in Stable Diffusion's layout: loading them as they are released, and finishing with the inpainting model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LMSDiscreteScheduler, PNDMScheduler
+from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from inst_diff_edit import claims
+from inst_diff_edit.attention import AttentionRecorder
+from inst_diff_edit.editing import edit
+from inst_diff_edit.evaluate import edit_batch
+from inst_diff_edit.loading import fingerprints, load_pipeline
+from inst_diff_edit.parity_pipeline import write_model
+from inst_diff_edit.settings import EvalSettings, MethodSettings, ModelSettings
+from tenfold import UserError
+from tenfold.data.formats.editing import EditRecord, EditSample
+from tenfold.data.formats.records import Picture
+
+EDGE = 128
+PROMPT = "a photo of a Husky on a mountain"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny Stable Diffusion and its inpainting model, with the index and the scheduler of the real folders."""
+    folder = tmp_path_factory.mktemp("models")
+    golden = claims.find_package_file("inst_diff_edit", "tests/goldens")
+    case = json.loads((golden / "tiny_pipeline.json").read_text())
+    tensors = dict(load_file(golden / "tiny_pipeline.safetensors"))
+    pndm = {
+        **{"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+        **{"num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1},
+    }
+    for name, channels in (("sd", 4), ("inpainting", 9)):
+        case["config"]["unet"]["in_channels"] = channels
+        if channels == 9:
+            first = tensors["weights/unet.conv_in.weight"]
+            generator = torch.Generator().manual_seed(0)
+            more = 0.1 * torch.randn(first.shape[0], 5, *first.shape[2:], generator=generator)
+            tensors["weights/unet.conv_in.weight"] = torch.cat([first, more], 1)
+        (folder / name).mkdir()
+        write_model(folder / name, {**case, "scheduler": pndm}, tensors)
+        index = json.loads((folder / name / "model_index.json").read_text())
+        kind = "StableDiffusionPipeline" if channels == 4 else "StableDiffusionInpaintPipeline"
+        nothing = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        nothing["_diffusers_version"] = "0.6.0"
+        index |= {"_class_name": kind, "scheduler": ["diffusers", "PNDMScheduler"], **nothing}
+        (folder / name / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(folders):
+    models = {"model": str(folders / "sd"), "inpaint": str(folders / "inpainting")}
+    return MethodSettings(**models, steps=4, size=EDGE, num_masks=2)
+
+
+@pytest.fixture(scope="module")
+def pipe(settings):
+    return load_pipeline(settings)
+
+
+def pictures(count):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (150, 130, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def generators(count):
+    return [torch.Generator().manual_seed(100 + number) for number in range(count)]
+
+
+def test_a_folder_of_stable_diffusion_loads_as_it_is(pipe, settings):
+    """Without a safety checker; the authors' scheduler takes PNDM's place. Fails if PNDM's spacing of steps is kept."""
+    assert isinstance(pipe.scheduler, LMSDiscreteScheduler) and pipe.vae_scale_factor == 8
+    pipe.scheduler.set_timesteps(50)
+    assert pipe.scheduler.timesteps[25].item() == pytest.approx(489.306, abs=1e-3)
+    # The inpainting model keeps the scheduler of its own folder.
+    assert isinstance(pipe.inpaint.scheduler, PNDMScheduler) and pipe.inpaint.unet.config.in_channels == 9
+    assert pipe.inpaint.safety_checker is None and set(fingerprints(settings)) == {"model", "inpaint"}
+
+
+def test_the_inpainting_model_gets_the_last_mask_and_the_squashed_picture(pipe, settings, monkeypatch):
+    """Fails if the mask is inverted, another step's, or the picture keeps its size."""
+    seen = {}
+    inpaint = pipe.inpaint.__call__
+
+    class Sees:
+        def __call__(self, *args, **kwargs):
+            seen.update(kwargs)
+            return inpaint(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "inpaint", Sees())
+    (picture,) = pictures(1)
+    found = edit(pipe, [picture], [PROMPT], settings, generators(1))
+    last = Image.fromarray(found.step_masks[0, -1].numpy()).resize((EDGE, EDGE))
+    (handed,) = seen["mask_image"]
+    assert np.array_equal(np.asarray(handed), np.asarray(last)) and handed.mode == "L"
+    assert np.array_equal(np.asarray(seen["image"][0]), np.asarray(picture.resize((EDGE, EDGE))))
+    assert found.images[0].size == found.masks[0].size == (EDGE, EDGE)
+
+
+def test_a_batch_through_inpainting_is_its_pictures_one_by_one(pipe, settings):
+    """A generator for each. Fails if noises of the mask stage or of inpainting come from one stream."""
+    several, own = pictures(2), generators(2)
+    together = edit(pipe, several, [PROMPT, "a mountain"], settings, own)
+    for row, prompt in enumerate((PROMPT, "a mountain")):
+        alone = edit(pipe, [several[row]], [prompt], settings, [generators(2)[row]])
+        assert torch.equal(together.step_masks[row], alone.step_masks[0])
+        ours, theirs = (np.asarray(found).astype(int) for found in (together.images[row], alone.images[0]))
+        assert abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_only_the_masked_part_is_new_to_the_inpainting_model(pipe, settings, value, monkeypatch):
+    """With no mask it sees the whole picture, with a full one nothing of it. Fails if black and white are exchanged."""
+    seen = []
+    encode = pipe.inpaint.vae.encode
+    monkeypatch.setattr(pipe.inpaint.vae, "encode", lambda x, *a, **k: seen.append(x) or encode(x, *a, **k))
+    painted = torch.full((1, EDGE, EDGE), 255 * int(value), dtype=torch.uint8)
+    (picture,) = pictures(1)
+    options = {"num_inference_steps": 2}
+    pipe._inpaint([picture], [PROMPT], painted, EDGE, EDGE, generators(1), "pil", options)
+    masked = seen[-1][0]
+    squashed = torch.from_numpy(np.asarray(picture.resize((EDGE, EDGE)))).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(masked, squashed * (1 - value), atol=1e-5)
+
+
+def test_diffedit_s_mask_is_finished_by_inpainting_too(pipe, folders):
+    record = EditRecord("1", "1.jpg", "a mountain", "a Husky", "a mountain", "a photo of a Husky")
+    chosen = EvalSettings(
+        model="x", inpaint="y", method="diffedit", steps=4, size=EDGE, diffedit_noises=2, data=str(folders)
+    )
+    ((edited, mask, facts),) = edit_batch(pipe, [EditSample(record, Picture(pictures(1)[0]), None)], chosen, 0)
+    assert edited.size == (EDGE, EDGE) and mask.size == (EDGE // 8, EDGE // 8) and 0 < facts["mask_share"] < 1
+
+
+def test_a_processor_s_own_keywords_reach_it_through_the_recorder(pipe):
+    """As an IP adapter's masks do: diffusers drops keywords that a processor's signature does not name.
+
+    Fails if the recorder shows a signature of its own.
+    """
+    seen = []
+
+    class Masked(AttnProcessor2_0):
+        def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None, temb=None, extra_masks=None):
+            seen.append(extra_masks)
+            return super().__call__(attn, hidden, encoder_hidden_states, attention_mask, temb)
+
+    before = pipe.unet.attn_processors
+    count = len(before)
+    pipe.unet.set_attn_processor(Masked())
+    recorder = AttentionRecorder(pipe.unet)
+    recorder.expect(16, 16)
+    text = torch.zeros(1, 77, pipe.unet.config.cross_attention_dim)
+    with recorder, torch.no_grad():
+        given = {"extra_masks": "masks"}
+        pipe.unet(torch.zeros(1, 4, 16, 16), 1, encoder_hidden_states=text, cross_attention_kwargs=given)
+        recorder.finish_step()
+    pipe.unet.set_attn_processor(before)
+    assert seen == ["masks"] * count and recorder.steps == 1
+
+
+def test_offloading_edits_with_the_same_bits(settings, pipe):
+    """Where there is no GPU, the CPU stands in. Fails if a model stays behind on another device."""
+    models = {"model": settings.model, "inpaint": settings.inpaint}
+    offloaded = load_pipeline(ModelSettings(**models, offload=True, device="cpu"))
+    ours, theirs = (edit(one, pictures(1), [PROMPT], settings, generators(1)).images[0] for one in (offloaded, pipe))
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_transformer_is_refused_by_name(folders, tmp_path):
+    """And so are weights of another shape."""
+    import shutil
+
+    shutil.copytree(folders / "sd", tmp_path / "sd")
+    file = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :3].contiguous()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_pipeline(ModelSettings(model=str(tmp_path / "sd")))
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_edits_alike(settings):
+    """A smoke test: traced by dynamo, run without a code generator."""
+    compiled = load_pipeline(settings)
+    expected = edit(compiled, pictures(1), [PROMPT], settings, generators(1))
+    compiled.unet.forward = torch.compile(compiled.unet.forward, backend="eager")
+    found = edit(compiled, pictures(1), [PROMPT], settings, generators(1))
+    assert (found.step_masks == expected.step_masks).float().mean() > 0.99
