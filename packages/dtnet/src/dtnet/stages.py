@@ -75,7 +75,8 @@ class Stage(Generic[Batch]):
             few = min(plan.size, last)
             raise UserError(f"a batch of {few} over {ranks.world} ranks", f"stage {plan.name}", "an item for each rank")
         self.plan, self.training, self.seed, self.ranks = plan, training, seed, ranks
-        self.dataset, self.collate = dataset, collate
+        self.dataset = dataset
+        self.collate: Callable[[Sequence[Any]], Batch] = collate
 
     def optimizer(self, model: nn.Module) -> torch.optim.Adam:
         """A fresh Adam over what is trained; the positions of words (a frozen table) are not."""
@@ -102,7 +103,8 @@ class Stage(Generic[Batch]):
         features = batch.features.to(self.ranks.device, non_blocking=True)
         if not self.training.augment:
             return features
-        return augment(features, stream(self.seed, "augmentation", self.plan.name, epoch, number, self.ranks.rank))
+        rng: Any = stream(self.seed, "augmentation", self.plan.name, epoch, number, self.ranks.rank)
+        return augment(features, rng)
 
     def loss(self, model: DTNet, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's part of the batch's loss, and parts of what is logged: both are summed over the ranks."""
