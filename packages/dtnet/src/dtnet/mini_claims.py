@@ -250,7 +250,8 @@ def judge(measured: Mapping[str, Sequence[Mapping[str, Any]]], baseline: Mapping
             "mini-paths", (another - own).mean(), _apart(another, own),
             f"loss of a word {_show(own, 4)} by an image's own weights, {_show(another - own, 5)} more by another "
             f"image's, {_show(mean - own, 5)} more by the mean ones; {_spreads(measured[JOINT])}; another image's in "
-            f"routers of one branch: {_show(alone['spatial'], 5)} spatial, {_show(alone['channel'], 5)} channel; "
+            f"routers of one branch: {_show(alone['spatial'], 5)} spatial, "
+            f"{_show(alone['channel'], 5)} channel; "
             f"{seeds}",
             {"routing": {name: [run["xe"]["routing"] for run in measured[name]] for name in ROUTED}},
         ),
