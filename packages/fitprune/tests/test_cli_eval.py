@@ -1,7 +1,6 @@
 """`fitprune eval`, and `fitprune verify` of it: what they print, and what they say when something is wrong."""
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -179,9 +178,15 @@ def test_help_of_eval_answers_without_torch():
 @pytest.mark.slow
 def test_torchrun_shares_the_work(options, evaluated, tmp_path):
     """The command of the help text, in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "fitprune.cli", "eval", *options, "--output", str(tmp_path / "run")]
-    subprocess.run(command, check=True, capture_output=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        out, _ = process.communicate(timeout=600)
+    finally:
+        process.terminate()  # torchrun takes its workers along; killed, it would leave them
+        process.wait()
+    assert process.returncode == 0, out
     for name in ("predictions.jsonl", "metrics.json"):
         assert (tmp_path / "run" / name).read_bytes() == (evaluated / name).read_bytes()
 
@@ -276,6 +281,7 @@ def test_several_ranks_need_a_common_folder(fitprune, options, monkeypatch):
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2 of WORLD_SIZE=2"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "no MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}, "MASTER_PORT=0"),
     ],
 )
 def test_ranks_that_cannot_meet_are_one_line(fitprune, options, tmp_path, monkeypatch, environment, named):

@@ -101,6 +101,8 @@ def ranks() -> Iterator[Ranks]:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise UserError(f"no {name}", "environment", "torchrun --nproc_per_node N -m fitprune.cli eval ...")
+    if not _number("MASTER_PORT", 0):  # the other ranks would look for rank 0 there for ever
+        raise UserError("MASTER_PORT=0", "environment", "a port, or torchrun --standalone, which finds a free one")
     started = not distributed.is_initialized()
     if started:
         distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
