@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from fitprune import host
-from fitprune.ragged import RaggedCache, Tokens, cache_length, layer_mask, take, take_positions
+from fitprune.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
 from tenfold import UserError
 
 ATTENTION = "fitprune"
@@ -31,7 +31,7 @@ CACHE_STATE = "fitprune_state"
 PRE_NORM = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 # Arguments of a decoder layer that are understood; another one that holds a value per token cannot be
 # compacted.
-HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache_position"}
+HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
 
 
 _serial = itertools.count()
@@ -139,7 +139,7 @@ class Attachment:
             raise UserError("forward without input_ids or inputs_embeds", type(model).__name__, "one of them")
         batch, length = sequence.shape[:2]
         mask = inputs.get("attention_mask")
-        past = cache_length(inputs.get("past_key_values"), 0)
+        past = cache_length(kv_cache(inputs), 0)
         if length == 1 and past:  # one generated token: nothing to remove, and no reason to ask the device
             self.running = Pass(past, None, None, mask)
             return
@@ -165,7 +165,7 @@ class Attachment:
         mask = self.visual_mask.bool()
         device = inputs["inputs_embeds"].device
         if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:
-            if cache_length(inputs.get("past_key_values"), 0):
+            if cache_length(kv_cache(inputs), 0):
                 return torch.zeros(batch, length, dtype=torch.bool, device=device)  # a later turn, of text alone
             raise UserError(
                 "visual_mask does not fit inputs_embeds",
@@ -178,7 +178,7 @@ class Attachment:
         name = type(self.model).__name__
         if inputs.get("labels") is not None:
             raise UserError("labels under pruning", name, "no labels: logits exist for the surviving tokens only")
-        cache = inputs.get("past_key_values")
+        cache = kv_cache(inputs)
         if getattr(cache, "is_compileable", False):
             raise UserError(
                 "a static cache under pruning",
@@ -333,7 +333,7 @@ class Layer:
                 "calls of the model that the pruner was attached to",
             )
         kwargs = dict(zip(self._names[1:], args, strict=False)) | kwargs
-        cache = kwargs.get("past_key_values")
+        cache = kv_cache(kwargs)
         state = running.cache_state(cache, owner)
         if running.tokens is None and state is None:
             return self.original(hidden_states, **kwargs)  # no image, in a cache that was never pruned

@@ -168,7 +168,7 @@ class Task:
     def _answer(
         self, questions: Sequence[Question], log: PredictionLog, progress: Progress, say: Callable[[str], None]
     ) -> None:
-        by_id = {question.id: question for question in questions}
+        by_id: dict[Any, Question] = {question.id: question for question in questions}
         if self.group.leads and (done := len(log.done & by_id.keys())):
             say(f"{self.benchmark.title}: going on after {done} of {len(questions)} answers in {self.output}")
         todo, batch = log.todo(list(by_id)), self.evaluator.batch

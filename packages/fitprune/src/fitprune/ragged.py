@@ -9,6 +9,7 @@ gathered, never renumbered.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,6 +228,12 @@ def layer_mask(
     if implementation == "sdpa":
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def kv_cache(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among a forward's arguments: `cache` from transformers 5.24 on, `past_key_values` before."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache
 
 
 def cache_length(cache: Any, layer: int) -> int:
