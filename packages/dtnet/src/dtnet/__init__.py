@@ -6,7 +6,7 @@ A captioning transformer on grid features whose encoder layers weigh five cells 
     import torch
 
     model = dtnet.DTNet.from_pretrained("my-dtnet")                # a folder of `dtnet train` or `dtnet convert`
-    features = torch.load("grid_features.pt")                      # [batch, 49, 2048] of a CNN; or a list of PIL images
+    features = torch.load("grid_features.pt", weights_only=True)   # [batch, 49, 2048] of a CNN; or a list of PIL images
     for caption in model.caption(features, beam_size=5, return_paths=True):
         print(caption.text, caption.log_prob)
         print(caption.paths.spatial)                               # [layers, 3]: local, axial, global
