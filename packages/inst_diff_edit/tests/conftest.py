@@ -22,6 +22,14 @@ def pipe():
 
 
 @pytest.fixture(scope="session")
+def double():
+    """The same in float64, for comparisons of batches: an untrained model blows float32's rounding up."""
+    pipe = mini.build(0).to(torch.float64)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
 def edits():
     return [mini_scenes.edit(0, index) for index in range(3)]
 

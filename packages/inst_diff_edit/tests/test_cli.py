@@ -103,6 +103,24 @@ def test_train_writes_a_model_that_edits(command, picture):
     assert code == 0, err
 
 
+def test_a_plan_of_the_training_is_printed_and_nothing_is_done(command):
+    """Fails if `--dry-run` trains, or loses an option."""
+    code, out, err = command("train", "--config", "mini", "--dry-run", "--steps", 7, "--batch", 3, "--seed", 5)
+    assert code == 0 and not list(Path.cwd().rglob("*")), err
+    rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines())
+    assert (rows["steps"], rows["batch"], rows["seed"]) == ("7", "3", "5")
+    pipe = mini.build(0)
+    weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
+    assert rows["parameters"] == f"{sum(p.numel() for p in weights):,}"
+    assert rows["trainable"] == f"{sum(p.numel() for p in weights if p.requires_grad):,}"
+
+
+def test_train_names_what_is_wrong(command):
+    """Fails if another config is ignored, or a run to go on with is made up."""
+    assert "nothing to train: --config coco" in refused(command, "train", "--config", "coco", "--dry-run")
+    assert "no folder to go on in: --resume" in refused(command, "train", "--resume", "--dry-run")
+
+
 def test_eval_needs_no_data_with_the_mini_model(command):
     """And is verified bit for bit. Fails if the set that it draws differs from run to run."""
     code, out, err = command("eval", "--limit", 2, "--set", "steps=4", "--output", "run")
@@ -172,6 +190,46 @@ def broken(tmp_path_factory, model):
 def test_a_model_that_cannot_be_loaded_is_named(command, broken, picture, name, message):
     line = refused(command, "edit", picture, "--to", "a ring", "--model", broken / name)
     assert line.startswith(f"error: {message}") and str(broken / name) in line
+
+
+def test_the_broken_one_of_two_models_is_named(command, broken, picture, model):
+    """Fails if a broken inpainting model is blamed on the base model."""
+    line = refused(command, "edit", picture, "--to", "a ring", "--model", model, "--inpaint", broken / "torn")
+    assert "cannot be loaded (" in line and str(broken / "torn") in line and str(model) not in line
+    assert "no such model: nowhere" in refused(command, "edit", picture, "--to", "x", "--inpaint", "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "an empty prompt"),
+        ("  \n ", "an empty prompt"),
+        ("a " * 15, "a prompt of 15 tokens"),
+        ("a\n" * 15, "a prompt of 15 tokens"),
+    ],
+    ids=["empty", "white space", "long", "long over lines"],
+)
+def test_a_prompt_that_cannot_be_used_is_refused_before_anything_is_written(command, picture, prompt, message):
+    """Fails if the prompt is cut, or its line breaks break the message."""
+    assert message in refused(command, "edit", picture, "--to", prompt, "--output", "run")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", "cut", "folder"], ids=["empty", "text", "cut off", "folder"])
+def test_a_picture_that_cannot_be_read_is_refused(command, picture, tmp_path, content):
+    """Fails if another error than the refusal comes through, or the exit code is another."""
+    path = tmp_path / "broken.png"
+    if content == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(picture.read_bytes()[:200] if content == "cut" else content)
+    line = refused(command, "edit", path, "--to", "a ring", "--output", "run")
+    assert "broken.png" in line
+
+
+def test_a_negative_prompt_that_is_too_long_is_refused(command, picture):
+    """Fails if it is cut without a word."""
+    long = "negative_prompt=" + "a " * 15
+    assert "a negative_prompt of 15 tokens" in refused(command, "edit", picture, "--to", "a ring", "--set", long)
 
 
 def test_edit_names_what_is_wrong(command, broken, picture):

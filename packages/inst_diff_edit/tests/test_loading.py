@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from diffusers import LMSDiscreteScheduler, PNDMScheduler
+from diffusers import LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,8 +17,11 @@ from inst_diff_edit import claims
 from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.editing import edit
 from inst_diff_edit.evaluate import edit_batch
-from inst_diff_edit.loading import fingerprints, load_pipeline
+from inst_diff_edit.loading import fingerprints, load_pipeline, model_source
 from inst_diff_edit.parity_pipeline import write_model
+from inst_diff_edit.pictures import to_tensor
+from inst_diff_edit.pipeline import InstDiffEditPipeline
+from inst_diff_edit.sampling import noise_seeds
 from inst_diff_edit.settings import EvalSettings, MethodSettings, ModelSettings
 from tenfold import UserError
 from tenfold.data.formats.editing import EditRecord, EditSample
@@ -86,6 +90,30 @@ def test_a_folder_of_stable_diffusion_loads_as_it_is(pipe, settings):
     assert pipe.inpaint.safety_checker is None and set(fingerprints(settings)) == {"model", "inpaint"}
 
 
+def test_another_pipeline_s_models_are_shared(folders):
+    """And its scheduler stays its own. Fails if a part is loaded again, or not handed on."""
+    index = folders / "sd" / "model_index.json"
+    theirs = StableDiffusionPipeline.from_pretrained(index.parent, safety_checker=None, requires_safety_checker=False)
+    ours = InstDiffEditPipeline.from_pipe(theirs)
+    assert (ours.unet, ours.vae, ours.text_encoder) == (theirs.unet, theirs.vae, theirs.text_encoder)
+    assert isinstance(ours.scheduler, LMSDiscreteScheduler) and isinstance(theirs.scheduler, PNDMScheduler)
+    assert InstDiffEditPipeline.from_pipe(ours, attention_stride=2).config.attention_stride == 2
+
+
+def test_a_release_s_safety_checker_and_feature_extractor_are_not_loaded(folders, tmp_path):
+    """The index names them and the folder may lack them. Fails if a pipeline asks for what it never uses."""
+    for name in ("sd", "inpainting"):
+        shutil.copytree(folders / name, tmp_path / name)
+        path = tmp_path / name / "model_index.json"
+        index = json.loads(path.read_text())
+        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+        index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
+        path.write_text(json.dumps(index))
+    pipe = load_pipeline(ModelSettings(model=str(tmp_path / "sd"), inpaint=str(tmp_path / "inpainting")))
+    assert set(pipe.components) == {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
+    assert pipe.inpaint.feature_extractor is None and pipe.inpaint.safety_checker is None
+
+
 def test_the_inpainting_model_gets_the_last_mask_and_the_squashed_picture(pipe, settings, monkeypatch):
     """Fails if the mask is inverted, another step's, or the picture keeps its size."""
     seen = {}
@@ -132,6 +160,64 @@ def test_only_the_masked_part_is_new_to_the_inpainting_model(pipe, settings, val
     assert torch.allclose(masked, squashed * (1 - value), atol=1e-5)
 
 
+def test_a_picture_s_latent_is_a_scaled_sample_of_what_the_autoencoder_says(pipe):
+    """Each from its own generator. Fails without the spread or the scale, or if one generator serves both pictures."""
+    several = pictures(2)
+    with torch.no_grad():
+        found = pipe._encode_images(several, EDGE, EDGE, generators(2))
+        said = pipe.vae.encode(to_tensor(several, EDGE, EDGE)).latent_dist
+    drawn = torch.cat([torch.randn(said.mean[:1].shape, generator=own) for own in generators(2)])
+    assert torch.allclose(found, 0.18215 * (said.mean + said.std * drawn), atol=1e-6)
+    with torch.no_grad():
+        back, golden = pipe._decode(found), pipe.vae.decode(found / 0.18215).sample
+    assert torch.allclose(back, golden, atol=1e-5)
+
+
+def test_noises_do_not_depend_on_whether_latents_are_given(pipe, settings):
+    """The generator's first numbers are their seeds. Fails if the autoencoder's sample is drawn before them."""
+    options = {"num_inference_steps": 4, "num_masks": 2, "height": EDGE, "width": EDGE, "output_type": "latent"}
+    own = generators(1)[0]
+    noise_seeds(own, 2)
+    with torch.no_grad():
+        latents = pipe._encode_images(pictures(1), EDGE, EDGE, [own])
+    ours = pipe(pictures(1), PROMPT, generator=generators(1)[0], image_latents=latents, **options)
+    theirs = pipe(pictures(1), PROMPT, generator=generators(1)[0], **options)
+    assert torch.equal(ours.images, theirs.images)
+
+
+def test_inpainting_gets_its_options_and_the_negative_prompt(pipe, monkeypatch):
+    """Fails if one of them is dropped, or the caller's own negative prompt for inpainting is overruled."""
+    seen = []
+
+    class Sees:
+        def __call__(self, *args, **kwargs):
+            seen.append(kwargs)
+            return type("Output", (), {"images": kwargs["image"]})
+
+    monkeypatch.setattr(pipe, "inpaint", Sees())
+    options = {"num_inference_steps": 4, "num_masks": 1, "height": EDGE, "width": EDGE, "negative_prompt": "fog"}
+    pipe(pictures(1), PROMPT, inpaint_options={"num_inference_steps": 3}, **options)
+    pipe(pictures(1), PROMPT, inpaint_options={"negative_prompt": ["rain"]}, **options)
+    assert seen[0]["num_inference_steps"] == 3 and seen[0]["negative_prompt"] == ["fog"]
+    assert seen[1]["negative_prompt"] == ["rain"] and "num_inference_steps" not in seen[1]
+
+
+def test_a_model_s_precision_is_the_one_asked_for(settings):
+    """Fails if the dtype is not handed on."""
+    pipe = load_pipeline(settings.model_copy(update={"dtype": "bfloat16"}))
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.inpaint.unet)
+    assert {part.dtype for part in parts} == {torch.bfloat16}
+
+
+def test_a_hub_id_is_handed_on_and_other_names_are_refused(monkeypatch, tmp_path):
+    """Fails if a path that does not exist is looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    assert model_source("CompVis/stable-diffusion-v1-4") == "CompVis/stable-diffusion-v1-4"
+    for name in ("nowhere", "a/b/c", "./a/b", "/a/b", "~/b", "../b"):
+        with pytest.raises(UserError, match="no such model"):
+            model_source(name)
+
+
 def test_diffedit_s_mask_is_finished_by_inpainting_too(pipe, folders):
     record = EditRecord("1", "1.jpg", "a mountain", "a Husky", "a mountain", "a photo of a Husky")
     chosen = EvalSettings(
@@ -168,17 +254,17 @@ def test_a_processor_s_own_keywords_reach_it_through_the_recorder(pipe):
 
 
 def test_offloading_edits_with_the_same_bits(settings, pipe):
-    """Where there is no GPU, the CPU stands in. Fails if a model stays behind on another device."""
+    """Where there is no GPU, the CPU stands in. Fails if a model stays on another device, or nothing is offloaded."""
     models = {"model": settings.model, "inpaint": settings.inpaint}
     offloaded = load_pipeline(ModelSettings(**models, offload=True, device="cpu"))
+    parts = (offloaded.unet, offloaded.vae, offloaded.text_encoder, offloaded.inpaint.unet)
+    assert all(hasattr(part, "_hf_hook") for part in parts)
     ours, theirs = (edit(one, pictures(1), [PROMPT], settings, generators(1)).images[0] for one in (offloaded, pipe))
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 def test_a_transformer_is_refused_by_name(folders, tmp_path):
     """And so are weights of another shape."""
-    import shutil
-
     shutil.copytree(folders / "sd", tmp_path / "sd")
     file = tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -186,6 +272,12 @@ def test_a_transformer_is_refused_by_name(folders, tmp_path):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="cannot be loaded"):
         load_pipeline(ModelSettings(model=str(tmp_path / "sd")))
+
+
+def test_a_model_that_the_method_cannot_serve_is_named_by_its_folder(folders):
+    """Fails if the folder is not named."""
+    with pytest.raises(UserError, match=r"a UNet of 9 input channels: .*inpainting \(expected a base model"):
+        load_pipeline(ModelSettings(model=str(folders / "inpainting")))
 
 
 @pytest.mark.slow

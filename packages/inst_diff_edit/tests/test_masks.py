@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inst_diff_edit.masks import BACKGROUND, OBJECT, blur, instant_mask, stretch
+from inst_diff_edit.baselines import GAUSSIAN
+from inst_diff_edit.masks import BACKGROUND, OBJECT, blur, decide_roles, instant_mask, stretch
 from inst_diff_edit.resize import resize
 
 EDGES = st.integers(2, 40)
@@ -74,6 +75,59 @@ def test_one_word_is_its_own_map_without_asking_the_start_token():
     assert found.mask[0, 50, 18] == 255 and found.mask[0, 4, 60] == 0
 
 
+def flat_pictures(*rows):
+    """``[1, words + 2, 1, 4]`` from four pixels each: start, words, end."""
+    is_word = torch.zeros(1, len(rows), dtype=torch.bool)
+    is_word[0, 1:-1] = True
+    return torch.tensor(rows, dtype=torch.uint8).view(1, len(rows), 1, 4), is_word
+
+
+def test_one_word_is_the_object_even_if_the_start_token_has_nothing_in_common_with_it():
+    """Fails if a single word needs a reference."""
+    roles, _, _ = decide_roles(*flat_pictures([255, 255, 0, 0], [0, 0, 9, 255], [1, 1, 1, 1]), 0.9, 0.6)
+    assert roles.tolist() == [[0, OBJECT, 0]]
+
+
+def test_without_a_word_like_the_start_there_is_no_reference_and_no_role():
+    """Its likeness must be above zero. Fails if zero is enough."""
+    roles, likeness, _ = decide_roles(
+        *flat_pictures([255, 255, 0, 0], [0, 0, 9, 255], [0, 0, 255, 0], [1, 1, 1, 1]), 0.9, 0.6
+    )
+    assert not roles.any() and not likeness[0, 1:3].any()
+
+
+def test_a_word_exactly_at_a_threshold_has_its_role():
+    """Cosine 0 at threshold 0, cosine 0.8 at 0.8. Fails if "at most" becomes "below", or "at least" "above"."""
+    rows = ([200, 100, 0, 0], [200, 0, 0, 0], [0, 0, 0, 90], [1, 1, 1, 1])
+    assert decide_roles(*flat_pictures(*rows), 0.9, 0.0)[0].tolist() == [[0, OBJECT, BACKGROUND, 0]]
+    rows = ([200, 10, 0, 0], [200, 0, 0, 0], [80, 60, 0, 0], [1, 1, 1, 1])
+    roles, _, likeness = decide_roles(*flat_pictures(*rows), 0.0, -1.0)
+    at = likeness[0, 2].item()
+    assert at == pytest.approx(0.8) and roles.tolist() == [[0, OBJECT, OBJECT, 0]]
+    assert decide_roles(*flat_pictures(*rows), at, -1.0)[0].tolist() == [[0, OBJECT, OBJECT, 0]]
+
+
+def test_the_reference_is_its_own_object_at_any_threshold():
+    """Its likeness to itself is 1, whatever rounding says. Fails if it is computed."""
+    pictures = torch.randint(0, 256, (200, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    is_word = torch.tensor([[False, True, True, False]]).expand(200, -1)
+    roles, _, _ = decide_roles(pictures, is_word, 1.0, 0.0)
+    assert ((roles == OBJECT).sum(1) == 1).all()
+
+
+def test_at_threshold_zero_the_mask_is_whatever_has_any_weight():
+    """Fails if pixels at the threshold belong to the mask: all of them would."""
+    found = instant_mask(maps(bump(4, 4), bump(12, 12)), *weights_of(2), threshold=0.0)
+    assert (found.soft > 0).sum() <= (found.mask > 0).sum() < found.mask.numel()
+
+
+def test_a_word_without_any_attention_is_no_danger():
+    """Fails if its map is divided by its maximum of zero."""
+    nothing = torch.zeros(16, 16)
+    found = instant_mask(maps(bump(4, 4), nothing), *weights_of(2))
+    assert not found.pictures[0, 2].any() and found.roles[0, 1] == OBJECT and found.mask.any()
+
+
 def test_given_roles_are_kept():
     """Fails if roles are decided anew in later steps."""
     roles = torch.tensor([[0, BACKGROUND, OBJECT, 0]], dtype=torch.int8)
@@ -123,3 +177,8 @@ def test_the_blur_mirrors_at_the_edges_and_keeps_a_constant():
     spot = torch.zeros(1, 9, 9)
     spot[0, 4, 4] = 256.0
     assert blur(spot)[0, 4].tolist() == [0, 0, 6.0 * 1, 6.0 * 4, 6.0 * 6, 24.0, 6.0, 0, 0]
+
+
+def test_diffedit_blurs_with_a_gaussian_of_sigma_one():
+    """Not with the method's own kernel. Fails with another width."""
+    assert pytest.approx((0.0545, 0.2442, 0.4026, 0.2442, 0.0545), abs=5e-5) == GAUSSIAN

@@ -1,5 +1,7 @@
 """Metrics and their networks: analytic cases, and hand computations on random weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,15 @@ def test_the_fid_network_pools_as_the_original_does(monkeypatch):
     assert seen == ["_mean_pool"] * 8 + ["_max_pool"]
 
 
+def test_the_fid_network_sees_pictures_of_its_size():
+    """Enlarged bilinearly between pixels' centres. Fails if corners are aligned."""
+    seen = networks.Inception(torch.nn.Sequential())(pictures()[0])
+    assert seen.shape == (2, 3, 299, 299)
+    assert torch.allclose(
+        seen, functional.interpolate(pictures()[0], scale_factor=299 / 64, mode="bilinear"), atol=1e-5
+    )
+
+
 def test_only_the_pooling_branch_of_a_block_changes():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -228,6 +239,34 @@ def test_clip_score_is_the_cosine_of_the_model_itself(clip_folder):
     expected = (out.logits_per_image / clip.model.logit_scale.exp()).diagonal()
     assert torch.allclose(clip.score(seen, texts), expected, atol=1e-5)
     assert clip.pixels([Image.new("RGB", (60, 30))]).shape == (1, 3, 24, 24)
+
+
+def test_clip_sees_the_middle_of_a_picture_whose_shorter_edge_fits(clip_folder):
+    """Fails if the longer edge is fitted, or another part is cut out."""
+    wide = np.zeros((24, 72, 3), np.uint8)
+    wide[:, 24:48] = 255
+    clip = networks.load_clip(clip_folder)
+    white = clip.pixels([Image.new("RGB", (24, 24), (255, 255, 255))])
+    for picture in (wide, wide.transpose(1, 0, 2)):
+        assert torch.allclose(clip.pixels([Image.fromarray(np.ascontiguousarray(picture))]), white)
+
+
+def test_a_map_of_differences_is_enlarged_between_pixels_centres(lpips_folder):
+    """Fails if corners are aligned: every place would be off by up to half a pixel of its layer."""
+    lpips, (first, second) = networks.load_lpips(lpips_folder)["alex"], pictures()
+    by_hand = sum(
+        functional.interpolate(layer[:, None], scale_factor=64 / layer.shape[-1], mode="bilinear")[:, 0]
+        for layer in lpips.layers(first, second)
+    )
+    assert torch.allclose(lpips.maps(first, second), by_hand, atol=1e-5)
+
+
+def test_weights_of_a_larger_network_are_refused():
+    """Fails if what a file holds beyond the network is dropped without a word."""
+    with torch.device("meta"):
+        network = torch.nn.Linear(2, 2, bias=False)
+    with pytest.raises(UserError, match=r"unknown weights, first bias: a\.pth \(expected a layer\)"):
+        networks.fill(network, {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, Path("a.pth"), "a layer")
 
 
 def test_missing_or_wrong_weights_are_named_in_one_line(lpips_folder, clip_folder, tmp_path):

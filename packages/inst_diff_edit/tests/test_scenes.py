@@ -1,12 +1,16 @@
 """Scenes, edits and the measures of the miniature."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from inst_diff_edit import drawing, mini_claims, mini_scenes
-from inst_diff_edit.experiments import THRESHOLDS, _look, auc, centre_boxes, iou, masks_of, score
+from inst_diff_edit.experiments import THRESHOLDS, _look, auc, centre_boxes, gate, iou, masks_of, score
 from inst_diff_edit.pictures import to_tensor
+from tenfold.data.miniworld import Draws
+from tenfold.data.miniworld.draws import EDIT
 
 
 def test_objects_differ_in_colour_and_shape_and_stand_outside_the_middle():
@@ -16,15 +20,46 @@ def test_objects_differ_in_colour_and_shape_and_stand_outside_the_middle():
         assert all((thing.x, thing.y) != (mini_scenes.MIDDLE,) * 2 for thing in (first, second))
 
 
+def test_a_noun_is_told_by_neither_its_colour_nor_its_shape():
+    """Fails if a colour or a shape has one noun only: the picture would then say what the word should."""
+    looks = list(mini_scenes.NOUNS.values())
+    assert len(set(looks)) == len(looks) == 24
+    for place in (0, 1):
+        counts = Counter(look[place] for look in looks)
+        assert len(set(counts.values())) == 1 and min(counts.values()) >= 3
+    assert not [noun for noun in mini_scenes.NOUNS if noun[0] in "aeiou"]  # "a" is always the right article
+
+
 def test_an_edit_changes_one_attribute_of_one_object_and_its_prompt_fits_no_other():
+    kinds = Counter()
     for index in range(100):
         edit = mini_scenes.edit(3, index)
         before, after = edit.scene.things[edit.changed], edit.target.things[edit.changed]
-        assert (before.colour != after.colour) + (before.shape != after.shape) == 1
+        assert (before.colour != after.colour, before.shape != after.shape) == (
+            (True, False) if edit.kind == "recolour" else (False, True)
+        )
         assert edit.scene.things[1 - edit.changed] == edit.target.things[1 - edit.changed]
         other = edit.scene.things[1 - edit.changed]
-        assert not {other.colour, other.shape} & set(edit.prompt.split())
+        assert mini_scenes.NOUNS[edit.prompt.removeprefix("a ")] == (after.colour, after.shape)
+        assert mini_scenes.NOUNS[edit.source_prompt.removeprefix("a ")] == (before.colour, before.shape)
+        assert other.colour != after.colour and other.shape != after.shape
         assert edit.mask().any() and not edit.mask()[14:18, 14:18].any()
+        kinds[edit.kind] += 1
+    assert min(kinds.values()) > 30
+
+
+def test_captions_name_both_things_half_of_the_time_and_nothing_now_and_then():
+    """Fails if one of the two is always named first, or a caption names what is not there."""
+    found, counts, first = mini_scenes.scene(3, 0), Counter(), set()
+    names = {mini_scenes.phrase(thing) for thing in found.things}
+    for index in range(300):
+        caption = mini_scenes.draw_caption(found, Draws.of(3, index, EDIT))
+        said = caption.split(" and ") if caption else []
+        assert set(said) <= names
+        counts[len(said)] += 1
+        first |= set(said[:1])
+    assert first == names
+    assert 0.05 < counts[0] / 300 < 0.15 and 0.4 < counts[2] / 300 < 0.6
 
 
 def test_iou_by_hand():
@@ -76,6 +111,9 @@ def seeds(method, others, sdedit=0.04):
     return {
         seed: {
             "gate": 0.9,
+            "gate_both": 0.9,
+            "gate_other": 0.6,
+            "gate_both_other": 0.6,
             "iou": {rule: (value if rule == "method" else others) for rule in sorted(rules)},
             "edits": {"method": values, "true mask": values, "SDEdit": {**values, "outside": sdedit}},
         }
@@ -93,10 +131,34 @@ def test_a_claim_holds_only_beyond_the_spread_of_seeds():
     assert not behind["mini-parts"].passed and not behind["mini-background"].passed
 
 
-def test_the_gate_needs_every_seed():
+@pytest.mark.parametrize("name", ["gate", "gate_both"])
+def test_the_gate_needs_every_seed_and_both_kinds_of_prompts(name):
+    """Fails if a mean over seeds is enough, or prompts that name both things do not count."""
     measured = seeds((0.5, 0.5, 0.5), 0.3)
-    measured[1]["gate"] = 0.7
+    assert {finding.claim: finding for finding in mini_claims.judge(measured)}["mini-gate"].passed
+    measured[1][name] = 0.7
     assert not {finding.claim: finding for finding in mini_claims.judge(measured)}["mini-gate"].passed
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_gate_asks_for_the_last_word_of_a_true_caption(pipe, monkeypatch, both):
+    """Fails if the prompt names what is not there, or ends in the other thing."""
+    asked = []
+    plain = type(pipe).__call__
+
+    def listen(self, pictures, prompts, *args, **options):
+        asked.extend(prompts)
+        return plain(self, pictures, prompts, *args, **options)
+
+    monkeypatch.setattr(type(pipe), "__call__", listen)
+    rest, other = gate(pipe, 3, 2, both=both)
+    assert 0 < rest < 1 and 0 < other < 1 and rest != other
+    for index, prompt in enumerate(asked):
+        edit = mini_scenes.edit(3, index)
+        things = {mini_scenes.phrase(thing) for thing in edit.scene.things}
+        said = prompt.split(" and ")
+        assert said[-1] == edit.source_prompt
+        assert set(said) == (things if both else {edit.source_prompt})
 
 
 def test_the_overlay_tints_the_mask_only(tmp_path):

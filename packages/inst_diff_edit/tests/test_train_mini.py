@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from inst_diff_edit import mini
-from inst_diff_edit.train_mini import Training, TrainSettings, batch_at, learning_rate, train
+from inst_diff_edit.train_mini import Training, TrainSettings, batch_at, learning_rate, price_at, train
 from tenfold import UserError
 from tenfold.runs import RunRecord, last_complete_checkpoint, read_jsonl
 
@@ -28,14 +29,40 @@ def same(first, second):
 def test_a_batch_depends_on_seed_and_step_only():
     tokenizer = mini.tokenizer()
     first, again = (batch_at(tokenizer, SHORT, 0, 3) for _ in range(2))
-    assert torch.equal(first.pixels, again.pixels) and torch.equal(first.noise, again.noise)
+    assert torch.equal(first.latents, again.latents) and torch.equal(first.noise, again.noise)
     other = batch_at(tokenizer, SHORT, 0, 4)
     assert not torch.equal(first.noise, other.noise)
+
+
+def test_latents_are_pixels_times_the_factor():
+    tokenizer = mini.tokenizer()
+    half, whole = (batch_at(tokenizer, replace(SHORT, scaling_factor=factor), 0, 3) for factor in (0.5, 1.0))
+    assert torch.allclose(2 * half.latents, whole.latents) and whole.latents.max() > 0.5
+    assert mini.build(0, 0.5).vae.config.scaling_factor == 0.5
+
+
+def test_most_times_are_early_and_none_is_left_out():
+    """Fails if the share of early times is not taken from the settings."""
+    tokenizer, settings = mini.tokenizer(), replace(SHORT, batch=200, early=300, early_share=0.5)
+    times = batch_at(tokenizer, settings, 0, 0).times
+    assert 0.55 < (times < 300).float().mean() < 0.75 and times.max() > 900
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(step, SHORT) for step in range(6)]
     assert rates[1] == max(rates) == SHORT.peak and rates[-1] < rates[2]
+
+
+def test_the_price_of_attention_rises_to_its_full_height():
+    settings = replace(SHORT, price=0.5, price_from=2, price_full=6)
+    assert [price_at(step, settings) for step in (0, 2, 4, 6, 9)] == [0, 0, 0.25, 0.5, 0.5]
+
+
+def test_a_price_makes_the_model_look_less_at_words():
+    """Fails if the price is not in the loss, or special tokens are charged for."""
+    free, dear = (Training(replace(SHORT, price=price, price_from=-1, price_full=0), 0) for price in (0.0, 10.0))
+    spent = [[training.step(0)["attention_to_words"] for _ in range(8)] for training in (free, dear)]
+    assert spent[0][0] == spent[1][0] > 0 and spent[1][-1] < 0.8 * spent[0][-1]
 
 
 def test_one_step_lowers_the_loss_of_its_own_batch():
@@ -101,8 +128,23 @@ def test_the_autoencoder_of_pixels_does_nothing():
 
 
 def test_every_word_of_the_mini_world_is_one_token_and_others_come_in_pieces():
-    from inst_diff_edit.mini_scenes import WORDS
+    from inst_diff_edit.mini_scenes import OTHER_WORDS, WORDS
 
     tokenizer = mini.tokenizer()
-    assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS)
+    assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS + OTHER_WORDS)
     assert len(tokenizer("raccoon").input_ids) > 3
+
+
+def test_the_text_tower_is_fixed_and_special_tokens_say_the_same_in_every_prompt():
+    """Fails if words mix, or training changes the tower."""
+    training = Training(SHORT, 0)
+    before = {name: value.clone() for name, value in training.pipe.text_encoder.state_dict().items()}
+    training.step(0)
+    assert all(
+        torch.equal(value, before[name]) for name, value in training.finished().text_encoder.state_dict().items()
+    )
+    one, two = training.pipe._encode_prompts(["a tomato", "a leaf and a tomato"], None, guided=False)
+    assert torch.equal(one[0], two[0]) and torch.equal(one[0], one[3]) and torch.equal(one[0], one[15])
+    assert torch.equal(one[2], two[5])
+    gram = two[[0, 1, 2, 3, 5]] @ two[[0, 1, 2, 3, 5]].T / two.shape[-1]
+    assert torch.allclose(gram, torch.eye(5), atol=0.01)

@@ -3,7 +3,7 @@
 Of 32 attention modules the method needs five: the cross-attention of the down and up blocks at a quarter of the
 latent's edge, 16 x 16 at 512 pixels (the middle block is left out at any size). There the processor in place does its
 work, fused as before, and beside it one softmax of ``[rows * heads, 256, 77]`` is formed for the conditional half and
-averaged at once. Every other module is left alone.
+averaged at once. Every other module is left alone. A compiled UNet stays compiled, in one graph.
 
     with AttentionRecorder(unet, stride=4) as recorder:
         recorder.expect(latent_height, latent_width, rows=slice(batch, None))
@@ -14,7 +14,7 @@ averaged at once. Every other module is left alone.
 
 from __future__ import annotations
 
-from functools import partial, update_wrapper
+from functools import cache, update_wrapper
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,40 +38,40 @@ class AttentionRecorder:
     """
 
     def __init__(self, unet: nn.Module, stride: int = 4) -> None:
-        self.unet = unet
+        # torch.compile(unet) is a shell around it.
+        self.unet = getattr(unet, "_orig_mod", unet)
         self.stride = stride
         self.layers = {
             name: module
-            for name, module in unet.named_modules()
+            for name, module in self.unet.named_modules()
             if name.split(".")[0] in PLACES and name.endswith(f".{CROSS}")
         }
         if not self.layers:
             raise UserError(
                 "no cross-attention in down and up blocks",
-                type(unet).__name__,
+                type(self.unet).__name__,
                 "a UNet such as Stable Diffusion 1 or 2",
             )
-        self._before: dict[str, Any] = {}
+        self._recordings: dict[str, Any] = {}
         self._grid = (0, 0)
         self._rows = slice(None)
-        self._step: Tensor | None = None
-        self._step_layers = 0
+        self._given: list[Tensor] = []
         self._total: Tensor | None = None
         self.steps = 0
 
     def __enter__(self) -> AttentionRecorder:
         """Wrap the processors; leaving puts back the very same ones."""
-        if self._before:
+        if self._recordings:
             raise UserError("already recording", type(self.unet).__name__, "one recording at a time")
         for name, module in self.layers.items():
-            self._before[name] = module.processor
-            module.set_processor(_Recording(module.processor, self))
+            self._recordings[name] = _recording_kind(type(module.processor))(module.processor, self)
+            module.set_processor(self._recordings[name])
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, processor in self._before.items():
-            self.layers[name].set_processor(processor)
-        self._before = {}
+        for name, recording in self._recordings.items():
+            self.layers[name].set_processor(recording.processor)
+        self._recordings = {}
 
     def expect(self, height: int, width: int, rows: slice = slice(None)) -> None:
         """Forget what was recorded; which maps to take from now on.
@@ -82,22 +82,20 @@ class AttentionRecorder:
         """
         self._grid = (grid_edge(height, self.stride), grid_edge(width, self.stride))
         self._rows = rows
-        self._step, self._step_layers, self._total, self.steps = None, 0, None, 0
+        self._total, self.steps = None, 0
+        self._take()
 
-    def take(self, attention: nn.Module, hidden: Tensor, context: Tensor) -> None:
-        """Form and keep one layer's maps, if it works at the right resolution: ``hidden [rows, positions, width]``."""
-        if self.wants(hidden.shape[1]):
-            self.add(cross_attention(attention, hidden[self._rows], context[self._rows]))
+    def look(self, attention: nn.Module, hidden: Tensor, context: Tensor) -> Tensor:
+        """One layer's maps, ``[rows, positions, words]``: mean over heads, of the rows that count."""
+        return cross_attention(attention, hidden[self._rows], context[self._rows]).mean(1)
 
     def wants(self, positions: int) -> bool:
         """Whether layers with so many positions are used."""
         return positions == self._grid[0] * self._grid[1]
 
     def add(self, maps: Tensor) -> None:
-        """One layer's maps in this step: ``[rows, heads, positions, words]`` float32."""
-        mean = maps.mean(1)
-        self._step = mean if self._step is None else self._step + mean
-        self._step_layers += 1
+        """Maps that someone else formed in this step: ``[rows, heads, positions, words]`` float32, of one layer."""
+        self._given.append(maps.mean(1))
 
     def finish_step(self) -> None:
         """Add this step's mean over layers to the running mean.
@@ -105,15 +103,23 @@ class AttentionRecorder:
         Raises:
             UserError: no layer works at the resolution asked for.
         """
-        if self._step is None:
+        maps = self._take()
+        if not maps:
             rows, columns = self._grid
             raise UserError(
                 f"no cross-attention at {rows} x {columns}", type(self.unet).__name__, f"layers of stride {self.stride}"
             )
-        step = self._step / self._step_layers
+        step = sum(maps[1:], maps[0]) / len(maps)
         self._total = step if self._total is None else self._total + step
         self.steps += 1
-        self._step, self._step_layers = None, 0
+
+    def _take(self) -> list[Tensor]:
+        """The maps of the step, which are forgotten here."""
+        found = [*self._given, *(one.maps for one in self._recordings.values() if one.maps is not None)]
+        self._given = []
+        for recording in self._recordings.values():
+            recording.maps = None
+        return found
 
     def mean(self) -> Tensor:
         """``[rows, grid rows, grid columns, positions]`` float32, mean over layers, heads and finished steps."""
@@ -122,18 +128,25 @@ class AttentionRecorder:
         return (self._total / self.steps).unflatten(1, self._grid)
 
 
-class _Recording:
-    """An attention processor that hands its layer's inputs to a recorder after the wrapped one has done its work."""
+@cache
+def _recording_kind(wrapped: type) -> type:
+    """The class of processors that hand a layer's maps to a recorder after one of class ``wrapped`` has done its work.
 
-    def __init__(self, processor: Any, recorder: AttentionRecorder) -> None:
+    diffusers hands on only the keywords that it finds in the signature of ``processor.__call__``: it finds the wrapped
+    one's, else an IP adapter's masks are lost. Around a module it is a module, so that offloading moves its weights.
+    Compiled code sees a class that stays, and an attribute that it only writes: nothing to compile anew in a later
+    step or call.
+    """
+    base = nn.Module if issubclass(wrapped, nn.Module) else object
+
+    def __init__(self: Any, processor: Any, recorder: AttentionRecorder) -> None:
+        base.__init__(self)
         self.processor = processor
         self.recorder = recorder
-        # diffusers hands on only the keywords that it finds in the signature of `processor.__call__`: show it the
-        # wrapped one's, else an IP adapter's masks are lost. Calls go to the class's method, as Python looks it up.
-        self.__call__ = update_wrapper(partial(type(self).__call__, self), processor.__call__)
+        self.maps = None
 
     def __call__(
-        self,
+        self: Any,
         attn: nn.Module,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
@@ -143,9 +156,11 @@ class _Recording:
         out = self.processor(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
         # IP adapters hand over (text, images): the words are the first.
         context = encoder_hidden_states[0] if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states
-        if context is not None:
-            self.recorder.take(attn, hidden_states, context)
+        if context is not None and self.recorder.wants(hidden_states.shape[1]):
+            self.maps = self.recorder.look(attn, hidden_states, context)
         return out
+
+    return type("Recording", (base,), {"__init__": __init__, "__call__": update_wrapper(__call__, wrapped.__call__)})
 
 
 def cross_attention(attention: nn.Module, hidden: Tensor, context: Tensor) -> Tensor:
@@ -160,8 +175,9 @@ def cross_attention(attention: nn.Module, hidden: Tensor, context: Tensor) -> Te
     """
     query = attention.to_q(hidden).unflatten(2, (attention.heads, -1)).transpose(1, 2)
     key = attention.to_k(context).unflatten(2, (attention.heads, -1)).transpose(1, 2)
-    # The softmax in float32: the mask's decisions should not depend on the model's dtype.
-    return (query @ key.transpose(2, 3) * attention.scale).float().softmax(-1)
+    # In float32: the mask's decisions should not depend on the model's dtype, and products of Stable Diffusion 2's
+    # queries and keys leave the range of float16.
+    return (query.float() @ key.float().transpose(2, 3) * attention.scale).softmax(-1)
 
 
 def grid_edge(edge: int, stride: int) -> int:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from inst_diff_edit import cli_more
-from inst_diff_edit.settings import EditSettings, checked
+from inst_diff_edit import cli_eval, cli_more
+from inst_diff_edit.settings import DEMO, EditSettings, checked
 from inst_diff_edit.verify import TOLERANCES, VERIFIERS
 from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
@@ -39,7 +39,7 @@ Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a 
 
 @app.command(
     epilog='Examples: [bold]inst-diff-edit edit bear.jpg --to "a raccoon" --model stable-diffusion-v1-4 --inpaint '
-    'stable-diffusion-inpainting[/bold] · [bold]inst-diff-edit edit scene.png --to "a red ring"[/bold] (the mini model)'
+    'stable-diffusion-inpainting[/bold] · [bold]inst-diff-edit edit scene.png --to "a leaf"[/bold] (the mini model)'
 )
 def edit(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Any picture; it is squashed to the model's size.")],
@@ -73,25 +73,18 @@ def demo(
 ) -> None:
     """Edit a scene with the mini model that ships, in seconds."""
     given = {"image": None if image is None else str(image.resolve()), "prompt": to, "model": model, "inpaint": inpaint}
-    _edit(checked(EditSettings, given), seed, output, "demo")
+    _edit(checked(EditSettings, (DEMO if model is None else {}) | given), seed, output, "demo")
 
 
 def _edit(settings: EditSettings, seed: int, output: Path | None, verb: str) -> None:
     from inst_diff_edit.editing import run_edit
 
-    folder = output or _new_folder(verb)
+    folder = output or cli_eval.new_folder(verb)
     metrics = run_edit(settings, seed, folder, verb).metrics
     words = ", ".join(f"{word.partition(':')[2]} ({role})" for word, role in metrics["words"].items())
     typer.echo(f'"{metrics["prompt"]}": {words}')
     typer.echo(f"the mask covers {metrics['mask_share']:.1%} of the picture after {metrics['steps']} steps")
     typer.echo(f"wrote edited.png, mask.png, overlay.png and steps.png to {folder}")
-
-
-def _new_folder(verb: str) -> Path:
-    number = 1
-    while (folder := Path("runs", f"inst-diff-edit-{verb}-{number}")).exists():
-        number += 1
-    return folder
 
 
 def main() -> None:

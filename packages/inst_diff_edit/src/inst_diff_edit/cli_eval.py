@@ -79,7 +79,7 @@ def evaluate(
     from inst_diff_edit.evaluate import run_eval
     from inst_diff_edit.tables import eval_tables
 
-    found = run_eval(chosen, seed, output or _new_folder("eval"))
+    found = run_eval(chosen, seed, output or new_folder("eval"))
     if found is not None:
         console().print(eval_tables(found))
 
@@ -115,7 +115,8 @@ def _absolute(model: str | None) -> str | None:
     return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
-def _new_folder(verb: str) -> Path:
+def new_folder(verb: str) -> Path:
+    """One in runs/ that is not there yet."""
     number = 1
     while (folder := Path("runs", f"inst-diff-edit-{verb}-{number}")).exists():
         number += 1

@@ -44,14 +44,18 @@ def step_strip(picture: Image.Image, step_masks: Tensor, edited: Image.Image | N
     return strip(tiles if edited is None else [*tiles, edited])
 
 
-def draw_steps(path: Path, scene: int = 3) -> Path:
-    """Edits of the mini model on two scenes, steps from left to right."""
+def draw_steps(path: Path, world: int = 101, scenes: tuple[int, ...] = (31, 26)) -> Path:
+    """Edits of the mini model on two scenes that it edits well, steps from left to right."""
     from inst_diff_edit import mini, mini_scenes
+    from inst_diff_edit.settings import DEMO
 
     pipe, rows = mini.load(), []
-    for index in (scene, scene + 1):
-        edit = mini_scenes.edit(1, index)
-        found = pipe(edit.picture(), edit.prompt, final="latents", num_masks=1, return_step_masks=True)
+    for index in scenes:
+        edit = mini_scenes.edit(world, index)
+        found = pipe(
+            edit.picture(), edit.prompt, final="latents", num_masks=DEMO["num_masks"], mask_threshold=DEMO["threshold"],
+            return_step_masks=True,
+        )  # fmt: skip
         rows.append(step_strip(edit.picture(), found.step_masks[0], found.images[0]))
     sheet = Image.new("RGB", (rows[0].width, sum(row.height + GAP for row in rows) - GAP), "white")
     for number, row in enumerate(rows):

@@ -1,7 +1,8 @@
 """The miniature: masks and edits of the mini model against their controls, on scenes whose true masks are known.
 
 Every rule sees the same pictures, prompts, noises and attention; each one's threshold is chosen on scenes that are not
-tested. An edit counts as done when the object at its place looks most like what was asked for, among all 48 objects.
+tested. An edit counts as done when the thing at its place looks most like what was asked for, among all 48 looks that
+a thing of the mini world can have.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def diffedit_maps(pipe: InstDiffEditPipeline, edits: Sequence[Edit]) -> dict[str
     seeds = noise_seeds(torch.Generator().manual_seed(SEED), DIFFEDIT_NOISES)
     with torch.no_grad():
         for edit in edits:
-            latents = to_tensor([edit.picture()], EDGE, EDGE)
+            latents = to_tensor([edit.picture()], EDGE, EDGE) * pipe.vae.config.scaling_factor
             noise = noises(seeds, latents)
             embeddings = pipe._encode_prompts([edit.source_prompt, edit.prompt], None, guided=True)
             unconditional, source, target = embeddings[:1], embeddings[2:3], embeddings[3:4]
@@ -215,14 +216,14 @@ def editing(pipe: InstDiffEditPipeline, seed: int, first: int, count: int, thres
     before = to_tensor([edit.picture() for edit in edits], EDGE, EDGE)
     results = {}
     for name in ("method", "true mask", "SDEdit"):
-        latents = torch.cat(
+        after = torch.cat(
             [
                 _edited(pipe, edits[start : start + CHUNK], truth[start : start + CHUNK], name, threshold)
                 for start in range(0, count, CHUNK)
             ]
         )
-        change = ((latents.clamp(-1, 1) - before).abs().mean(1) / 2).numpy()
-        looks = [_look(latent, edit) for latent, edit in zip(latents, edits, strict=True)]
+        change = ((after.clamp(-1, 1) - before).abs().mean(1) / 2).numpy()
+        looks = [_look(picture, edit) for picture, edit in zip(after, edits, strict=True)]
         results[name] = {
             "outside": float(np.mean([c[~mask].mean() for c, mask in zip(change, truth, strict=True)])),
             "done": float(
@@ -238,12 +239,13 @@ def editing(pipe: InstDiffEditPipeline, seed: int, first: int, count: int, thres
 def _edited(
     pipe: InstDiffEditPipeline, edits: Sequence[Edit], truth: np.ndarray, variant: str, threshold: float
 ) -> Tensor:
+    """Edited pictures ``[edits, 3, 32, 32]``, about in [-1, 1]."""
     forced = {"SDEdit": torch.ones(truth.shape), "true mask": torch.from_numpy(truth).float()}.get(variant)
 
     def put(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {} if forced is None else {"mask": forced}
 
-    return pipe(
+    found = pipe(
         [edit.picture() for edit in edits],
         [edit.prompt for edit in edits],
         STRENGTH,
@@ -255,7 +257,8 @@ def _edited(
         output_type="latent",
         callback_on_step_end=put,
         callback_on_step_end_tensor_inputs=("mask",),
-    ).images
+    )
+    return found.images / pipe.vae.config.scaling_factor
 
 
 def _name(edit: Edit, changed: bool) -> tuple[str, str]:
@@ -264,14 +267,14 @@ def _name(edit: Edit, changed: bool) -> tuple[str, str]:
     return thing.colour, thing.shape
 
 
-def _look(latent: Tensor, edit: Edit) -> list[tuple[str, str]]:
+def _look(picture: Tensor, edit: Edit) -> list[tuple[str, str]]:
     """What each object of a picture looks most like: the nearest rendering of any colour and shape at its place."""
-    picture = ((latent.clamp(-1, 1) / 2 + 0.5) * 255).permute(1, 2, 0).numpy()
+    pixels = ((picture.clamp(-1, 1) / 2 + 0.5) * 255).permute(1, 2, 0).numpy()
     found = []
     for thing in edit.scene.things:
         best = min(
             ((colour, shape) for colour in miniworld.COLOURS for shape in miniworld.SHAPES),
-            key=lambda look: _distance(picture, thing, *look),
+            key=lambda look: _distance(pixels, thing, *look),
         )
         found.append(best)
     return found
@@ -298,15 +301,23 @@ def _rendered(
     return _CACHE[key]
 
 
-def gate(pipe: InstDiffEditPipeline, seed: int, count: int) -> float:
+def gate(pipe: InstDiffEditPipeline, seed: int, count: int, both: bool = False) -> tuple[float, float]:
     """Validity gate: how well the last word's attention tells its object's pixels from the rest (mean AUC).
 
     Pictures are not edited: the prompt names one of the two objects that are there, as prompts of edits name one.
+
+    Args:
+        both: name the other object too, before it.
+
+    Returns:
+        From all other pixels; and from the other object's alone, which says whether attention knows the word or only
+        that there is an object.
     """
     edits = [mini_scenes.edit(seed, index) for index in range(count)]
     areas = []
     for start in range(0, count, CHUNK):
         part = edits[start : start + CHUNK]
+        prompts = [_both(edit) if both else edit.source_prompt for edit in part]
         seen: dict[int, Tensor] = {}
 
         def keep(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor], seen: Any = seen) -> None:
@@ -314,7 +325,7 @@ def gate(pipe: InstDiffEditPipeline, seed: int, count: int) -> float:
 
         pipe(
             [edit.picture() for edit in part],
-            [edit.source_prompt for edit in part],
+            prompts,
             STRENGTH,
             STEPS,
             GUIDANCE,
@@ -323,13 +334,20 @@ def gate(pipe: InstDiffEditPipeline, seed: int, count: int) -> float:
             callback_on_step_end=keep,
             callback_on_step_end_tensor_inputs=("attention",),
         )
-        words = [split_words(pipe.tokenizer, edit.source_prompt) for edit in part]
+        words = [split_words(pipe.tokenizer, prompt) for prompt in prompts]
         weights, is_word = stack_weights(words, seen[0].shape[-1])
         pictures = resize(word_pictures(seen[max(seen)], weights), EDGE, EDGE)
         for row, edit in enumerate(part):
             last = pictures[row, int(is_word[row].sum())].numpy()
-            areas.append(auc(last, miniworld.masks(edit.scene, EDGE)[edit.changed]))
-    return float(np.mean(areas))
+            named, other = (miniworld.masks(edit.scene, EDGE)[place] for place in (edit.changed, 1 - edit.changed))
+            areas.append((auc(last, named), auc(last[named | other], named[named | other])))
+    rest, other_object = np.mean(areas, 0)
+    return float(rest), float(other_object)
+
+
+def _both(edit: Edit) -> str:
+    """A true caption of the picture before the edit that ends in the object to be edited."""
+    return f"{mini_scenes.phrase(edit.scene.things[1 - edit.changed])} and {edit.source_prompt}"
 
 
 def auc(values: np.ndarray, truth: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from inst_diff_edit import mini
-from inst_diff_edit.pipeline import InstDiffEditPipeline
+from inst_diff_edit.pipeline import InstDiffEditPipeline, load_inpaint
 from inst_diff_edit.settings import MINI, ModelSettings
 from tenfold import UserError
 from tenfold.runs import fingerprint, read_json
@@ -27,11 +27,17 @@ def load_pipeline(settings: ModelSettings) -> InstDiffEditPipeline:
     dtype = getattr(torch, settings.dtype)
     source = model_source(settings.model)
     inpaint = None if settings.inpaint is None else model_source(settings.inpaint)
+    loading = source
     try:
-        pipe = InstDiffEditPipeline.from_pretrained(source, inpaint=inpaint, torch_dtype=dtype)
+        pipe = InstDiffEditPipeline.from_pretrained(source, torch_dtype=dtype)
+        if inpaint is not None:
+            loading = inpaint
+            pipe.inpaint = load_inpaint(inpaint, torch_dtype=dtype)
+    except UserError as error:  # of a model that the method cannot serve
+        raise UserError(error.what, loading, error.expected) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         # Of missing files, of broken or incomplete configs, of weights of another shape.
-        raise UserError(f"cannot be loaded ({_first_line(error)})", source, "a model in diffusers' layout") from error
+        raise UserError(f"cannot be loaded ({_first_line(error)})", loading, "a model in diffusers' layout") from error
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe, pipe.inpaint):
         if part is not None:

@@ -14,6 +14,7 @@ Pictures are 8-bit on the way, as in the authors' code: decisions at the thresho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -126,7 +127,7 @@ def decide_roles(
     roles = roles.masked_fill(like >= object_threshold, OBJECT).masked_fill(like <= background_threshold, BACKGROUND)
     # One word: its own picture is the map, whatever the start token says.
     alone = is_word.sum(1, keepdim=True) == 1
-    roles = torch.where(alone, OBJECT, roles * found)
+    roles = (roles * found).masked_fill(alone, OBJECT)
     return (roles * is_word).to(torch.int8), start_similarity, like
 
 
@@ -154,8 +155,14 @@ def stretch(values: Tensor) -> Tensor:
 
 def blur(values: Tensor, kernel: tuple[float, ...] = KERNEL) -> Tensor:
     """A separable blur with mirrored edges: ``[images, height, width]`` float32."""
-    taps = torch.tensor(kernel, dtype=values.dtype, device=values.device)
+    taps = _taps(kernel, values.dtype, values.device)
     reach = len(kernel) // 2
     padded = functional.pad(values[:, None], (reach, reach, reach, reach), mode="reflect")
     across = functional.conv2d(padded, taps.view(1, 1, 1, -1))
     return functional.conv2d(across, taps.view(1, 1, -1, 1))[:, 0]
+
+
+@lru_cache(maxsize=8)
+def _taps(kernel: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The kernel on a device, copied there once: a copy in every step would make the host wait for the device."""
+    return torch.tensor(kernel, dtype=dtype, device=device)

@@ -1,8 +1,12 @@
-"""Pictures of two objects for the mini model, and edits of one of them with the other as a distractor.
+"""Pictures of two things for the mini model, and edits of one of them with the other as a distractor.
 
-Objects stand in the outer cells of a 3 x 3 grid, never in the middle, and share neither colour nor shape. An edit
-changes colour or shape of one; its prompt names what the object shall be ("a green circle"), so that one of its words
-fits the object that is there and none fits the other.
+Every noun stands for one colour and one shape ("tomato": a red circle), as the nouns of photographs stand for a look.
+Each colour has three nouns and each shape four, so that neither gives the noun away and the word is needed for what
+noise hides. Things stand in the outer cells of a 3 x 3 grid, never in the middle, and share neither colour nor shape.
+
+An edit gives one of them another colour or another shape; its prompt is the noun of what it shall be ("a leaf"), which
+shares something with the thing that is there and nothing with the other one. Both at once would leave open which of
+the two is meant.
 """
 
 from __future__ import annotations
@@ -17,20 +21,50 @@ from tenfold.data.miniworld import COLOURS, SHAPES, Draws, Scene, SceneConfig, T
 from tenfold.data.miniworld.draws import EDIT, SCENE
 
 EDGE = 32
-WORDS = ("a", "and", *COLOURS, *SHAPES)
+# Noun -> colour and shape.
+NOUNS = {
+    "tomato": ("red", "circle"),
+    "brick": ("red", "square"),
+    "rose": ("red", "cross"),
+    "leaf": ("green", "triangle"),
+    "jade": ("green", "diamond"),
+    "wreath": ("green", "ring"),
+    "marble": ("blue", "circle"),
+    "sapphire": ("blue", "diamond"),
+    "flag": ("blue", "square"),
+    "lemon": ("yellow", "circle"),
+    "star": ("yellow", "cross"),
+    "crown": ("yellow", "triangle"),
+    "plum": ("purple", "circle"),
+    "jewel": ("purple", "diamond"),
+    "violet": ("purple", "cross"),
+    "pool": ("cyan", "ring"),
+    "window": ("cyan", "square"),
+    "glacier": ("cyan", "triangle"),
+    "box": ("brown", "square"),
+    "bagel": ("brown", "ring"),
+    "tent": ("brown", "triangle"),
+    "tyre": ("black", "ring"),
+    "raven": ("black", "cross"),
+    "kite": ("black", "diamond"),
+}
+NAMES = {look: noun for noun, look in NOUNS.items()}
+WORDS = ("a", "and", *NOUNS)
+# Words that no caption of the mini model's has, and prompts may.
+OTHER_WORDS = (*COLOURS, *SHAPES)
 CONFIG = SceneConfig(grid=3, min_objects=2, max_objects=2, sizes=("large",))
 MIDDLE = miniworld.UNITS // 2
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One object of a scene shall become another.
+    """One thing of a scene shall become another.
 
     Attributes:
         scene, target: before and after.
-        changed: the object's place in ``scene.things``.
+        changed: the thing's place in ``scene.things``.
         kind: "recolour" or "reshape".
-        source_prompt, prompt: what the object is, and what it shall be.
+        source_prompt, prompt: what the thing is, and what it shall be.
     """
 
     scene: Scene
@@ -45,7 +79,7 @@ class Edit:
         return miniworld.render(self.scene, edge)
 
     def mask(self, edge: int = EDGE) -> np.ndarray:
-        """The pixels that may change, bool ``[edge, edge]``: the object before or after."""
+        """The pixels that may change, bool ``[edge, edge]``: the thing before or after."""
         return miniworld.masks(self.scene, edge)[self.changed] | miniworld.masks(self.target, edge)[self.changed]
 
 
@@ -55,27 +89,28 @@ def scene(seed: int, index: int) -> Scene:
 
 
 def draw(draws: Draws) -> Scene:
-    """Two objects outside the middle cell, different in colour and in shape."""
+    """Two things with names outside the middle cell, different in colour and in shape."""
     while True:
         found = miniworld.draw_scene(draws, CONFIG)
         first, second = found.things
+        named = all((thing.colour, thing.shape) in NAMES for thing in found.things)
         apart = first.colour != second.colour and first.shape != second.shape
-        if apart and not any((thing.x, thing.y) == (MIDDLE, MIDDLE) for thing in found.things):
+        if named and apart and not any((thing.x, thing.y) == (MIDDLE, MIDDLE) for thing in found.things):
             return found
 
 
 def phrase(thing: Thing) -> str:
-    """ "a red circle"."""
-    return f"a {thing.colour} {thing.shape}"
+    """ "a tomato"."""
+    return f"a {NAMES[thing.colour, thing.shape]}"
 
 
 def draw_caption(found: Scene, draws: Draws) -> str:
-    """A training caption: mostly one of the objects, as edits name one; else both in either order, or nothing."""
+    """A training caption: half of the time both things in either order, else one of them, or nothing."""
     first, second = draws.shuffled([phrase(thing) for thing in found.things])
     kind = draws.below(10)
     if kind == 0:
         return ""
-    return first if kind <= 7 else f"{first} and {second}"
+    return f"{first} and {second}" if kind <= 5 else first
 
 
 def edit(seed: int, index: int) -> Edit:
@@ -85,10 +120,10 @@ def edit(seed: int, index: int) -> Edit:
     changed, kind = draws.below(2), draws.choice(("recolour", "reshape"))
     thing, other = found.things[changed], found.things[1 - changed]
     if kind == "recolour":
-        free = [colour for colour in COLOURS if colour not in (thing.colour, other.colour)]
-        new = replace(thing, colour=draws.choice(free))
+        free = [look for look in NAMES if look[1] == thing.shape and look[0] not in (thing.colour, other.colour)]
     else:
-        free = [shape for shape in SHAPES if shape not in (thing.shape, other.shape)]
-        new = replace(thing, shape=draws.choice(free))
+        free = [look for look in NAMES if look[0] == thing.colour and look[1] not in (thing.shape, other.shape)]
+    colour, shape = draws.choice(free)
+    new = replace(thing, colour=colour, shape=shape)
     things = tuple(new if number == changed else old for number, old in enumerate(found.things))
     return Edit(found, replace(found, things=things), changed, kind, phrase(thing), phrase(new))

@@ -26,8 +26,14 @@ def as_image(picture: Picture) -> Image.Image:
     Raises:
         UserError: no picture, a broken file, or an array of another shape or type.
     """
+    edges = picture.size if isinstance(picture, Image.Image) else getattr(picture, "shape", ())
+    if 0 in edges:
+        raise UserError("a picture without pixels", "image", "at least one row and one column")
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        try:
+            return picture.convert("RGB")
+        except OSError as error:  # a file that was opened, and is broken further on
+            raise UserError(f"broken image ({error})", "image", "a complete picture") from error
     if isinstance(picture, str | Path):
         return open_image(Path(picture))
     if isinstance(picture, np.ndarray):
@@ -39,6 +45,8 @@ def as_image(picture: Picture) -> Image.Image:
             raise UserError(
                 f"{picture.dtype} tensor of shape {list(picture.shape)}", "image", "float [3, height, width]"
             )
+        if not picture.isfinite().all():
+            raise UserError("a tensor with values that are not numbers", "image", "[0, 1]")
         return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
     raise UserError(f"a picture of type {type(picture).__name__}", "image", "PIL, a file, an array or a tensor")
 

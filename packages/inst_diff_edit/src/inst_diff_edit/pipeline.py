@@ -22,6 +22,8 @@ from diffusers import DiffusionPipeline, LMSDiscreteScheduler, StableDiffusionIn
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from inst_diff_edit.arguments import SEED as SEED
+from inst_diff_edit.arguments import as_generators, one_each, one_of
 from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.masks import InstantMask, instant_mask
 from inst_diff_edit.pictures import Picture, as_images, from_tensor, masks_as, to_tensor
@@ -34,12 +36,11 @@ from inst_diff_edit.sampling import (
     noise_seeds,
     noises,
     start_index,
+    step_options,
 )
-from inst_diff_edit.words import Words, split_words, stack_weights
+from inst_diff_edit.words import Words, split_words, stack_weights, token_ids
 from tenfold import UserError
 
-# The authors' seed: every picture's noise is drawn from it when no generator is given.
-SEED = 4623523532252
 OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -76,7 +77,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
         attention_stride: edge of the latent over edge of the attention maps that are used; 4: 16 x 16 at 512 pixels.
 
     Raises:
-        UserError: a model without cross-attention in its down and up blocks.
+        UserError: a model without cross-attention in its down and up blocks, or one for inpainting.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -89,6 +90,10 @@ class InstDiffEditPipeline(DiffusionPipeline):
         if not isinstance(scheduler, LMSDiscreteScheduler):
             scheduler = lms_scheduler(scheduler)
         AttentionRecorder(unet, attention_stride)  # refuses what the method cannot serve
+        if unet.config.in_channels != unet.config.out_channels:
+            raise UserError(
+                f"a UNet of {unet.config.in_channels} input channels", "unet", "a base model, not one for inpainting"
+            )
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(attention_stride=attention_stride)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -106,11 +111,15 @@ class InstDiffEditPipeline(DiffusionPipeline):
         """
         pipe = super().from_pretrained(str(pretrained_model_name_or_path), **options)
         if isinstance(inpaint, str | Path):
-            inpaint = StableDiffusionInpaintPipeline.from_pretrained(
-                str(inpaint), safety_checker=None, requires_safety_checker=False, **options
-            )
+            inpaint = load_inpaint(inpaint, **options)
         pipe.inpaint = inpaint
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> InstDiffEditPipeline:
+        """The models of another pipeline of Stable Diffusion, shared with it; `options` replace some, as there."""
+        parts = {name: part for name, part in pipeline.components.items() if name in cls._get_signature_keys(cls)[0]}
+        return super().from_pipe(pipeline, **(parts | options))
 
     @torch.no_grad()
     def __call__(
@@ -157,7 +166,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
                 latents of the first noise; "mask": no picture.
             matched_noise: blend with the original at the level that the latents have after the step. The authors blend
                 with the level before it; the default follows them, but for "latents", which would keep that noise.
-            negative_prompt: for the unconditional half; one for all, or one a picture.
+            negative_prompt: for the unconditional half, of the inpainting model too; one for all, or one a picture.
             height, width: pictures are squashed to this size; default: what the model was trained for.
             generator: of noises and the VAE's sample, on the CPU; one, or one a picture. Default: the authors' seed
                 anew for every picture, so that a picture's edit does not depend on its batch.
@@ -174,17 +183,22 @@ class InstDiffEditPipeline(DiffusionPipeline):
             UserError: pictures, prompts or numbers that cannot be used; no inpainting model to finish with.
         """
         images = as_images(image)
-        prompts = _one_each(prompt, len(images), "prompt")
+        prompts = one_each(prompt, len(images), "prompt")
         height, width = self._size(height, width)
         self._check(num_inference_steps, num_masks, mask_threshold, final, roles, output_type)
+        for name in callback_on_step_end_tensor_inputs:
+            one_of("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         words = [split_words(self.tokenizer, text) for text in prompts]
+        negatives = one_each(negative_prompt or "", len(images), "negative_prompt")
+        for text in negatives:
+            token_ids(self.tokenizer, text, "negative_prompt")
         start = start_index(num_inference_steps, strength)
-        generators = _generators(generator, len(images))
+        generators = as_generators(generator, len(images))
         seeds = [noise_seeds(one, num_masks) for one in generators]
-        originals = self._encode_images(images, height, width, generators) if image_latents is None else image_latents
+        originals = self._originals(images, image_latents, height, width, generators)
         originals = originals.to(self._execution_device, self.unet.dtype)
         noise = torch.cat([noises(own, row[None]) for own, row in zip(seeds, originals, strict=True)])
-        embeddings = self._encode_prompts(prompts, negative_prompt, guidance_scale > 1)
+        embeddings = self._encode_prompts(prompts, negatives, guidance_scale > 1)
         found, latents, step_masks = self._mask_stage(
             originals.repeat_interleave(num_masks, 0),
             noise,
@@ -201,6 +215,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
             roles == "every",
             final == "latents" if matched_noise is None else matched_noise,
             return_step_masks,
+            step_options(self.scheduler, seeds, originals.device),
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
@@ -212,7 +227,8 @@ class InstDiffEditPipeline(DiffusionPipeline):
         elif final == "latents":
             edited = from_tensor(self._decode(latents[::num_masks]), output_type)
         else:
-            edited = self._inpaint(images, prompts, masks, height, width, generators, output_type, inpaint_options)
+            options = {"negative_prompt": negatives} | (inpaint_options or {})
+            edited = self._inpaint(images, prompts, masks, height, width, generators, output_type, options)
         self.maybe_free_model_hooks()
         shown = masks_as(masks, "pt" if output_type == "latent" else output_type)
         if not return_dict:
@@ -239,6 +255,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
         roles_anew: bool,
         matched_noise: bool,
         keep_masks: bool,
+        options: dict[str, Any],
         callback: Callable[..., dict[str, Any]] | None,
         callback_inputs: Sequence[str],
     ) -> tuple[InstantMask, Tensor, Tensor | None]:
@@ -276,9 +293,20 @@ class InstDiffEditPipeline(DiffusionPipeline):
 
         with recorder, bar:
             noised = levels.noised(originals, noise, start)
-            latents = denoise(self.unet, self.scheduler, noised, start, embeddings, guidance_scale, blend)
+            arguments = (self.unet, self.scheduler, noised, start, embeddings, guidance_scale, blend)
+            latents = denoise(*arguments, step_options=options)
         kept = torch.stack(state["masks"], 1) if keep_masks else None
         return state["found"], latents, kept
+
+    def _originals(self, images: list[Any], given: Tensor | None, height: int, width: int, generators: Any) -> Tensor:
+        """The pictures' latents: the caller's own, if of the right shape, or the VAE's."""
+        if given is None:
+            return self._encode_images(images, height, width, generators)
+        factor = self.vae_scale_factor
+        expected = [len(images), self.unet.config.in_channels, height // factor, width // factor]
+        if list(given.shape) != expected:
+            raise UserError(f"image_latents of shape {list(given.shape)}", "image_latents", f"{expected}")
+        return given
 
     def _encode_images(
         self, images: Sequence[Any], height: int, width: int, generators: Sequence[torch.Generator]
@@ -296,7 +324,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
 
     def _encode_prompts(self, prompts: list[str], negative: Any, guided: bool) -> Tensor:
         """``[pictures, 77, width]``, with guidance ``[2 * pictures, 77, width]``, unconditional half first."""
-        texts = [*_one_each(negative or "", len(prompts), "negative_prompt"), *prompts] if guided else prompts
+        texts = [*one_each(negative or "", len(prompts), "negative_prompt"), *prompts] if guided else prompts
         length = self.tokenizer.model_max_length
         ids = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         embeddings = self.text_encoder(ids.input_ids.to(self._execution_device))[0]
@@ -330,7 +358,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
         trained = self.unet.config.sample_size
         edges = (trained, trained) if isinstance(trained, int) else tuple(trained)
         height, width = height or edges[0] * self.vae_scale_factor, width or edges[1] * self.vae_scale_factor
-        if height % self.vae_scale_factor or width % self.vae_scale_factor:
+        if min(height, width) < 1 or height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise UserError(f"size {height} x {width}", "height, width", f"multiples of {self.vae_scale_factor}")
         return height, width
 
@@ -340,14 +368,9 @@ class InstDiffEditPipeline(DiffusionPipeline):
                 raise UserError(f"{name} {value}", name, "at least 1")
         if not 0 <= threshold < 1:
             raise UserError(f"mask_threshold {threshold}", "mask_threshold", "0 to 1")
-        choices = (
-            ("final", final, ("inpaint", "latents", "mask")),
-            ("roles", roles, ("first", "every")),
-            ("output_type", output_type, (*OUTPUT_TYPES, "latent")),
-        )
-        for name, given, allowed in choices:
-            if given not in allowed:
-                raise UserError(f"{name} {given!r}", name, " or ".join(f'"{one}"' for one in allowed))
+        one_of("final", final, ("inpaint", "latents", "mask"))
+        one_of("roles", roles, ("first", "every"))
+        one_of("output_type", output_type, (*OUTPUT_TYPES, "latent"))
         if final == "inpaint" and output_type != "latent" and self.inpaint is None:
             raise UserError(
                 "no inpainting model to finish with",
@@ -356,22 +379,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
             )
 
 
-def _one_each(texts: Any, count: int, name: str) -> list[str]:
-    """One text for all pictures, or one a picture, as a list."""
-    if isinstance(texts, str):
-        return [texts] * count
-    if len(texts) != count:
-        raise UserError(f"{len(texts)} texts for {count} pictures", name, "one for all, or one a picture")
-    return list(texts)
-
-
-def _generators(given: Any, count: int) -> list[torch.Generator]:
-    """One generator a picture; a single one is used by all of them in turn."""
-    if given is None:
-        return [torch.Generator().manual_seed(SEED) for _ in range(count)]
-    generators = list(given) if isinstance(given, list | tuple) else [given] * count
-    if len(generators) != count:
-        raise UserError(f"{len(generators)} generators for {count} pictures", "generator", "one, or one a picture")
-    if any(one.device.type != "cpu" for one in generators):
-        raise UserError("a generator on another device", "generator", 'torch.Generator("cpu"): seeds are drawn there')
-    return generators
+def load_inpaint(source: str | Path, **options: Any) -> StableDiffusionInpaintPipeline:
+    """The inpainting model from a folder or a hub id, without what checks its pictures."""
+    nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionInpaintPipeline.from_pretrained(str(source), **(nothing | options))

@@ -15,6 +15,7 @@ from torch import Tensor
 # Fraction bits of Pillow's coefficients for 8-bit pictures.
 PRECISION = 22
 SUPPORT = 2.0  # of the bicubic filter, in input pixels
+CPU = torch.device("cpu")
 
 
 def bicubic(distance: float) -> float:
@@ -28,10 +29,11 @@ def bicubic(distance: float) -> float:
 
 
 @lru_cache(maxsize=32)
-def coefficients(source: int, target: int) -> Tensor:
+def coefficients(source: int, target: int, device: torch.device = CPU) -> Tensor:
     """``[target, source]`` float64 of whole numbers: weights times 2**22; each row sums to about 2**22.
 
-    When a picture shrinks, the filter widens with it (antialiasing).
+    When a picture shrinks, the filter widens with it (antialiasing). Kept on the device: copying them there in every
+    step would make the host wait for it.
     """
     scale = source / target
     stretch = max(scale, 1.0)
@@ -46,7 +48,7 @@ def coefficients(source: int, target: int) -> Tensor:
         for column, weight in zip(range(first, last), weights, strict=True):
             fixed = weight / total * (1 << PRECISION)
             matrix[row, column] = int(fixed - 0.5) if fixed < 0 else int(fixed + 0.5)
-    return matrix
+    return matrix.to(device)
 
 
 def resize(pictures: Tensor, height: int, width: int) -> Tensor:
@@ -63,10 +65,10 @@ def resize(pictures: Tensor, height: int, width: int) -> Tensor:
     """
     rows, columns = pictures.shape[-2:]
     if columns != width:
-        across = coefficients(columns, width).to(pictures.device)
+        across = coefficients(columns, width, pictures.device)
         pictures = _rounded(pictures.double() @ across.T)
     if rows != height:
-        down = coefficients(rows, height).to(pictures.device)
+        down = coefficients(rows, height, pictures.device)
         pictures = _rounded(down @ pictures.double())
     return pictures
 

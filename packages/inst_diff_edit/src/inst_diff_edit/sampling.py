@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +12,26 @@ from torch import Tensor, nn
 
 from tenfold import UserError
 
-# What a schedule needs to keep of a model's own scheduler when another kind takes its place.
-SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type")
+# What the authors' scheduler does not take from a model's own: how steps are spread over the schedule.
+SPACING = {
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
 # Noise seeds are drawn below this, as the authors' code draws them.
 SEEDS_BELOW = 2**62
+# Turns the seed of a row's first noise into that of its later ones. The CPU's generator reads the low 32 bits only.
+LATER = 0x9E3779B9
 
 
 def lms_scheduler(scheduler: Any) -> LMSDiscreteScheduler:
-    """The authors' scheduler on a model's own noise schedule: linear multistep, order 4, no offset of steps."""
-    return LMSDiscreteScheduler(**{name: scheduler.config[name] for name in SCHEDULE if name in scheduler.config})
+    """The authors' scheduler on a model's own noise schedule: linear multistep, order 4, no offset of steps.
+
+    Its config keeps what only other kinds know, such as ``clip_sample``, for ``from_config`` of one of them.
+    """
+    return LMSDiscreteScheduler.from_config(scheduler.config, **SPACING)
 
 
 class NoiseLevels:
@@ -27,15 +39,25 @@ class NoiseLevels:
 
     Args:
         scheduler: of diffusers, after `set_timesteps`.
+
+    Raises:
+        UserError: one that takes several calls of the model for a step, or cannot add noise.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        if hasattr(scheduler, "sigmas"):  # picture + sigma * noise
-            sigmas = [float(sigma) for sigma in scheduler.sigmas]
-            self.levels = [(1.0, sigma) for sigma in sigmas]
-        else:
-            kept = scheduler.alphas_cumprod.cpu()[scheduler.timesteps.cpu().long()].double()
-            self.levels = [(float(share.sqrt()), float((1 - share).sqrt())) for share in kept] + [(1.0, 0.0)]
+        if len(scheduler.timesteps) != scheduler.num_inference_steps or not hasattr(scheduler, "add_noise"):
+            raise UserError(
+                "cannot begin in the middle of its schedule",
+                type(scheduler).__name__,
+                "one call of the model a step, as LMSDiscreteScheduler, DDIMScheduler and EulerDiscreteScheduler do it",
+            )
+        one, nothing = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        # What becomes of a picture without noise, and of noise without a picture: schedulers differ in their scales.
+        self.levels = [
+            (scheduler.add_noise(one, nothing, time).item(), scheduler.add_noise(nothing, one, time).item())
+            for time in scheduler.timesteps.cpu().split(1)
+        ]
+        self.levels.append((1.0, 0.0))
 
     def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
         """``latents`` and ``noise``, both ``[rows, channels, height, width]``, at the level before step ``index``."""
@@ -61,12 +83,22 @@ def noise_seeds(generator: torch.Generator, count: int) -> list[int]:
 
 
 def noises(seeds: list[int], like: Tensor) -> Tensor:
-    """``[seeds, channels, height, width]``: each from a generator of its own on the device of ``like`` (one row)."""
+    """``[seeds, channels, height, width]``: each from a generator of its own on the device of ``like`` (one row).
+
+    Drawn in float32 whatever the dtype of ``like``, so that all of them have the same noise.
+    """
     drawn = []
     for seed in seeds:
         generator = torch.Generator(like.device).manual_seed(seed)
-        drawn.append(torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype))
-    return torch.cat(drawn)
+        drawn.append(torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float32))
+    return torch.cat(drawn).to(like.dtype)
+
+
+def step_options(scheduler: Any, seeds: Sequence[Sequence[int]], device: torch.device) -> dict[str, Any]:
+    """For the ``step`` of a scheduler that draws noise, as ancestral ones do: a generator for every row."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        return {}
+    return {"generator": [torch.Generator(device).manual_seed(seed ^ LATER) for own in seeds for seed in own]}
 
 
 def blend_outside(latents: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
@@ -75,16 +107,24 @@ def blend_outside(latents: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
 
 
 def guided_noise(
-    unet: nn.Module, scheduler: Any, latents: Tensor, timestep: Tensor, embeddings: Tensor, guidance_scale: float
+    unet: nn.Module,
+    scheduler: Any,
+    latents: Tensor,
+    timestep: Tensor,
+    embeddings: Tensor,
+    guidance_scale: float,
+    unet_timestep: Tensor | None = None,
 ) -> Tensor:
     """The noise that the UNet sees in ``latents [rows, ...]``, under classifier-free guidance.
 
     Args:
         embeddings: ``[2 * rows, 77, width]``, unconditional half first; ``[rows, ...]`` without guidance.
+        unet_timestep: the timestep on the UNet's device, if it is there already.
     """
     guided = len(embeddings) == 2 * len(latents)
     model_input = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-    noise = unet(model_input, timestep, encoder_hidden_states=embeddings).sample
+    seen = timestep if unet_timestep is None else unet_timestep
+    noise = unet(model_input, seen, encoder_hidden_states=embeddings).sample
     if not guided:
         return noise
     unconditional, conditional = noise.chunk(2)
@@ -110,9 +150,11 @@ def denoise(
         after_noise: sees the guided noise of every step.
         step_options: for the scheduler's ``step``, e.g. eta.
     """
-    # Kept on the CPU: schedulers compare timesteps with their own list.
+    # Schedulers compare timesteps with their own list, on the CPU. The UNet gets them from a copy on the device, made
+    # once: its own copy in every step would make the host wait for the device.
+    there = scheduler.timesteps.to(latents.device)
     for index, timestep in enumerate(scheduler.timesteps[start:], start):
-        noise = guided_noise(unet, scheduler, latents, timestep, embeddings, guidance_scale)
+        noise = guided_noise(unet, scheduler, latents, timestep, embeddings, guidance_scale, there[index])
         after_noise(index, noise)
         latents = scheduler.step(noise, timestep, latents, **(step_options or {})).prev_sample
         latents = after_step(index, latents)

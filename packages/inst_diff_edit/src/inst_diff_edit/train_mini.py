@@ -1,4 +1,4 @@
-"""Train the mini diffusion model from nothing: predict the noise in pictures of two objects, given a caption.
+"""Train the mini diffusion model from nothing: predict the noise in pictures of two things, given a caption.
 
     inst-diff-edit train --output runs/mini --seed 0
     inst-diff-edit train --output runs/mini --seed 0 --resume      # after a kill
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inst_diff_edit import mini, mini_scenes
+from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.pictures import to_tensor
 from inst_diff_edit.pipeline import InstDiffEditPipeline
 from tenfold import UserError
@@ -34,6 +35,7 @@ from tenfold.data.miniworld import Draws
 from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, sample_rng, track, write_checkpoint
 
 PARTS = ("unet", "text_encoder")
+TIMES = 1000
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,26 @@ class TrainSettings:
     Attributes:
         steps: optimiser steps.
         batch: pictures a step.
+        scaling_factor: of the autoencoder: latents over pixels.
+        early, early_share: this share of the pictures gets a time below ``early``, where edits take place; the rest
+            gets any of the 1000.
+        price: of attention to words, in the loss: their share of attention, mean over the picture; start, end and
+            padding are free. It is the same at every pixel and knows no mask. Without it words are attended to all
+            over the picture, as convolutions can undo what is not needed; with it, where they help.
+        price_from, price_full: between these steps the price rises from nothing to all of it.
         peak: highest learning rate, after `warmup` steps; a cosine to zero follows.
         mean_decay: of the running mean of the weights.
         threads: of torch; sums over threads differ in their last bits.
     """
 
-    steps: int = 1500
-    batch: int = 16
+    steps: int = 2400
+    batch: int = 8
+    scaling_factor: float = 0.45
+    early: int = 650
+    early_share: float = 0.7
+    price: float = 3e-4
+    price_from: int = 1000
+    price_full: int = 2000
     peak: float = 2e-3
     warmup: int = 100
     mean_decay: float = 0.995
@@ -63,12 +78,12 @@ class Batch:
     """One step's data.
 
     Attributes:
-        pixels, noise: ``[pictures, 3, 32, 32]`` float32.
-        times: ``[pictures]`` int64 in [0, 1000).
+        latents, noise: ``[pictures, 3, 32, 32]`` float32.
+        times: ``[pictures]`` int64 in [0, TIMES).
         ids: ``[pictures, 16]`` int64, captions.
     """
 
-    pixels: Tensor
+    latents: Tensor
     noise: Tensor
     times: Tensor
     ids: Tensor
@@ -81,14 +96,14 @@ def batch_at(tokenizer: Any, settings: TrainSettings, seed: int, step: int) -> B
         rng = sample_rng(seed, step, number)
         noises.append(rng.standard_normal((3, mini_scenes.EDGE, mini_scenes.EDGE), dtype=np.float32))
         draws = Draws(rng.bit_generator)
-        times.append(draws.below(1000))
+        times.append(draws.below(settings.early if draws.below(100) < 100 * settings.early_share else TIMES))
         scene = mini_scenes.draw(draws)
         images.append(miniworld.render(scene, mini_scenes.EDGE))
         captions.append(mini_scenes.draw_caption(scene, draws))
     length = tokenizer.model_max_length
     ids = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
-    pixels = to_tensor(images, mini_scenes.EDGE, mini_scenes.EDGE)
-    return Batch(pixels, torch.from_numpy(np.stack(noises)), torch.tensor(times), ids)
+    latents = to_tensor(images, mini_scenes.EDGE, mini_scenes.EDGE) * settings.scaling_factor
+    return Batch(latents, torch.from_numpy(np.stack(noises)), torch.tensor(times), ids)
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -99,33 +114,47 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def price_at(step: int, settings: TrainSettings) -> float:
+    """The price of attention to words in a step, counted from 0."""
+    risen = (step - settings.price_from) / (settings.price_full - settings.price_from)
+    return settings.price * min(max(risen, 0.0), 1.0)
+
+
 class Training:
     """Model, optimiser and running mean; goes from checkpoint to checkpoint with the same bits."""
 
     def __init__(self, settings: TrainSettings, seed: int) -> None:
         self.settings, self.seed = settings, seed
-        self.pipe = mini.build(seed)
+        self.pipe = mini.build(seed, settings.scaling_factor)
         self.modules = nn.ModuleDict({part: getattr(self.pipe, part).train() for part in PARTS})
         self.mean = {name: value.detach().clone() for name, value in self.modules.state_dict().items()}
         parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.peak, weight_decay=settings.weight_decay)
         self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        self.recorder = AttentionRecorder(self.pipe.unet, mini.STRIDE)
+        self.special = torch.tensor(self.pipe.tokenizer.all_special_ids)
 
     def step(self, number: int) -> dict[str, float]:
-        """One optimiser step: mean squared error of the predicted noise."""
+        """One optimiser step: mean squared error of the predicted noise, and the price of attention to words."""
         batch = batch_at(self.pipe.tokenizer, self.settings, self.seed, number)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.settings)
-        noised = self.noising.add_noise(batch.pixels, batch.noise, batch.times)
+        noised = self.noising.add_noise(batch.latents, batch.noise, batch.times)
         embeddings = self.modules["text_encoder"](batch.ids)[0]
-        predicted = self.modules["unet"](noised, batch.times, encoder_hidden_states=embeddings).sample
+        self.recorder.expect(mini_scenes.EDGE, mini_scenes.EDGE)
+        with self.recorder:
+            predicted = self.modules["unet"](noised, batch.times, encoder_hidden_states=embeddings).sample
+            self.recorder.finish_step()
         loss = functional.mse_loss(predicted, batch.noise)
+        is_word = ~torch.isin(batch.ids, self.special)[:, None, None]  # [pictures, 1, 1, positions]
+        spent = (self.recorder.mean() * is_word).sum(-1).mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss + price_at(number, self.settings) * spent).backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), self.settings.clip)
         self.optimizer.step()
         self._update_mean(number)
-        return {"loss": loss.item(), "learning_rate": learning_rate(number, self.settings)}
+        rate = learning_rate(number, self.settings)
+        return {"loss": loss.item(), "attention_to_words": spent.item(), "learning_rate": rate}
 
     def _update_mean(self, number: int) -> None:
         # Young means follow faster, so that little of the first weights is left in a short run.

@@ -58,12 +58,7 @@ def split_words(tokenizer: Any, prompt: str) -> Words:
     written = prompt.split()
     if not written:
         raise UserError("an empty prompt", "prompt", 'what the picture shall show, such as "a raccoon"')
-    ids = tuple(tokenizer(prompt)["input_ids"])
-    room = tokenizer.model_max_length
-    if len(ids) > room:
-        raise UserError(
-            f"a prompt of {len(ids) - 2} tokens", f'prompt "{prompt[:40]}..."', f"at most {room - 2} tokens"
-        )
+    ids = token_ids(tokenizer, prompt)
     pieces = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in written]
     if (ids[0], *(piece for word in pieces for piece in word), ids[-1]) != ids:
         # Another tokenizer than CLIP's: every piece counts as a word.
@@ -79,6 +74,20 @@ def split_words(tokenizer: Any, prompt: str) -> Words:
     if not text:
         raise UserError("a prompt without a word that the tokenizer knows", "prompt", 'such as "a raccoon"')
     return Words(tuple(text), (*groups, (position,)), ids)
+
+
+def token_ids(tokenizer: Any, text: str, name: str = "prompt") -> tuple[int, ...]:
+    """The ids of a text, start and end included; the tokenizer would cut a long one without a word.
+
+    Raises:
+        UserError: no text, or more pieces than the text tower has positions for.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"a {name} of type {type(text).__name__}", name, "text")
+    ids, room = tuple(tokenizer(text)["input_ids"]), tokenizer.model_max_length
+    if len(ids) > room:
+        raise UserError(f"a {name} of {len(ids) - 2} tokens", f'{name} "{text[:40]}..."', f"at most {room - 2} tokens")
+    return ids
 
 
 def stack_weights(prompts: Sequence[Words], positions: int) -> tuple[Tensor, Tensor]:
