@@ -6,6 +6,7 @@ images in memory or on the disk: what a writer wrote, its reader reads back equa
 """
 
 from tenfold.data.formats.calibration import CalibrationSample, read_calibration, write_calibration
+from tenfold.data.formats.caption_questions import CaptionSample, read_caption_questions, write_caption_questions
 from tenfold.data.formats.coco_captions import (
     CocoCaption,
     CocoCaptions,
@@ -23,16 +24,22 @@ from tenfold.data.formats.llava_instruct import LlavaInstructSample, Turn, read_
 from tenfold.data.formats.mmbench import MMBenchSample, read_mmbench, write_mmbench
 from tenfold.data.formats.mme import MMESample, read_mme, write_mme
 from tenfold.data.formats.mmvet import MMVetSample, read_mmvet, write_mmvet
+from tenfold.data.formats.ocrvqa import OCRVQASample, read_ocrvqa, write_ocrvqa
+from tenfold.data.formats.okvqa import OKVQASample, read_okvqa, write_okvqa
 from tenfold.data.formats.pope import PopeSample, read_pope, write_pope
 from tenfold.data.formats.records import Picture, open_image
+from tenfold.data.formats.refcoco_boxes import BoxSample, read_refcoco_boxes, write_refcoco_boxes
 from tenfold.data.formats.scienceqa import ScienceQASample, read_scienceqa, write_scienceqa
 from tenfold.data.formats.seed import SeedSample, read_seed, write_seed
+from tenfold.data.formats.seed_frames import SeedFrameSample, read_seed_frames, write_seed_frames
 from tenfold.data.formats.textvqa import TextVQASample, read_textvqa, write_textvqa
 from tenfold.data.formats.vizwiz import VizWizSample, read_vizwiz, write_vizwiz
 from tenfold.data.formats.vqav2 import VQAv2Annotation, VQAv2Sample, read_vqav2, write_vqav2
 
 __all__ = [
+    "BoxSample",
     "CalibrationSample",
+    "CaptionSample",
     "CocoCaption",
     "CocoCaptions",
     "GQASample",
@@ -41,9 +48,12 @@ __all__ = [
     "MMBenchSample",
     "MMESample",
     "MMVetSample",
+    "OCRVQASample",
+    "OKVQASample",
     "Picture",
     "PopeSample",
     "ScienceQASample",
+    "SeedFrameSample",
     "SeedSample",
     "TextVQASample",
     "Turn",
@@ -52,6 +62,7 @@ __all__ = [
     "VizWizSample",
     "open_image",
     "read_calibration",
+    "read_caption_questions",
     "read_caption_results",
     "read_coco_captions",
     "read_gqa",
@@ -60,13 +71,18 @@ __all__ = [
     "read_mmbench",
     "read_mme",
     "read_mmvet",
+    "read_ocrvqa",
+    "read_okvqa",
     "read_pope",
+    "read_refcoco_boxes",
     "read_scienceqa",
     "read_seed",
+    "read_seed_frames",
     "read_textvqa",
     "read_vizwiz",
     "read_vqav2",
     "write_calibration",
+    "write_caption_questions",
     "write_caption_results",
     "write_coco_captions",
     "write_gqa",
@@ -75,10 +91,14 @@ __all__ = [
     "write_mmbench",
     "write_mme",
     "write_mmvet",
+    "write_ocrvqa",
+    "write_okvqa",
     "write_online_test",
     "write_pope",
+    "write_refcoco_boxes",
     "write_scienceqa",
     "write_seed",
+    "write_seed_frames",
     "write_textvqa",
     "write_vizwiz",
     "write_vqav2",
