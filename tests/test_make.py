@@ -110,17 +110,21 @@ def test_ci_runs_make_test_and_ends_as_it_ends(ci, run, code):
     assert done.returncode == code
 
 
-def test_ci_installs_a_browser_where_it_can_and_goes_on_where_it_cannot(ci, run):
-    """Fails if chromium is asked for without a fresh list of packages, or if a failing apt-get ends the run."""
+def test_ci_installs_a_browser_and_a_compiler_where_it_can_and_goes_on_where_it_cannot(ci, run):
+    """Fails if they are asked for without a fresh list of packages, or if a failing apt-get ends the run."""
     folder, programs = ci
     stand_in(programs, "make", "true")
     stand_in(programs, "sudo", 'shift; "$@"')
     stand_in(programs, "apt-get", f'echo "$@" >> "{folder}/apt"; [ "$1" = update ]')
     done = run(folder / ".ci" / "run", env={"PATH": str(programs)})
     update, install = (folder / "apt").read_text().splitlines()
-    assert update.startswith("update") and install.endswith("chromium")
-    assert "ci: no chromium: apt-get failed" in done.stdout
+    assert update.startswith("update") and install.endswith("g++ chromium")
+    assert "ci: not installed: g++ chromium: apt-get failed" in done.stdout
     stand_in(programs, "chromium", "true")
+    (folder / "apt").unlink()
+    run(folder / ".ci" / "run", env={"PATH": str(programs)})
+    assert (folder / "apt").read_text().splitlines()[1].endswith("recommends g++")
+    stand_in(programs, "g++", "true")
     (folder / "apt").unlink()
     run(folder / ".ci" / "run", env={"PATH": str(programs)})
     assert not (folder / "apt").exists()

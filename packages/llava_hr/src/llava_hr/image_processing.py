@@ -1,0 +1,188 @@
+"""Images to pixel values (sheet section 6): one image processor, for the high resolution.
+
+    >>> LlavaHrImageProcessor(size=1024)("shelf.jpg", return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 3, 1024, 1024])
+
+Resized by Pillow, on eight bits, as the models were trained: torchvision's bicubic differs by a grey level as a rule
+and by six at single pixels, so there is no such backend. An image becomes RGB by Pillow's `convert` (transparency and
+what is beyond eight bits are dropped), and its EXIF orientation is not applied: both are what the official code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from tenfold import UserError
+from tenfold.data.formats import Picture
+
+ASPECT_RATIOS = ("pad", "square")
+# CLIP's statistics.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+ImageLike = str | PathLike | Image.Image | np.ndarray
+
+
+class LlavaHrImageProcessor(BaseImageProcessor):
+    """Pad or crop to a square, resize to R x R, normalise.
+
+    Args:
+        size: R, or `{"shortest_edge": R}` as transformers writes it.
+        image_aspect_ratio: "pad": paste in the middle of a square of the mean colour (stage 2 and the released models);
+            "square": resize the short side, crop the middle (stage 1).
+        image_mean, image_std: per channel, of pixels in [0, 1].
+        kwargs: what transformers stores with an image processor; its switches cannot be turned off.
+
+    Raises:
+        UserError: an unknown aspect ratio, a size that is no positive integer, a switch turned off.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers' own name and form)
+
+    def __init__(
+        self,
+        size: int | dict[str, int] = 1024,
+        image_aspect_ratio: str = "pad",
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
+        **kwargs: Any,
+    ) -> None:
+        edge = _edge(size)
+        fixed = {**_FIXED, "crop_size": {"height": edge, "width": edge}}
+        for name, value in fixed.items():
+            if (asked := kwargs.pop(name, value)) not in (value, None):
+                raise UserError(f"{name} is {asked!r}", "LlavaHrImageProcessor", f"{value!r}, which is all it does")
+        super().__init__(**kwargs)
+        self.size = {"shortest_edge": edge}
+        self.image_aspect_ratio = _aspect_ratio(image_aspect_ratio)
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        for name, value in fixed.items():
+            setattr(self, name, value)
+
+    @property
+    def image_size(self) -> int:
+        """R."""
+        return _edge(self.size)
+
+    @property
+    def pad_colour(self) -> tuple[int, ...]:
+        """The mean, rounded down: (122, 116, 104)."""
+        return tuple(int(255 * mean) for mean in self.image_mean)
+
+    def preprocess(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        image_aspect_ratio: str | None = None,
+        size: int | dict[str, int] | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Pixel values of one image or a flat list of images.
+
+        Args:
+            images: paths, PIL images of any mode, or arrays `[height, width, 3]` of uint8.
+            image_aspect_ratio, size: instead of the processor's own.
+            return_tensors: "pt", "np", or None for a list of arrays.
+
+        Returns:
+            `pixel_values` `[images, 3, R, R]`, float32.
+
+        Raises:
+            UserError: a missing, broken or empty file, an array of another shape or type.
+        """
+        edge = _edge(self.size if size is None else size)
+        pad = _aspect_ratio(image_aspect_ratio or self.image_aspect_ratio) == "pad"
+        pixels = []
+        for image in map(open_image, as_list(images)):
+            square = pad_to_square(image, edge, self.pad_colour) if pad else crop_to_square(image, edge)
+            pixels.append(self._normalise(square))
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def _normalise(self, image: Image.Image) -> np.ndarray:
+        """Looked up for the 256 grey levels of each channel: the same bits in two thirds of the time."""
+        levels = (np.arange(256) * (1 / 255)).astype(np.float32)
+        mean, std = (np.array(values, np.float32) for values in (self.image_mean, self.image_std))
+        table = (levels[None] - mean[:, None]) / std[:, None]  # [3, 256]
+        values = np.asarray(image)  # [R, R, 3]
+        return np.stack([table[channel][values[..., channel]] for channel in range(3)])
+
+
+# What transformers lets one switch and this processor always does.
+_FIXED: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "resample": int(Image.Resampling.BICUBIC),
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """An image as RGB.
+
+    Raises:
+        UserError: a missing, broken or empty file, an array of another shape or type, something that is no image.
+    """
+    if isinstance(image, (str, PathLike)):
+        return Picture(Path(image)).open()
+    if isinstance(image, Image.Image):
+        try:
+            return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:  # opened lazily and cut off, or a mode that cannot be RGB
+            raise UserError(
+                f"an image that cannot become RGB ({error})", getattr(image, "filename", None) or repr(image)
+            ) from error
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image of type {type(image).__name__}", None, "a path, a PIL image or an array")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UserError(f"array {list(image.shape)} of {image.dtype}", None, "[height, width, 3] of uint8")
+    return Image.fromarray(image)
+
+
+def as_list(images: Any) -> list[Any]:
+    """One image or several, as a list."""
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def pad_to_square(image: Image.Image, edge: int, colour: tuple[int, ...]) -> Image.Image:
+    """Pasted in the middle of a square of one colour, then resized."""
+    long = max(image.size)
+    if image.size != (long, long):
+        square = Image.new("RGB", (long, long), colour)
+        square.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
+        image = square
+    return image.resize((edge, edge), Image.Resampling.BICUBIC)
+
+
+def crop_to_square(image: Image.Image, edge: int) -> Image.Image:
+    """Resized to a short side of `edge`, then the middle of the long one."""
+    short = min(image.size)
+    width, height = (int(edge * side / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - edge) // 2, (height - edge) // 2
+    return image.crop((left, top, left + edge, top + edge))
+
+
+def _aspect_ratio(name: str) -> str:
+    if name not in ASPECT_RATIOS:
+        raise UserError(f"image_aspect_ratio {name!r}", None, " or ".join(ASPECT_RATIOS))
+    return name
+
+
+def _edge(size: Any) -> int:
+    """R of a size in any of transformers' spellings."""
+    if isinstance(size, dict):
+        sides = {value for value in size.values() if value is not None}
+        size = sides.pop() if len(sides) == 1 else size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"image size {size!r}", None, 'a positive integer, or {"shortest_edge": R}')
+    return size

@@ -1,0 +1,355 @@
+"""LLaVA-HR as a transformers model: dual-pathway tower, projector, language model (sheet section 3.7).
+
+    model = LlavaHrForConditionalGeneration.from_pretrained(folder)
+    tokens = model.generate(**processor(images=image, text=prompt, return_tensors="pt"), max_new_tokens=64)
+
+Input ids hold ``config.image_token_id`` once per visual token; images come in reading order over the batch. An image
+asked about several times needs the tower only once:
+
+    visual_tokens = model.encode_images(pixel_values)
+    model.generate(input_ids=first, visual_tokens=visual_tokens)
+    model.generate(input_ids=second, visual_tokens=visual_tokens)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from timm.models.convnext import ConvNeXtBlock
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from llava_hr.configuration import LlavaHrConfig
+from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, initialised
+from tenfold import UserError
+
+ALIGNMENT = 64  # bytes; that of PyTorch's own memory on the CPU
+LAYER_SCALE = 1e-6  # where a ConvNeXt block's layer scale starts without pretrained weights, timm's value
+
+
+@dataclass
+class LlavaHrModelOutput(BaseModelOutputWithPast):
+    """Hidden states of the language model, and the visual tokens that went in.
+
+    Attributes:
+        image_hidden_states: ``[images, N, D]``, or None without images.
+    """
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class LlavaHrOutput(CausalLMOutputWithPast):
+    """Loss (mean cross entropy over the tokens whose label is not -100) and logits ``[batch, kept tokens,
+    vocabulary]``; the rest as in :class:`LlavaHrModelOutput`."""
+
+    image_hidden_states: Tensor | None = None
+
+
+class LlavaHrProjector(nn.Module):
+    """``Linear(d -> D), GELU, Linear(D -> D)`` (section 3.6, the official mlp2x_gelu)."""
+
+    def __init__(self, config: LlavaHrConfig) -> None:
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.linear_1 = initialised(nn.Linear(config.vision_config.hidden_size, width), fan_in_uniform)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = initialised(nn.Linear(width, width), fan_in_uniform)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[images, N, d] -> [images, N, D]``."""
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
+class LlavaHrPreTrainedModel(PreTrainedModel):
+    config_class = LlavaHrConfig
+    config: LlavaHrConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["LlavaHrVisionTower"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values", "cache"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, except that a model loaded on the CPU computes the same bits as the saved one.
+
+        Weights mapped from a file lie at any address, and the last bits of a product depend on that.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.data_ptr() % ALIGNMENT:
+                parameter.data = parameter.data.clone()
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if (rule := getattr(module, "init_rule", None)) is not None:
+            rule(module)
+        elif isinstance(module, ConvNeXtBlock):
+            init.constant_(module.gamma, LAYER_SCALE)
+
+
+class LlavaHrModel(LlavaHrPreTrainedModel):
+    """Tower, projector and language model, without the language modelling head.
+
+    Attributes:
+        vision_tower: may be replaced by any module with ``forward(pixel_values [images, 3, R, R]) -> [images, N, d]``.
+        dummy_image: when set, a batch without images sends a zero image through tower and projector and adds nothing
+            of it, so that under ZeRO-3 all ranks run the same modules.
+    """
+
+    def __init__(self, config: LlavaHrConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = LlavaHrVisionTower(config.vision_config)
+        self.multi_modal_projector = LlavaHrProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.dummy_image = False
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens ``[images, N, D]`` of normalised images ``[images, 3, R, R]``."""
+        return self.multi_modal_projector(self.vision_tower(pixel_values))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        visual_tokens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LlavaHrModelOutput:
+        """Arguments as in :meth:`LlavaHrForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("one of two inputs is needed", "forward", "either input_ids or inputs_embeds")
+        if pixel_values is not None and visual_tokens is not None:
+            raise UserError("images are given twice", "forward", "either pixel_values or visual_tokens")
+        if pixel_values is not None and len(pixel_values):
+            visual_tokens = self.encode_images(pixel_values)
+        # Releases of transformers differ in the cache's name; the language model gets it under the one it came by.
+        caches = {"past_key_values": past_key_values, "cache": cache}
+        caches = {name: given for name, given in caches.items() if given is not None}
+        dummy = None
+        if self.dummy_image and visual_tokens is None and not any(one.get_seq_length() for one in caches.values()):
+            # Here, where images go through the tower: DeepSpeed's ranks must run all modules in one order.
+            dummy = self._dummy_term((input_ids if inputs_embeds is None else inputs_embeds).device)
+
+        if inputs_embeds is None:
+            is_image = input_ids == self.config.image_token_id
+            # The placeholder may lie beyond the vocabulary; what is looked up for it is overwritten.
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+            inputs_embeds = self._insert(inputs_embeds, is_image, visual_tokens)
+        elif visual_tokens is not None:
+            raise UserError("images cannot be placed in inputs_embeds", "forward", "input_ids with placeholders")
+
+        if dummy is not None:
+            inputs_embeds = inputs_embeds + dummy.to(inputs_embeds.device, inputs_embeds.dtype)
+        if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            # Plain 0..n-1 over each row's own tokens, wherever its padding is.
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **caches,
+            **kwargs,
+        )
+        return LlavaHrModelOutput(**outputs, image_hidden_states=visual_tokens)
+
+    def _insert(self, embeds: Tensor, is_image: Tensor, visual_tokens: Tensor | None) -> Tensor:
+        """Put the visual tokens ``[images, N, D]`` where ``is_image`` ``[batch, tokens]`` says, in reading order."""
+        available = 0 if visual_tokens is None else visual_tokens.shape[0] * visual_tokens.shape[1]
+        # A decoding step brings no image, and counting would make the device wait.
+        if not torch.compiler.is_compiling() and (available or is_image.shape[1] > 1):
+            wanted = int(is_image.sum())
+            if wanted != available:
+                raise UserError(
+                    "image placeholders and visual tokens differ in number",
+                    f"{wanted} placeholders in input_ids, {available} visual tokens",
+                    f"{self.config.num_image_tokens} placeholders for each image",
+                )
+        if not available:
+            return embeds
+        visual_tokens = visual_tokens.to(embeds.device, embeds.dtype)
+        is_image = is_image[..., None].to(embeds.device)
+        return embeds.masked_scatter(is_image.expand_as(embeds), visual_tokens)
+
+    def _dummy_term(self, device: torch.device) -> Tensor:
+        # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
+        side = self.config.vision_config.image_size
+        return 0 * self.encode_images(torch.zeros(1, 3, side, side, device=device)).mean()
+
+
+class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
+    """LLaVA-HR with its language modelling head."""
+
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: LlavaHrConfig) -> None:
+        super().__init__(config)
+        self.model = LlavaHrModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def dummy_image(self) -> bool:
+        """See :class:`LlavaHrModel`."""
+        return self.model.dummy_image
+
+    @dummy_image.setter
+    def dummy_image(self, value: bool) -> None:
+        self.model.dummy_image = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens, to be given to ``forward`` or ``generate`` as ``visual_tokens`` any number of times.
+
+        Args:
+            pixel_values: normalised images, ``[images, 3, R, R]``.
+
+        Returns:
+            ``[images, N, D]``.
+        """
+        return self.model.encode_images(pixel_values)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        visual_tokens: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> LlavaHrOutput:
+        """
+        Args:
+            input_ids: ``[batch, tokens]``, with N copies of ``config.image_token_id`` per image.
+            attention_mask: ``[batch, past + tokens]``, 0 at padding (either side).
+            position_ids: ``[batch, tokens]``; by default 0, 1, ... over each row's tokens without its padding.
+            past_key_values: KV cache of earlier tokens. Images are those of the new ones only.
+            cache: its name since transformers 5.24.
+            inputs_embeds: ``[batch, tokens, D]`` instead of ``input_ids``, images already inside.
+            pixel_values: ``[images in the batch, 3, R, R]``, in reading order; rows without image need none.
+            visual_tokens: ``[images in the batch, N, D]`` of :meth:`encode_images`, instead of ``pixel_values``.
+            labels: ``[batch, tokens]``, -100 where no loss is taken.
+            use_cache: return a KV cache.
+            logits_to_keep: how many of the last positions get logits (0: all), or their indices.
+
+        Raises:
+            UserError: placeholders and images do not fit each other, or inputs that exclude each other.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            visual_tokens=visual_tokens,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            vocabulary = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return LlavaHrOutput(loss=loss, logits=logits, **rest)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers' own, with the images at the prefill only."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs.pop("pixel_values", None)
+            inputs.pop("visual_tokens", None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        # For beams and several answers transformers repeats each tensor entry by entry; but a row may have no image
+        # or several. The tower runs once for all of a row's copies.
+        pixel_values, visual_tokens = kwargs.pop("pixel_values", None), kwargs.pop("visual_tokens", None)
+        if expand_size > 1 and pixel_values is not None:
+            pixel_values, visual_tokens = None, self.encode_images(pixel_values)
+        if expand_size > 1 and visual_tokens is not None:
+            images = (input_ids == self.config.image_token_id).sum(dim=1) // visual_tokens.shape[1]
+            rows = visual_tokens.split(images.tolist())
+            visual_tokens = torch.cat([row.repeat(expand_size, 1, 1) for row in rows])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        images = {"pixel_values": pixel_values, "visual_tokens": visual_tokens}
+        return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        # Processors such as the repetition penalty look up the scores of all ids so far; a placeholder has none.
+        processors = super()._get_logits_processor(*args, **kwargs)
+        return _PlaceholdersHidden(processors, self.config.image_token_id)
+
+
+class _PlaceholdersHidden(LogitsProcessorList):
+    """Logits processors that see id 0, padding, where the prompt holds placeholders."""
+
+    def __init__(self, processors: LogitsProcessorList, image_token_id: int) -> None:
+        super().__init__(processors)
+        self.image_token_id = image_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return super().__call__(input_ids.masked_fill(input_ids == self.image_token_id, 0), scores, **kwargs)
+
+
+def meta_model(name: str, image_size: int = 1024, adapters: bool = True) -> LlavaHrForConditionalGeneration:
+    """A published model on the meta device, without weights: for names, shapes, parameters and operations.
+
+    Args:
+        name, image_size, adapters: as in :meth:`LlavaHrConfig.named`.
+    """
+    with torch.device("meta"):
+        return LlavaHrForConditionalGeneration(LlavaHrConfig.named(name, image_size, adapters)).eval()
+
+
+AutoModel.register(LlavaHrConfig, LlavaHrModel, exist_ok=True)
+AutoModelForImageTextToText.register(LlavaHrConfig, LlavaHrForConditionalGeneration, exist_ok=True)
