@@ -237,6 +237,14 @@ def test_no_attention_map_is_made_at_the_prefill(model):
 # --- images
 
 
+def test_the_projector_by_hand(model):
+    """``Linear, exact GELU, Linear`` of the tower's features. Fails with another activation or a norm in between."""
+    images, projector = tiny_images(1), model.model.multi_modal_projector
+    hidden = projector.linear_1(model.model.vision_tower(images))
+    expected = projector.linear_2(0.5 * hidden * (1 + torch.erf(hidden / 2**0.5)))
+    torch.testing.assert_close(model.encode_images(images), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_an_image_is_encoded_once_for_several_turns(model):
     """Fails if visual tokens give other logits than pixels, or if the tower runs again."""
     batch = batched(tiny_inputs(model, MIXED))
@@ -279,23 +287,30 @@ def test_a_second_turn_continues_the_cache(model):
 
 
 @pytest.mark.parametrize("given", ["pixel_values", "visual_tokens"])
-def test_beams_keep_each_rows_images_together(model, given):
-    """Fails if images are repeated one by one: a row's two images would come as 1, 1, 2, 2."""
-    rows = tiny_inputs(model, MIXED)
-    runs, handle = count_runs(model.model.vision_tower)
-    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4, "do_sample": False}
-    batch = batched(rows)
+def test_copies_of_a_row_keep_its_images_together(model, given):
+    """For beams and several answers. Fails if images are repeated one by one: two of a row would come as 1, 1, 2, 2."""
+    batch = batched(tiny_inputs(model, MIXED))
+    expected = model(**batch).logits.repeat_interleave(3, dim=0)
     if given == "visual_tokens":
         batch["visual_tokens"] = model.encode_images(batch.pop("pixel_values"))
-    together = model.generate(**batch, **options)[:, -4:]
+    input_ids, inputs = model._expand_inputs_for_generation(expand_size=3, **batch)
+    assert torch.equal(input_ids, batch["input_ids"].repeat_interleave(3, dim=0))
+    torch.testing.assert_close(model(input_ids=input_ids, **inputs).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_beams_of_a_batch_equal_those_of_single_rows(model):
+    """Fails if beams read the images of other rows, or if the tower runs for each beam."""
+    rows = tiny_inputs(model, MIXED)
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4, "do_sample": False}
+    runs, handle = count_runs(model.model.vision_tower)
+    together = model.generate(**batched(rows), **options)[:, -4:]
     handle.remove()
     assert runs == [4]
-    alone = torch.cat([model.generate(**row, **options)[:, -4:] for row in rows])
-    assert torch.equal(together, alone)
+    assert torch.equal(together, torch.cat([model.generate(**row, **options)[:, -4:] for row in rows]))
 
 
 def test_the_repetition_penalty_passes_over_placeholders(model):
-    """A placeholder lies beyond the vocabulary. Fails with an index error if processors see it."""
+    """Fails if the placeholder lies further beyond the vocabulary than transformers' processors allow: by one."""
     row = tiny_inputs(model)[0]
     assert row["input_ids"].max() == VOCABULARY
     plain = model.generate(**row, max_new_tokens=8, do_sample=False)

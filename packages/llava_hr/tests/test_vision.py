@@ -109,9 +109,10 @@ def test_the_gate_is_one_number_per_image_of_the_pooled_branches():
     torch.manual_seed(0)
     adapter = MRAdapter(8, 6)
     for parameter in adapter.parameters():
-        nn.init.normal_(parameter)
+        nn.init.normal_(parameter, std=0.3)
     low, high = torch.randn(2, 9, 8), torch.randn(2, 6, 3, 3)
     fused, gate = adapter(low, high, (3, 3))
+    assert gate.shape == (2, 1) and bool((gate.abs() < 0.9).all())
     image = low.transpose(1, 2).reshape(2, 8, 3, 3)
     residual = adapter.fast_proj(nn.functional.gelu(adapter.fast_conv(image)))
     y1 = (image + residual).flatten(2).transpose(1, 2)
@@ -119,6 +120,19 @@ def test_the_gate_is_one_number_per_image_of_the_pooled_branches():
     expected = torch.tanh(adapter.gate(torch.cat((y1, s), dim=2).mean(dim=1)))
     torch.testing.assert_close(gate, expected)
     torch.testing.assert_close(fused, y1 + expected[:, :, None] * s)
+
+
+def test_the_map_is_aligned_after_the_convolutions():
+    """Fails if it is enlarged before them: GELU and interpolation do not commute."""
+    adapter = MRAdapter(8, 6)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter)
+    high = torch.randn(1, 6, 2, 2)
+    small = adapter.slow_proj(nn.functional.gelu(adapter.slow_conv(high)))
+    assert torch.equal(adapter.high_branch(high, (4, 4)), to_grid(small, (4, 4)))
+    large = nn.functional.interpolate(high, size=(4, 4), mode="bilinear", align_corners=True)
+    other = adapter.slow_proj(nn.functional.gelu(adapter.slow_conv(large))).flatten(2).transpose(1, 2)
+    assert (other - adapter.high_branch(high, (4, 4))).abs().max() > 0.01
 
 
 def test_new_adapters_leave_the_tower_as_it_was():
@@ -131,7 +145,7 @@ def test_new_adapters_leave_the_tower_as_it_was():
 
 
 def test_adapters_stand_between_the_quarters_and_see_the_same_map():
-    """After layers 2, 4, 6 of 8, all given H. Fails with other group boundaries or intermediate stages."""
+    """After layers 2, 4, 6 of 8, all given H. Fails with other group boundaries, intermediate stages or a last norm."""
     low = tiny_config().vision_config.low_res_config.to_dict() | {"num_hidden_layers": 8}
     tower, calls, maps = tiny_tower(low_res_config=low), [], []
     for index, layer in enumerate(tower.vit.encoder.layers):
@@ -140,9 +154,12 @@ def test_adapters_stand_between_the_quarters_and_see_the_same_map():
         adapter.register_forward_pre_hook(
             lambda _, inputs, index=index: (calls.append(f"adapter {index}"), maps.append(inputs[1]))[0]
         )
-    tower.align.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[1]))
+    last = []
+    tower.vit.encoder.layers[-1].register_forward_hook(lambda *values: last.append(values[2]))
+    tower.align.register_forward_pre_hook(lambda _, inputs: (maps.append(inputs[1]), last.append(inputs[0]))[0])
     images = tiny_images(1)
     tower(images)
+    assert last[0] is last[1]  # no norm, and no layer left out
     assert calls == [0, 1, "adapter 0", 2, 3, "adapter 1", 4, 5, "adapter 2", 6, 7]
     assert len(maps) == 4 and all(torch.equal(seen, tower.convnext.forward_features(images)) for seen in maps)
 
@@ -160,6 +177,23 @@ def test_the_class_token_takes_no_part():
     with torch.no_grad():
         embeddings.class_embedding.add_(5)
     assert torch.equal(tower(images), features)
+
+
+def test_positions_are_resampled_by_antialiased_bicubic():
+    """3 cells to 2, by hand. Fails without anti-aliasing, with aligned corners or another kernel."""
+    embeddings = tiny_tower().vit.embeddings
+    with torch.no_grad():
+        embeddings.position_embedding.weight.zero_()
+        embeddings.position_embedding.weight[1 + 4] = 1  # the middle one of 3 x 3
+        resampled = embeddings.positions((2, 2))[0, 1:, 0]
+
+    def keys(x, a=-0.5):  # the cubic kernel that torch takes when it anti-aliases
+        x = abs(x)
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1 if x < 1 else a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    # The first of two cells has its centre at 0.75 of the three, and the kernel is stretched by 1.5.
+    weights = [keys((j + 0.5 - 0.75) / 1.5) for j in range(3)]
+    torch.testing.assert_close(resampled, torch.full((4,), (weights[1] / sum(weights)) ** 2), atol=1e-5, rtol=1e-5)
 
 
 def test_positions_are_resampled_once_per_grid_and_weight():

@@ -23,7 +23,6 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     GenerationMixin,
-    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -323,22 +322,6 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         )
         images = {"pixel_values": pixel_values, "visual_tokens": visual_tokens}
         return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
-
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        # Processors such as the repetition penalty look up the scores of all ids so far; a placeholder has none.
-        processors = super()._get_logits_processor(*args, **kwargs)
-        return _PlaceholdersHidden(processors, self.config.image_token_id)
-
-
-class _PlaceholdersHidden(LogitsProcessorList):
-    """Logits processors that see id 0, padding, where the prompt holds placeholders."""
-
-    def __init__(self, processors: LogitsProcessorList, image_token_id: int) -> None:
-        super().__init__(processors)
-        self.image_token_id = image_token_id
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return super().__call__(input_ids.masked_fill(input_ids == self.image_token_id, 0), scores, **kwargs)
 
 
 def meta_model(name: str, image_size: int = 1024, adapters: bool = True) -> LlavaHrForConditionalGeneration:
