@@ -75,9 +75,9 @@ wheels: setup  ## release wheels, in dist/
 	done
 	@ls dist/*.whl
 
-lmms:  ## lmms-eval in .venv-lmms, and the test of FitPrune's plug-in with it
+lmms:  ## lmms-eval in .venv-lmms, and the tests of our plug-ins with it
 	@"$(PYTHON)" bootstrap.py lmms
-	@OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest packages/fitprune/tests/test_lmms.py $(ARGS)
+	@OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest packages/fitprune/tests/test_lmms.py packages/llava_hr/tests/test_lmms.py $(ARGS)
 
 lock:  ## derive requirements.lock again from the pyproject.toml files
 	@"$(PYTHON)" bootstrap.py lock

@@ -90,7 +90,7 @@ def setup() -> None:
 
 
 def setup_lmms() -> None:
-    """Make or refresh `.venv-lmms`: lmms-eval, whose pins are its own, with FitPrune and pytest.
+    """Make or refresh `.venv-lmms`: lmms-eval, whose pins are its own, with the packages that plug into it, and pytest.
 
     Raises:
         SetupError: as `setup`.
@@ -103,7 +103,7 @@ def setup_lmms() -> None:
         call([uv, "venv", "--quiet", "--no-project", "--python", PYTHON, VENV_LMMS], "making .venv-lmms", environment)
     say("installing lmms-eval into .venv-lmms (the first time this downloads torch: several GB)")
     command = [uv, "pip", "install", "--quiet", "--python", python, "--group", "packages/fitprune/pyproject.toml:lmms"]
-    command += ["--editable", "shared", "--editable", "packages/fitprune[eval]"]
+    command += ["--editable", "shared", "--editable", "packages/fitprune[eval]", "--editable", "packages/llava_hr"]
     call(command, "installing lmms-eval", environment, cwd=ROOT)
 
 

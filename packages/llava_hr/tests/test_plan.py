@@ -12,6 +12,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from llava_hr.plan import dry_run, plan, state_bytes
 from llava_hr.settings import TrainSettings
+from llava_hr.start import model_config
 from tenfold import UserError
 from tenfold.cli import load_config
 
@@ -89,3 +90,11 @@ def test_samples_are_counted_where_there_are_data(tmp_path: Path) -> None:
     own.write_text('{"zero_optimization": {"stage": 1}}')
     with pytest.raises(UserError, match="not a DeepSpeed config"):
         dry_run(tiny_settings(tmp_path, {}, stages=["pretrain"], pretrain={"deepspeed": str(own)}))
+
+
+def test_another_encoder_by_name_brings_its_own_sizes() -> None:
+    """Row "ConvNeXt-XXL" of table 3. Fails if the sizes of ConvNeXt-L stay behind under the other name."""
+    settings = load_config(TrainSettings, "7b", ["model.config={vision_config: {high_res_name: convnext_xxlarge}}"])
+    config = model_config(settings, "finetune").vision_config
+    assert (config.high_res_dims, config.high_res_eps) == ([384, 768, 1536, 3072], 1e-5)
+    assert config.high_res_weights.startswith("convnext_xxlarge")

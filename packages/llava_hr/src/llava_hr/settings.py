@@ -49,7 +49,7 @@ class ModelSettings(_Settings):
 class MiniSettings(_Settings):
     """The miniature's data set: its scenes, and their seed (not that of the training)."""
 
-    train: int = Field(default=8000, ge=1)
+    train: int = Field(default=6400, ge=1)
     seed: int = Field(default=0, ge=0)
 
 

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 
 from llava_hr import mini, mini_encoders, release, stage1
 from llava_hr.checkpoints import is_official
-from llava_hr.configuration import LlavaHrConfig
+from llava_hr.configuration import HIGH_RES_ENCODERS, LlavaHrConfig
 from llava_hr.init import CONVNEXT_TAGS, initial
 from llava_hr.loading import find_model
 from llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrProjector
@@ -89,6 +89,10 @@ def model_config(settings: TrainSettings, name: StageName) -> LlavaHrConfig:
         values["text_config"] = _language_config(Path(model.language_model)).to_dict()
     if model.clip is not None and Path(model.clip).exists():
         values["vision_config"]["low_res_config"] = _clip_config(Path(model.clip)).to_dict()
+    if "high_res_name" in model.config.get("vision_config", {}):
+        # Another architecture brings its own sizes, but for those that are given too.
+        for field in HIGH_RES_ENCODERS["convnext_large_mlp"]:
+            values["vision_config"].pop(field)
     _merge(values, model.config)
     values["vision_config"] |= {"image_size": stage.image_size, "adapters": name == "finetune"}
     values |= {"image_aspect_ratio": stage.image_aspect_ratio, "conversation": stage.conversation}
