@@ -114,7 +114,7 @@ def run_demo(settings: DemoSettings, seed: int, output: Path) -> Demonstration:
             "pixels": host.model.config.vision_config.image_size,
             "new_tokens": [answer.new_tokens for answer in answers],
         }
-        lines = [_line(one, answer.text) for one, answer in zip(shown.questions, answers, strict=True)]
+        lines = [line_of(one, answer.text) for one, answer in zip(shown.questions, answers, strict=True)]
         drawn = draw(views, gates, heading=f"{host.name}, {answers[0].visual_tokens} visual tokens", lines=lines)
         current.file(PICTURE).write_bytes(drawn)
     return Demonstration(host.name, shown, output / PICTURE, current.metrics)
@@ -181,6 +181,6 @@ def _is_right(question: Asked, answer: str) -> bool | None:
     return None if question.gold is None else answer.strip().rstrip(".").lower() == question.gold.lower()
 
 
-def _line(question: Asked, answer: str) -> str:
+def line_of(question: Asked, answer: str) -> str:
     right = "" if question.gold is None else f"   (right: {question.gold})"
     return f"{question.text}   →   {answer}{right}"
