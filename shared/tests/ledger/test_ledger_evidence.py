@@ -17,7 +17,8 @@ from tenfold.ledger import (
     failures,
     load_ledger,
 )
-from tenfold.ledger.text import evidence, format_value, summary
+from tenfold.ledger.terminal import claims_table
+from tenfold.ledger.text import difference, evidence, format_value, summary
 
 CLAIMS = Path(__file__).parent.parent / "fictional_package" / "claims.yaml"
 
@@ -241,3 +242,25 @@ def test_there_are_ten_papers_each_with_three_sentences():
         assert len(paper.method) == 3
         assert all(sentence.endswith(".") for sentence in paper.method)
         assert paper.repository.startswith("https://github.com/")
+
+
+@pytest.mark.parametrize(
+    ("ours", "paper", "shown"),
+    [
+        (9.5, 10.0, "-0.5"),
+        (13.572, 13.4, "+0.172"),
+        (1024, 1024, "0"),
+        (0.1 + 0.2, 0.3, "0"),
+        (None, 10.0, ""),
+        (9.5, None, ""),
+        ("9 to 10", 10.0, ""),
+    ],
+)
+def test_the_difference_to_the_paper_is_shown_where_both_are_numbers(ours, paper, shown):
+    """Fails if the sign is turned, or a number is made of words."""
+    book = ledger(value=paper)
+    results = evaluate(book, {"check": lambda: Outcome(ours, True)}, None)
+    assert difference(book.claims[0], results[0]) == shown
+    table = claims_table(book, results)
+    column = next(one for one in table.columns if one.header == "difference")
+    assert [str(cell) for cell in column.cells] == [shown]

@@ -15,7 +15,7 @@ from tenfold.errors import UserError
 from tenfold.ledger.entries import Entry, Figure, collect
 from tenfold.ledger.evidence import STATUSES
 from tenfold.ledger.papers import PAPERS
-from tenfold.ledger.text import evidence, our_value, paper_value, summary
+from tenfold.ledger.text import difference, evidence, our_value, paper_value, summary
 from tenfold.runs import atomic_directory
 
 MARKER = ".tenfold-report"
@@ -90,6 +90,7 @@ def _paper_context(entry: Entry, folder: Path) -> dict[str, Any]:
                     "claim": claim,
                     "paper_value": paper_value(claim),
                     "our_value": our_value(claim, result),
+                    "difference": difference(claim, result),
                     "status": result.status,
                     "detail": result.detail,
                     "evidence": evidence(result),

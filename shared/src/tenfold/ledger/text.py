@@ -35,6 +35,16 @@ def our_value(claim: Claim, result: Result) -> str:
     return format_value(result.value, claim.unit if not isinstance(result.value, str) else None)
 
 
+def difference(claim: Claim, result: Result) -> str:
+    """Ours minus the paper's, with its sign, where both are numbers; empty elsewhere."""
+    ours, theirs = result.value, claim.value
+    if not isinstance(ours, int | float) or not isinstance(theirs, int | float):
+        return ""
+    # Rounding noise of a subtraction is no difference.
+    apart = round(ours - theirs, 9)
+    return "0" if apart == 0 else f"{'+' if apart > 0 else '-'}{format_value(abs(apart))}"
+
+
 def evidence(result: Result) -> str:
     """Where a result comes from: "recomputed", or date, commit, device and run of a recorded one."""
     if result.status == "not run here":
