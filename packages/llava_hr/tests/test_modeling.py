@@ -82,7 +82,8 @@ def test_absent_adapters_start_as_the_identity(tmp_path, dtype):
     trained = tiny_model(config=tiny_config(adapters=False))
     trained.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if "vision_tower.align" not in name}
+    scale = next(name for name in weights if name.endswith("gamma"))
+    kept = {name: tensor for name, tensor in weights.items() if "vision_tower.align" not in name and name != scale}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"]["adapters"] = True
@@ -93,6 +94,7 @@ def test_absent_adapters_start_as_the_identity(tmp_path, dtype):
         loaded = LlavaHrForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     state = loaded.state_dict()
     assert all(torch.equal(state[name], tensor.to(dtype)) for name, tensor in kept.items())
+    assert bool((state[scale] == torch.tensor(1e-6, dtype=dtype)).all())
     tower = loaded.model.vision_tower
     assert len(tower.adapters) == 3
     for adapter in tower.adapters:
@@ -103,6 +105,15 @@ def test_absent_adapters_start_as_the_identity(tmp_path, dtype):
         assert adapter.fast_conv.weight.abs().max() > 0 and adapter.fast_conv.bias.abs().sum() == 0
     assert 0.7 * 0.25 < tower.align.fast_proj.weight.abs().max() <= 0.25 * 1.01
     assert tower.align.slow_proj.bias.abs().max() > 0
+
+
+def test_logits_are_made_for_the_positions_that_are_asked_for(model):
+    """Fails if `logits_to_keep` is ignored: a prefill would make logits for every visual token."""
+    row = tiny_inputs(model)[0]
+    whole = model(**row).logits
+    torch.testing.assert_close(model(**row, logits_to_keep=2).logits, whole[:, -2:], atol=1e-6, rtol=1e-5)
+    chosen = torch.tensor([0, 3])
+    torch.testing.assert_close(model(**row, logits_to_keep=chosen).logits, whole[:, chosen], atol=1e-6, rtol=1e-5)
 
 
 def test_a_new_model_has_the_stated_initialisation():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_hr.configuration import HIGH_RES_ENCODERS, LlavaHrConfig, LlavaHrVisionConfig
-from llava_hr.gates import gate_report
+from llava_hr.gates import GateReport, gate_report
 from llava_hr.vision import FinalAlign, LlavaHrVisionTower, MRAdapter, to_grid
 from tenfold import UserError
 
@@ -337,3 +337,10 @@ def test_sizes_that_do_not_fit_are_refused(fields, message):
 def test_an_unknown_size_is_refused():
     with pytest.raises(UserError, match="unknown model size"):
         LlavaHrConfig.named("70b")
+
+
+def test_reported_gates_are_means_of_their_sizes():
+    """Fails if gates of both signs cancel each other."""
+    report = GateReport((1, 2), torch.tensor([[0.5, -0.2], [-0.5, 0.4]]))
+    assert report.by_layer == pytest.approx({1: 0.5, 2: 0.3})
+    assert report.by_image == pytest.approx([0.35, 0.45])
