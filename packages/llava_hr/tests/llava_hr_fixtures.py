@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 
 VOCABULARY = 60
+MIXED = (1, 0, 2, 1)  # images per row: rows with one, none and several
 
 
 def tiny_config(
@@ -104,3 +106,36 @@ def batched(rows: list[dict[str, Tensor]], side: str = "left", pad: int = 0) -> 
     if pixels := [row["pixel_values"] for row in rows if "pixel_values" in row]:
         result["pixel_values"] = torch.cat(pixels)
     return result
+
+
+def count_runs(module):
+    """A list that gets the number of images of every run of a tower, and the hook's handle."""
+    runs = []
+    handle = module.register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
+    return runs, handle
+
+
+def greedy(model, inputs, steps):
+    """Greedy decoding by recomputation: the whole prompt, images included, in every step."""
+    ids, rest = inputs["input_ids"], {k: v for k, v in inputs.items() if k == "pixel_values"}
+    logits = []
+    for _ in range(steps):
+        logits.append(model(input_ids=ids, **rest).logits[:, -1])
+        ids = torch.cat((ids, logits[-1].argmax(dim=-1, keepdim=True)), dim=1)
+    return ids[:, inputs["input_ids"].shape[1] :], torch.stack(logits, dim=1)
+
+
+class AttentionMaps(TorchDispatchMode):
+    """Sees every operation that makes a floating-point tensor of shape `[..., tokens, tokens]`."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens, self.seen = tokens, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            square = isinstance(value, torch.Tensor) and value.shape[-2:] == (self.tokens, self.tokens)
+            if square and value.is_floating_point():
+                self.seen.append(str(func))
+        return result

@@ -340,7 +340,7 @@ def test_a_run_of_another_verb_is_not_overwritten(llava_hr, options, tmp_path):
 def test_folders_of_runs_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "llava-hr-eval-1").mkdir(parents=True)
-    assert cli_eval._new_folder("eval") == Path("runs", "llava-hr-eval-2")
+    assert cli_eval.new_folder("eval") == Path("runs", "llava-hr-eval-2")
 
 
 def test_several_ranks_need_a_common_folder(llava_hr, options, monkeypatch):

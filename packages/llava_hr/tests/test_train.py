@@ -329,7 +329,7 @@ def test_what_a_training_refuses(finished: Path, data: Path, parts: dict[str, st
     refused("image_size", finetune={"image_size": 63})
     refused("template|conversation", finetune={"conversation": "vicuna_v9"})
     if not torch.cuda.is_available():
-        refused("no CUDA device", device="cuda")
+        refused("no such CUDA device", device="cuda")
     assert not (tmp_path / "new").exists()
 
 

@@ -5,9 +5,8 @@ import math
 import pytest
 import timm
 import torch
-from llava_hr_fixtures import tiny_config, tiny_images
+from llava_hr_fixtures import AttentionMaps, tiny_config, tiny_images
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_hr.configuration import HIGH_RES_ENCODERS, LlavaHrConfig, LlavaHrVisionConfig
 from llava_hr.gates import GateReport, gate_report
@@ -263,22 +262,6 @@ def test_gates_are_reported_by_layer_and_image():
     assert tiny_tower(adapters=False)(images, output_gates=True)[1].shape == (2, 0)
     with pytest.raises(UserError, match="no gates to report"):
         gate_report(tiny_tower(adapters=False), images)
-
-
-class AttentionMaps(TorchDispatchMode):
-    """Refuses any floating-point tensor that ends in tokens x tokens, from a number of tokens on."""
-
-    def __init__(self, tokens):
-        super().__init__()
-        self.tokens, self.seen = tokens, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            square = isinstance(value, torch.Tensor) and value.shape[-2:] == (self.tokens, self.tokens)
-            if square and value.is_floating_point():
-                self.seen.append(str(func))
-        return result
 
 
 def test_no_attention_map_is_made():

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from llava_hr.eval_settings import DemoSettings, EvalSettings, checked
+from llava_hr.eval_settings import DemoSettings, EvalSettings
+from llava_hr.settings import checked
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, find_package_file, load_config
 from tenfold.cli.app import console
@@ -67,7 +68,7 @@ def evaluate(
     given |= {"dtype": dtype, "device": device, "attention": attention, "data": _absolute(data)}
     options = {name: value for name, value in given.items() if value is not None}
     chosen = checked(EvalSettings, base.model_dump() | options)
-    folder = output or _new_folder("eval")
+    folder = output or new_folder("eval")
 
     from llava_hr.eval_tables import eval_tables
     from llava_hr.evaluate import run_eval
@@ -94,7 +95,7 @@ def demo(
     """Answer a question about an image; draw it at both resolutions, with the gates of the adapters."""
     given = {"image": _absolute(image), "question": question, "model": model, "dtype": dtype, "device": device}
     chosen = checked(DemoSettings, given | {"attention": attention})
-    folder = output or _new_folder("demo")
+    folder = output or new_folder("demo")
 
     from llava_hr.demo import run_demo
 
@@ -127,10 +128,15 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
 
 
-def _new_folder(verb: str) -> Path:
+def new_folder(verb: str) -> Path:
+    """One in runs/ that is not there yet.
+
+    Raises:
+        UserError: each of several ranks would make its own.
+    """
     from llava_hr.ranks import world_size
 
-    if verb == "eval" and world_size() > 1:
+    if world_size() > 1:
         raise UserError("several ranks without a common folder", "--output", "--output FOLDER")
     number = 1
     while (folder := Path("runs", f"llava-hr-{verb}-{number}")).exists():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_hr.cli_eval import new_folder
 from llava_hr.settings import TrainSettings, checked
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
@@ -75,9 +76,9 @@ def train(
 
         console().print(plan_tables(plan.dry_run(chosen), chosen.model.size))
         return
-    if output is None and (resume or "WORLD_SIZE" in os.environ):
+    if output is None and resume:
         raise UserError("no folder", "--output", "the folder of the training")
-    output = output or _new_folder()
+    output = output or new_folder("train")
     logging.getLogger("llava_hr").setLevel(logging.INFO)
 
     from llava_hr.train import run_train
@@ -127,10 +128,3 @@ def plan_tables(dry: "DryRun", size: str) -> "Group":
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _new_folder() -> Path:
-    number = 1
-    while (folder := Path("runs", f"llava-hr-train-{number}")).exists():
-        number += 1
-    return folder

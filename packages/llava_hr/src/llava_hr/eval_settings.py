@@ -5,18 +5,14 @@ No torch here: the command line reads settings before it loads a model.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from tenfold import UserError
+from pydantic import BaseModel, ConfigDict, Field
 
 # The model that ships with the package, by name.
 MINI = "mini"
 # All benchmarks that a data folder holds.
 ALL = "all"
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class HostSettings(BaseModel):
@@ -66,24 +62,3 @@ class DemoSettings(HostSettings):
 
     image: str | None = None
     question: str | None = None
-
-
-def checked(model: type[Model], values: dict[str, Any], where: str | Path | None = None) -> Model:
-    """`values` as a `model`; options that were not given (None) keep its defaults.
-
-    Raises:
-        UserError: a value that does not fit, or an unknown name; names the setting.
-    """
-    try:
-        return model.model_validate({name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{name}: {first['input']!r}", where, _expected(first)) from error
-
-
-def _expected(error: Any) -> str:
-    context = error.get("ctx", {})
-    if "pattern" in context:
-        return "auto, cpu, cuda or cuda:N"
-    return str(context.get("expected") or error["msg"].removeprefix("Input should be "))

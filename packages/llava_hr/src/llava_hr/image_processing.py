@@ -3,8 +3,8 @@
     >>> LlavaHrImageProcessor(size=1024)("shelf.jpg", return_tensors="pt")["pixel_values"].shape
     torch.Size([1, 3, 1024, 1024])
 
-Resized by Pillow, on eight bits, as the models were trained: torchvision's bicubic differs by a grey level as a rule
-and by six at single pixels, so there is no such backend. An image becomes RGB by Pillow's `convert` (transparency and
+Resized by Pillow, on eight bits, as the models were trained: torchvision's bicubic differs by a grey level or more
+at some pixels, so there is no such backend. An image becomes RGB by Pillow's `convert` (transparency and
 what is beyond eight bits are dropped), and its EXIF orientation is not applied: both are what the official code does.
 """
 

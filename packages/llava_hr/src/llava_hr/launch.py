@@ -24,18 +24,14 @@ def choose_device(name: str) -> torch.device:
     """ "auto", "cpu", "cuda" or "cuda:N" as a device; under torchrun every rank takes its own.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: no such device, or fewer than ranks.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    from llava_hr.loading import find_device  # after `name_accelerator`: models bring accelerate along
+
+    device = find_device(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("no CUDA device here", f"device {name}", "cpu")
         number = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
-        if number >= torch.cuda.device_count():
-            raise UserError("no such CUDA device", f"cuda:{number}", f"one of {torch.cuda.device_count()}")
-        device = torch.device("cuda", number)
+        device = find_device(f"cuda:{number}")
         torch.cuda.set_device(device)
     return device
 

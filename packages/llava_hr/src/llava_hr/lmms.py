@@ -18,9 +18,10 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 
 from llava_hr.answers import Answerer, Query, cut, sampling
-from llava_hr.eval_settings import MINI, HostSettings, checked
+from llava_hr.eval_settings import MINI, HostSettings
 from llava_hr.hosts import open_host
 from llava_hr.messages import read_messages
+from llava_hr.settings import checked
 from tenfold import UserError
 from tenfold.runs import track
 

@@ -1,13 +1,13 @@
 """What `llava-hr train` can be told, by option, by config file, and from a run record (sheet section 5).
 
-No torch here: the command line reads settings before it loads a model. A setting that does not exist, or a value that
-does not fit, is a `UserError` that names it.
+`checked` makes settings of what any verb is told. A setting that does not exist, or a value that does not fit, is a
+`UserError` that names it. No torch here: the command line reads settings before it loads a model.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ StageName = Literal["pretrain", "finetune"]
 STAGES: tuple[StageName, ...] = ("pretrain", "finetune")
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 DEVICES = "auto, cpu, cuda or cuda:N"
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -198,7 +199,7 @@ class TrainSettings(_Settings):
         return self.pretrain if name == "pretrain" else self.finetune
 
 
-def checked(model: type[BaseModel], values: dict[str, Any], where: str | Path | None = None) -> Any:
+def checked(model: type[Model], values: dict[str, Any], where: str | Path | None = None) -> Model:
     """`values` as a `model`; options that were not given (None) keep its defaults.
 
     Raises:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_hr.eval_settings import DemoSettings, EvalSettings, checked
+from llava_hr.eval_settings import DemoSettings, EvalSettings
+from llava_hr.settings import checked
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip an answer:
