@@ -1,0 +1,241 @@
+"""Bookkeeping for a batch whose rows lose different numbers of tokens, and for the ragged KV cache that
+results.
+
+Every row keeps its tokens in order. A layer's width is the longest surviving row; shorter rows are padded,
+at the end if the prompt was padded there, else at the start, so that the last column stays the last text
+token. Padding is hidden by a key mask of that layer. Positions are those of the unpruned prompt; they are
+gathered, never renumbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold import UserError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that are present at the input of a layer, in one forward pass over a prompt.
+
+    Attributes:
+        index: ``[batch, width]`` int64, each token's column in the unpruned prompt.
+        real: ``[batch, width]`` bool, False at padding.
+        visual: ``[batch, width]`` bool.
+        text: ``[batch, width]`` bool, text after the first visual token of the row.
+        num_real: tokens of every row without padding (Python ints: no device synchronisation in the layers).
+        num_visual: visual tokens of every row.
+        prompt_visual: the same in the unpruned prompt, the V that a recipe is scaled to.
+        first_visual: how many real tokens stand before the first visual one, per row (``num_real`` if there
+            is none).
+        pad_end: padding stands at the end of the rows.
+    """
+
+    index: Tensor
+    real: Tensor
+    visual: Tensor
+    text: Tensor
+    num_real: tuple[int, ...]
+    num_visual: tuple[int, ...]
+    prompt_visual: tuple[int, ...]
+    first_visual: tuple[int, ...]
+    pad_end: bool
+
+    @classmethod
+    def of_prompt(cls, visual: Tensor, attention_mask: Tensor | None) -> Tokens | None:
+        """Describe an unpruned prompt, or return None when it holds no visual token.
+
+        Args:
+            visual: ``[batch, tokens]`` bool.
+            attention_mask: ``[batch, tokens]``, zero at padding, or None.
+
+        Raises:
+            UserError: a row ends in its image: the image and the question after it were split over two
+                passes, or there is no question, so that nothing can say which tokens matter.
+        """
+        real = torch.ones_like(visual) if attention_mask is None else attention_mask.bool()
+        visual = visual & real
+        after = visual.cumsum(1) > 0
+        text = real & after & ~visual
+        before = visual.flip(1).cumsum(1).flip(1) > 0
+        closing = real & ~visual & ~before  # text after the last visual token
+        facts = torch.stack(
+            (real.sum(1), visual.sum(1), (real & ~after).sum(1), closing.sum(1), real[:, -1], real[:, 0]),
+            dim=1,
+        )
+        num_real, num_visual, first_visual, num_closing, last, first = zip(*facts.tolist(), strict=True)
+        if not any(num_visual):
+            return None
+        for row, (images, words) in enumerate(zip(num_visual, num_closing, strict=True)):
+            if images and not words:
+                raise UserError(
+                    "no text after the image in this forward pass",
+                    f"row {row} of the batch",
+                    "one pass with the whole image and its question: no prompt chunk may split them",
+                )
+        index = torch.arange(visual.shape[1], device=visual.device).expand(visual.shape)
+        pad_end = not all(last) and all(first)
+        return cls(index, real, visual, text, num_real, num_visual, num_visual, first_visual, pad_end)
+
+    @property
+    def width(self) -> int:
+        return self.index.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        return any(count != self.width for count in self.num_real)
+
+    @property
+    def first_row(self) -> int:
+        """The first column that holds a visual token in any row."""
+        starts = [
+            before if self.pad_end else self.width - count + before
+            for count, before, images in zip(self.num_real, self.first_visual, self.num_visual, strict=True)
+            if images
+        ]
+        return min(starts, default=self.width)
+
+    def without(self, removed: Tensor, counts: tuple[int, ...]) -> tuple[Tokens, Tensor]:
+        """Drop tokens.
+
+        Args:
+            removed: ``[batch, width]`` bool.
+            counts: how many it marks in every row.
+
+        Returns:
+            The survivors, and ``[batch, new width]`` int64, their columns in the present layer's input.
+        """
+        num_real = tuple(n - r for n, r in zip(self.num_real, counts, strict=True))
+        width = max(num_real)
+        kept = self.real & ~removed
+        # A stable sort of the flag moves padding to one side and leaves the survivors in order.
+        order = torch.argsort(kept.int(), dim=1, descending=self.pad_end, stable=True)
+        select = order[:, :width] if self.pad_end else order[:, order.shape[1] - width :]
+        survivors = replace(
+            self,
+            index=self.index.gather(1, select),
+            real=kept.gather(1, select),
+            visual=(self.visual & kept).gather(1, select),
+            text=self.text.gather(1, select),
+            num_real=num_real,
+            num_visual=tuple(n - r for n, r in zip(self.num_visual, counts, strict=True)),
+        )
+        return survivors, select
+
+    def to(self, device: torch.device) -> Tokens:
+        if self.index.device == device:
+            return self
+        moved = {name: getattr(self, name).to(device) for name in ("index", "real", "visual", "text")}
+        return replace(self, **moved)
+
+
+def take(states: Tensor, select: Tensor) -> Tensor:
+    """Gather rows: ``states [..., batch or 1, tokens, width]`` at ``select [batch, kept]`` -> ``[...,
+    batch, kept, width]``."""
+    batch, width = select.shape[0], states.shape[-1]
+    states = states.expand(*states.shape[:-3], batch, *states.shape[-2:])
+    return states.gather(-2, select.unsqueeze(-1).expand(*states.shape[:-2], select.shape[1], width))
+
+
+def take_positions(position_ids: Tensor, select: Tensor) -> Tensor:
+    """Gather ``position_ids [..., batch or 1, tokens]`` at ``select [batch, kept]``."""
+    position_ids = position_ids.expand(*position_ids.shape[:-2], *((select.shape[0], position_ids.shape[-1])))
+    return position_ids.gather(-1, select.expand(*position_ids.shape[:-1], select.shape[1]))
+
+
+@dataclass
+class RaggedCache:
+    """What a pruned KV cache holds beside its tensors: per layer, its length and which entries are padding.
+
+    It travels as an attribute of the transformers cache, so it lives, and is copied, with it. Layer ``i``
+    caches the tokens at its input: tokens removed inside layer ``i`` stay in the caches of layers ``0..i``.
+    """
+
+    owner: int
+    lengths: list[int]
+    real: list[Tensor | None]  # per layer [batch, length] bool; None: nothing is padded
+    pruned: list[bool]  # per layer: it lacks entries that the prompt had
+    cut: bool = False  # also layer 0 does: its length is not the next token's position
+
+    def extend(self, layer: int, real: Tensor | None, shape: torch.Size, pruned: bool) -> Tensor | None:
+        """Record new entries in a layer's cache.
+
+        Args:
+            layer: its number.
+            real: ``[batch, new]`` bool, None if none of the new entries is padding.
+            shape: ``(batch, new)``.
+            pruned: tokens of this pass were removed in an earlier layer.
+
+        Returns:
+            ``[batch, old + new]`` bool, None if nothing is padded.
+
+        Raises:
+            UserError: the batch is another than the one that the cache was made with.
+        """
+        batch, new = shape
+        old, length = self.real[layer], self.lengths[layer]
+        if old is not None and old.shape[0] != batch:
+            raise UserError("a ragged cache with another batch", f"{batch} rows", f"{old.shape[0]} rows")
+        if old is not None or real is not None:
+            device = (old if real is None else real).device
+            old = torch.ones(batch, length, dtype=torch.bool, device=device) if old is None else old.to(device)
+            real = torch.ones(batch, new, dtype=torch.bool, device=device) if real is None else real
+            self.real[layer] = torch.cat((old, real), dim=1)
+        self.lengths[layer] = length + new
+        self.pruned[layer] |= pruned
+        return self.real[layer]
+
+
+def layer_mask(
+    implementation: str,
+    queries: int,
+    keys: int,
+    real: Tensor | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | None:
+    """The attention mask of one layer, in the form that its attention implementation takes.
+
+    Args:
+        implementation: "eager", "sdpa" or a flash attention.
+        queries, keys: number of queries (the last tokens) and of keys (cached and present).
+        real: ``[batch, keys]`` bool, False at padding; None when nothing is padded.
+        dtype: of the additive mask that eager attention takes.
+
+    Returns:
+        None where the implementation's own causal path says the same; else ``[batch or 1, 1, queries,
+        keys]``, bool for SDPA and additive for eager, or the two-dimensional padding mask for flash
+        attention.
+    """
+    if "flash" in implementation:
+        return real
+    if queries == 1 and real is None:
+        return None
+    if implementation == "sdpa" and queries == keys and real is None:
+        return None
+    position = torch.arange(keys, device=device)
+    seen = (position <= position[keys - queries :, None])[None, None]  # [1, 1, queries, keys]
+    if real is not None:
+        seen = seen & real[:, None, None, :].to(device)
+        # Padding queries see themselves, so that no softmax runs over nothing.
+        seen = seen | (position == position[keys - queries :, None])
+    if implementation == "sdpa":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def kv_cache(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among a forward's arguments: `cache` from transformers 5.24 on, `past_key_values` before."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache
+
+
+def cache_length(cache: Any, layer: int) -> int:
+    """Entries in one layer of a transformers cache, padding included; 0 for a layer not yet written."""
+    return 0 if cache is None else int(cache.get_seq_length(layer))
