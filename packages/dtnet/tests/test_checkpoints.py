@@ -13,7 +13,7 @@ import torch
 from dtnet_models import GOLDENS, golden, tiny_config, tiny_features, tiny_model, tiny_tokens
 from safetensors.torch import load_file, save_file
 
-from dtnet.checkpoints import (
+from dtnet.checkpoints.keys import (
     convert,
     export_state,
     from_official,

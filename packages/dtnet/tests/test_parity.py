@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dtnet.parity import check_case, find_cases
+from dtnet.evidence.parity.model import check_case, find_cases
 from tenfold import UserError
 
 OWN = Path(__file__).parent / "goldens"

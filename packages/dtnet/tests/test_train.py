@@ -14,15 +14,15 @@ from dtnet_fixtures import STEPS, TINY, XE_STEPS, tiny_settings, weights, write_
 
 from dtnet.beam import beam_search
 from dtnet.cider import CiderD
-from dtnet.datasets import ImageDataset, PairDataset
+from dtnet.data.caption_data import SwappedFeatures, open_data
+from dtnet.data.datasets import ImageDataset, PairDataset
 from dtnet.model import DTNet
-from dtnet.plan import plan
-from dtnet.ranks import Ranks
-from dtnet.schedule import cosine_rate
-from dtnet.settings import TrainSettings
-from dtnet.stages import CrossEntropy, SelfCritical, search, search_then_score
-from dtnet.train import Training, build_model, run_train
-from dtnet.train_data import SwappedFeatures, open_data
+from dtnet.training.data_parallel import Ranks
+from dtnet.training.plan import plan
+from dtnet.training.run import Training, build_model, run_train
+from dtnet.training.schedule import cosine_rate
+from dtnet.training.settings import TrainSettings
+from dtnet.training.stages import CrossEntropy, SelfCritical, search, search_then_score
 from dtnet.vocabulary import PAD, split_words
 from tenfold import UserError
 from tenfold.runs import RunRecord, run

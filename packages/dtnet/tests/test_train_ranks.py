@@ -14,10 +14,10 @@ import torch
 import yaml
 from dtnet_fixtures import in_ranks, tiny_settings, weights, write_tiny_data
 
+from dtnet.data.caption_data import open_data
 from dtnet.model import DTNet
-from dtnet.ranks import Ranks, join
-from dtnet.train import build_model, run_train
-from dtnet.train_data import open_data
+from dtnet.training.data_parallel import Ranks, join
+from dtnet.training.run import build_model, run_train
 
 # Everything that ranks do differently on purpose is off: dropout, augmentation, BatchNorm's own statistics.
 QUIET = {"augment": False, "freeze_bn": True, "model": {"dropout": 0.0, "attention_dropout": 0.0}}
@@ -86,7 +86,7 @@ def test_two_ranks_train_both_stages_and_go_on_bit_for_bit(data: Path, tmp_path:
     first = tiny_settings(data, xe={"epochs": 1, "steps": 3}, scst={"epochs": 1, "steps": 3})
 
     def stopped() -> None:
-        from dtnet import stages
+        from dtnet.training import stages
 
         loss, count = stages.SelfCritical.loss, 0
 
@@ -142,7 +142,7 @@ def test_torchrun_starts_two_ranks(data: Path, tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += ["-m", "dtnet.cli", "train", "--config", str(config), "--output", str(tmp_path / "run")]
+    command += ["-m", "dtnet", "train", "--config", str(config), "--output", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1

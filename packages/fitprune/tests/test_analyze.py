@@ -6,8 +6,8 @@ import pytest
 import torch
 from fitprune_hosts import IMAGE, Prompts, build
 
-from fitprune.analyze import MEASURES, analyze, rank_correlation, top_share
-from fitprune.cli import main
+from fitprune.commands.app import main
+from fitprune.evaluation.analysis import MEASURES, analyze, rank_correlation, top_share
 from fitprune.recipe import Recipe
 from fitprune.search import collect_statistics
 from tenfold.data import mini_host

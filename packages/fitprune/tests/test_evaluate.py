@@ -19,15 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fitprune import flops
-from fitprune.evaluate import choose_recipe, run_eval
-from fitprune.flops import DecoderShape
-from fitprune.generation import VICUNA_SYSTEM, Protocol, encode_batch, generate, pad_to_square
+from fitprune import costs
+from fitprune.costs import DecoderShape
+from fitprune.evaluation.answers import VICUNA_SYSTEM, Protocol, encode_batch, generate, pad_to_square
+from fitprune.evaluation.published import published
+from fitprune.evaluation.questions import find_benchmark, paper_split, questions_fingerprint
+from fitprune.evaluation.run import choose_recipe, run_eval
+from fitprune.evaluation.settings import EvalSettings
 from fitprune.pruner import Pruner
-from fitprune.published import published
-from fitprune.questions import find_benchmark, paper_split, questions_fingerprint
 from fitprune.recipe import Recipe
-from fitprune.settings import EvalSettings
 from tenfold import UserError
 from tenfold.data import mini_host, write
 from tenfold.data.benchmarks import BENCHMARKS, benchmark
@@ -127,9 +127,9 @@ def test_delivered_flops_are_those_of_the_tokens_that_were_there(host, settings,
             alive = pruner.surviving().sum(1).tolist()
         text = inputs["input_ids"].shape[1] - alive[0]
         pairs = list(pairwise(alive))
-        visual_flops.append(sum(2 * flops.layer_macs(before, after, shape) for before, after in pairs))
-        prompt_flops.append(sum(2 * flops.layer_macs(before + text, after + text, shape) for before, after in pairs))
-        unpruned.append(shape.layers * 2 * flops.layer_macs(alive[0] + text, alive[0] + text, shape))
+        visual_flops.append(sum(2 * costs.layer_macs(before, after, shape) for before, after in pairs))
+        prompt_flops.append(sum(2 * costs.layer_macs(before + text, after + text, shape) for before, after in pairs))
+        unpruned.append(shape.layers * 2 * costs.layer_macs(alive[0] + text, alive[0] + text, shape))
     metrics = json.loads((whole / "metrics.json").read_text())
     assert metrics["visual_gflops"] == pytest.approx(fmean(visual_flops) / 1e9, rel=1e-12)
     assert metrics["prompt_gflops"] == pytest.approx(fmean(prompt_flops) / 1e9, rel=1e-12)

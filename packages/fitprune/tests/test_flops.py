@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
 from fitprune import Pruner, Recipe
-from fitprune.flops import (
+from fitprune.costs import (
     LLAVA_7B,
     DecoderShape,
     alive_macs,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fitprune.parity import check_case, find_cases
+from fitprune.evidence.parity import check_case, find_cases
 from tenfold import UserError
 
 OWN = Path(__file__).parent / "goldens"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inst_diff_edit.parity import check_case, find_cases
+from inst_diff_edit.evidence.parity.mask import check_case, find_cases
 from tenfold import UserError
 
 OWN = Path(__file__).parent / "goldens"

@@ -11,7 +11,7 @@ from llava_hr_releases import tiny_weights, write_release
 from safetensors.torch import save_file
 
 from llava_hr import weight_files
-from llava_hr.convert import KEPT, convert
+from llava_hr.checkpoints.convert import KEPT, convert
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from tenfold import UserError
 

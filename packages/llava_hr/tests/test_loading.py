@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import llava_hr
-from llava_hr import loading
-from llava_hr.checkpoints import to_ours
-from llava_hr.convert import convert
-from llava_hr.loading import find_device, find_model, load
+from llava_hr.checkpoints import load as loading
+from llava_hr.checkpoints.convert import convert
+from llava_hr.checkpoints.keys import to_ours
+from llava_hr.checkpoints.load import find_device, find_model, load
 from tenfold import UserError
 
 

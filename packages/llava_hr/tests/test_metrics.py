@@ -9,13 +9,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from llava_hr import caption_scores
-from llava_hr.benchmarks import PAPER, find_benchmark
 from llava_hr.caption_scores import check_captions, score_captions
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.mini import mini_config
-from llava_hr.parity import check_case
-from llava_hr.published import TABLES, paper_model, published
-from llava_hr.scoring import scienceqa_letter, score_mini, score_scienceqa
+from llava_hr.evaluation.benchmarks import PAPER, find_benchmark
+from llava_hr.evaluation.published import TABLES, paper_model, published
+from llava_hr.evaluation.scores import scienceqa_letter, score_mini, score_scienceqa
+from llava_hr.evidence.parity.vision import check_case
+from llava_hr.miniature.model import mini_config
 from tenfold import UserError
 from tenfold.data.formats import CaptionSample, ScienceQASample, VQAv2Annotation, VQAv2Sample
 

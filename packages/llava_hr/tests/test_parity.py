@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llava_hr.parity import check_case, find_cases
+from llava_hr.evidence.parity.vision import check_case, find_cases
 from tenfold import UserError
 
 OWN = Path(__file__).parent / "goldens"

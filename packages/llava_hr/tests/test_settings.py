@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from llava_hr_training import TINY
 
-from llava_hr.plan import deepspeed_config
-from llava_hr.settings import TrainSettings, checked
+from llava_hr.training.plan import deepspeed_config
+from llava_hr.training.settings import TrainSettings, checked
 from tenfold import UserError
 from tenfold.cli import load_config
 

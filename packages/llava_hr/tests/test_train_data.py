@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from llava_hr.train_data import Collator, InstructData, ModalityLengthSampler, modality_length_order
+from llava_hr.data.instruct import Collator, InstructData, ModalityLengthSampler, modality_length_order
 from tenfold import UserError
 
 CHAT = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a cat"}]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dtnet.schedule import EPOCHS, STAGES, paper_rate
+from dtnet.training.schedule import EPOCHS, STAGES, paper_rate
 
 
 def _lr_schedule(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Any) -> None:

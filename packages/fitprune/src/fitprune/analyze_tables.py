@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from fitprune.analyze import MEASURES, Analysis
+from fitprune.evaluation.analysis import MEASURES, Analysis
 
 HEADINGS = {
     "cross_mass": "cross mass",

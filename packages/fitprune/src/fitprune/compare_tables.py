@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fitprune.compare import ALL_KINDS, UNPRUNED, Comparison, Row
+from fitprune.evaluation.compare import ALL_KINDS, UNPRUNED, Comparison, Row
 from tenfold.metrics import Interval
 
 

@@ -9,11 +9,11 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from fitprune.published import published
-from fitprune.questions import paper_split
+from fitprune.evaluation.published import published
+from fitprune.evaluation.questions import paper_split
 
 if TYPE_CHECKING:
-    from fitprune.evaluate import Evaluation
+    from fitprune.evaluation.run import Evaluation
 
 
 def eval_tables(evaluations: Sequence[Evaluation]) -> Group:

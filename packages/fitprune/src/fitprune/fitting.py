@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from fitprune import host
-from fitprune.flops import DecoderShape
+from fitprune.costs import DecoderShape
 from fitprune.prompts import encode
 from fitprune.recipe import Recipe
 from fitprune.search import (

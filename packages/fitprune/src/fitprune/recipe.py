@@ -18,7 +18,7 @@ from math import floor, isfinite
 from pathlib import Path
 from typing import Any
 
-from fitprune.flops import LLAVA_7B, DecoderShape, alive, base_macs, recipe_macs
+from fitprune.costs import LLAVA_7B, DecoderShape, alive, base_macs, recipe_macs
 from tenfold import UserError
 from tenfold.runs import atomic_write_bytes, atomic_write_json, read_json
 

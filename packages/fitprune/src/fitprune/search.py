@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from fitprune.attachment import Attachment, Selection
-from fitprune.flops import DecoderShape, layer_macs
+from fitprune.costs import DecoderShape, layer_macs
 from fitprune.ragged import Tokens
 from fitprune.statistics import token_mass
 from tenfold import UserError

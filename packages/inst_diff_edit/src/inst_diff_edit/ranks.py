@@ -86,7 +86,7 @@ def ranks() -> Iterator[Ranks]:
         return
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise UserError(f"no {name}", "environment", "torchrun --nproc_per_node N -m inst_diff_edit.cli eval ...")
+            raise UserError(f"no {name}", "environment", "torchrun --nproc_per_node N -m inst_diff_edit eval ...")
     distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
     try:
         yield Ranks(rank, world)

@@ -1,4 +1,4 @@
-"""The figures of `llava_hr.benchmark.run_bench` as tables for the terminal."""
+"""The figures of `llava_hr.evidence.speed.run_bench` as tables for the terminal."""
 
 from __future__ import annotations
 

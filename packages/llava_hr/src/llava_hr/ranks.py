@@ -100,7 +100,7 @@ def ranks() -> Iterator[Ranks]:
         raise UserError(f"RANK={rank} of WORLD_SIZE={world}", "environment", "ranks from 0, as torchrun sets them")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise UserError(f"no {name}", "environment", "torchrun --nproc_per_node N -m llava_hr.cli eval ...")
+            raise UserError(f"no {name}", "environment", "torchrun --nproc_per_node N -m llava_hr eval ...")
     if not _number("MASTER_PORT", 0):  # the other ranks would look for rank 0 there for ever
         raise UserError("MASTER_PORT=0", "environment", "a port, or torchrun --standalone, which finds a free one")
     started = not distributed.is_initialized()

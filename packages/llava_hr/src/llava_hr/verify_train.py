@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_hr.settings import TrainSettings, checked
+from llava_hr.training.settings import TrainSettings, checked
 from tenfold import UserError
 from tenfold.runs import RunRecord
 
@@ -21,11 +21,11 @@ def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     Raises:
         UserError: it was made by several ranks, which sum in another order than one process.
     """
-    from llava_hr.train import run_train
+    from llava_hr.training.run import run_train
 
     ranks = record.metrics.get("ranks", 1)
     if ranks > 1:
-        expected = f"torchrun --nproc_per_node {ranks} -m llava_hr.cli train with its config, into a new folder"
+        expected = f"torchrun --nproc_per_node {ranks} -m llava_hr train with its config, into a new folder"
         raise UserError(f"was trained by {ranks} ranks, and this is one process", record.id, expected)
 
     return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics

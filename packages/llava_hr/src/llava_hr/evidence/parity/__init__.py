@@ -1,0 +1,1 @@
+"""Golden cases against this package."""
