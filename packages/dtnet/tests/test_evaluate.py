@@ -23,9 +23,9 @@ from dtnet.evaluation.run import PREDICTIONS, run_eval
 from dtnet.evaluation.settings import EvalSettings
 from dtnet.model import DTNet
 from dtnet.scoring import score_captions
-from dtnet.training.settings import checked
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
+from tenfold.cli.settings import checked
 from tenfold.cli.verify import verify_run
 from tenfold.data.formats.coco_captions import read_caption_results, read_karpathy, write_karpathy
 from tenfold.runs import RunRecord, read_jsonl

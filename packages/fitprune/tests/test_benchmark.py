@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fitprune.commands.tables import bench_tables
 from fitprune.costs import DecoderShape, alive, layer_macs
 from fitprune.evaluation.baselines import METHODS, FitPrune
-from fitprune.evaluation.settings import BenchSettings
 from fitprune.evidence import search_speed
 from fitprune.evidence.search_speed import candidates_by_loop, compare_selections, drawn_scores
+from fitprune.evidence.settings import BenchSettings
 from fitprune.evidence.speed import EAGER, GENERIC, PRUNED, UNPRUNED, AtOutput, Bench, Host, resample, run_bench
 from fitprune.recipe import Recipe
 from fitprune.rules import Random

@@ -13,7 +13,7 @@ import typer
 
 from fitprune.commands.app import app, main
 from fitprune.commands.evaluate import shipped_config
-from fitprune.eval_tables import eval_tables
+from fitprune.commands.tables import eval_tables
 from fitprune.evaluation.run import Evaluation
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file

@@ -10,6 +10,7 @@ import pytest
 from fitprune.checkpoints.load import load_host
 from fitprune.commands.app import main
 from fitprune.costs import LLAVA_7B, DecoderShape, base_macs, layer_macs
+from fitprune.data.calibration import Prompts, mini_calibration
 from fitprune.evaluation import compare_run
 from fitprune.evaluation.baselines import METHODS
 from fitprune.evaluation.compare import ALL_KINDS, UNPRUNED, Arm, Comparison, Item, compare
@@ -17,7 +18,6 @@ from fitprune.evaluation.compare_run import find_items, find_recipes, mini_items
 from fitprune.evaluation.settings import COMPARED, CompareSettings
 from fitprune.fitting import Calibration
 from fitprune.recipe import Recipe
-from fitprune.training.run import Prompts, mini_calibration
 from tenfold import UserError
 from tenfold.data import mini_host, mini_sets
 from tenfold.data.formats import write_calibration

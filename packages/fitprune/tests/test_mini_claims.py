@@ -10,11 +10,11 @@ import pytest
 from fitprune.checkpoints.load import load_host
 from fitprune.commands.app import main
 from fitprune.costs import DecoderShape, base_macs, layer_macs
-from fitprune.evaluation.settings import HostSettings
 from fitprune.evidence import experiments, findings
 from fitprune.evidence.findings import judge, verdict
 from tenfold import UserError
 from tenfold.cli import package_file
+from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.data.mini_lessons import STEPS, Settings
 from tenfold.data.train_mini_host import LESSONS

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from inst_diff_edit import costs, hosts
-from inst_diff_edit.evaluation.settings import BenchSettings
 from inst_diff_edit.evidence import speed
+from inst_diff_edit.evidence.settings import BenchSettings
 from inst_diff_edit.evidence.speed import METHODS, Bench, Size, speed_ups
 
 TINY = Size((16, 32, 32, 32), (8, 8, 8, 8), 24, 8, 64, 4)

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from llava_hr import bench_towers, costs
-from llava_hr.bench_tables import bench_tables
 from llava_hr.commands import convert as cli_convert
+from llava_hr.commands.tables import bench_tables
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.evidence import speed
 from llava_hr.evidence.settings import BenchSettings
 from llava_hr.evidence.speed import Bench, Clock, llava_config, reduced_config, run_bench
-from llava_hr.training.settings import checked
 from tenfold import UserError
+from tenfold.cli.settings import checked
 from tenfold.runs import RunRecord
 
 SETTINGS = BenchSettings(

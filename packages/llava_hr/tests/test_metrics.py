@@ -14,10 +14,11 @@ from llava_hr.configuration import LlavaHrConfig
 from llava_hr.evaluation.benchmarks import PAPER, find_benchmark
 from llava_hr.evaluation.published import TABLES, paper_model, published
 from llava_hr.evaluation.scores import scienceqa_letter, score_mini, score_scienceqa
-from llava_hr.evidence.parity.vision import check_case
+from llava_hr.evidence.parity import COMPUTATIONS, TOLERANCES
 from llava_hr.miniature.model import mini_config
 from tenfold import UserError
 from tenfold.data.formats import CaptionSample, ScienceQASample, VQAv2Annotation, VQAv2Sample
+from tenfold.ledger.goldens import check_case
 
 
 @pytest.mark.parametrize(
@@ -205,4 +206,4 @@ def test_a_changed_golden_score_is_noticed(tmp_path):
         changed[name].view(-1)[-1] += 1
         save_file(changed, tmp_path / "metrics.safetensors")
         (tmp_path / "metrics.json").write_text((goldens / "metrics.json").read_text())
-        assert not check_case(tmp_path / "metrics.json").passed, name
+        assert not check_case(tmp_path / "metrics.json", COMPUTATIONS, TOLERANCES).passed, name

@@ -7,16 +7,7 @@ import pytest
 import yaml
 
 from tenfold import UserError
-from tenfold.ledger import (
-    PAPERS,
-    Ledger,
-    Outcome,
-    claim_counts,
-    evaluate,
-    evaluate_package,
-    failures,
-    load_ledger,
-)
+from tenfold.ledger import PAPERS, Ledger, Outcome, claim_counts, evaluate, evaluate_package, failures, load_ledger
 from tenfold.ledger.terminal import claims_table
 from tenfold.ledger.text import difference, evidence, format_value, summary
 

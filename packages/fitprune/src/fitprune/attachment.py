@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from fitprune import host
+from fitprune.host import is_plain_pre_norm
 from fitprune.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
 from tenfold import UserError
 
 ATTENTION = "fitprune"
 CACHE_STATE = "fitprune_state"
-PRE_NORM = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 # Arguments of a decoder layer that are understood; another one that holds a value per token cannot be
 # compacted.
 HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
@@ -84,16 +84,6 @@ def observed_attention(
 
 
 AttentionInterface.register(ATTENTION, observed_attention)
-
-
-def is_plain_pre_norm(module: nn.Module) -> bool:
-    """Whether a decoder block is ``x += attention(norm(x)); x += mlp(norm(x))`` and nothing else.
-
-    Read off the attributes that its forward uses, in order: a block with scaled residuals, parallel
-    branches or further norms names other ones.
-    """
-    names = inspect.unwrap(type(module).forward).__code__.co_names
-    return tuple(name for name in names if hasattr(module, name)) == PRE_NORM
 
 
 class Attachment:

@@ -7,6 +7,7 @@ list of classes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,3 +111,16 @@ def _refuse_unsupported(model: nn.Module, config: Any, layers: nn.ModuleList) ->
         if applies:
             expected = "causal full attention over text and visual tokens in every layer"
             raise UserError(f"this decoder cannot be pruned: {reason}", type(model).__name__, expected)
+
+
+PRE_NORM = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
+
+def is_plain_pre_norm(module: nn.Module) -> bool:
+    """Whether a decoder block is ``x += attention(norm(x)); x += mlp(norm(x))`` and nothing else.
+
+    Read off the attributes that its forward uses, in order: a block with scaled residuals, parallel
+    branches or further norms names other ones.
+    """
+    names = inspect.unwrap(type(module).forward).__code__.co_names
+    return tuple(name for name in names if hasattr(module, name)) == PRE_NORM

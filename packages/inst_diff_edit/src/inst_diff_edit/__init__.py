@@ -1,6 +1,5 @@
 """InstDiffEdit: edit a picture from a prompt alone; the mask is found while denoising (AAAI 2024, arXiv 2401.07709).
 
-from inst_diff_edit import InstDiffEditPipeline
 
 pipe = InstDiffEditPipeline.from_pretrained("stable-diffusion-v1-4", inpaint="stable-diffusion-inpainting")
 found = pipe("bear.jpg", "a raccoon")

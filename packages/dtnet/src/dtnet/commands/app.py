@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dtnet.commands import (
-    caption as cli_caption,
-)
-from dtnet.commands import (
-    data as cli_data,
-)
-from dtnet.commands import (
-    demo as cli_more,
-)
-from dtnet.commands import (
-    evaluate as cli_eval,
-)
-from dtnet.commands import (
-    train as cli_train,
-)
+from dtnet.commands import caption, data, evaluate, train
+from dtnet.commands.analyze import ANALYZE_EPILOG, analyze
+from dtnet.commands.bench import BENCH_EPILOG, bench
+from dtnet.commands.demo import DEMO_EPILOG, demo
 from dtnet.commands.verify import TOLERANCES, VERIFIERS
+from dtnet.evidence.experiments import experiments
 from tenfold.cli import Package, build_app
 from tenfold.cli import main as run_app
 
@@ -27,16 +17,18 @@ package = Package(name="dtnet", module="dtnet", distribution="dtnet", tolerances
 app = build_app(
     package,
     lambda: import_module("dtnet.evidence.claims").checks(),
-    {**VERIFIERS, **cli_more.VERIFIERS},
-    cli_more.experiments(),
+    VERIFIERS,
+    experiments(),
 )
 
-app.command(epilog=cli_train.EPILOG)(cli_train.train)
-app.command(name="eval", epilog=cli_eval.EPILOG)(cli_eval.evaluate)
-app.command(epilog=cli_caption.EPILOG)(cli_caption.caption)
-app.command(epilog=cli_data.EXTRACT_EPILOG)(cli_data.extract)
-app.command(epilog=cli_data.CONVERT_EPILOG)(cli_data.convert)
-cli_more.register(app)
+app.command(epilog=train.EPILOG)(train.train)
+app.command(name="eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=caption.EPILOG)(caption.caption)
+app.command(epilog=data.EXTRACT_EPILOG)(data.extract)
+app.command(epilog=data.CONVERT_EPILOG)(data.convert)
+app.command(epilog=ANALYZE_EPILOG)(analyze)
+app.command(epilog=DEMO_EPILOG)(demo)
+app.command(epilog=BENCH_EPILOG)(bench)
 
 
 def main() -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtnet.training.settings import DEVICES, CaptionSettings, checked
+from dtnet.evaluation.settings import CaptionSettings
 from tenfold import UserError
 from tenfold.cli.app import console
+from tenfold.cli.settings import DEVICES, checked
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,9 +11,9 @@ import typer
 
 from dtnet.commands.caption import find_model
 from dtnet.evaluation.settings import DATA_TREE, EvalSettings
-from dtnet.training.settings import DEVICES, checked
 from tenfold import UserError
 from tenfold.cli.app import console
+from tenfold.cli.settings import DEVICES, checked
 
 EPILOG = (
     "Examples: [bold]dtnet eval runs/mini[/bold] · [bold]dtnet eval runs/coco/model --data data/coco --features "

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtnet.training.settings import TrainSettings, checked
+from dtnet.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 if TYPE_CHECKING:
     from rich.console import Group

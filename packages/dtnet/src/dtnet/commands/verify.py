@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dtnet.training.settings import TrainSettings, checked
+from dtnet.training.settings import TrainSettings
+from tenfold.cli.settings import checked
+from tenfold.cli.verify import Verifier
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. A training that rounds otherwise ends
@@ -35,4 +38,22 @@ def eval_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     return eval_again(record, folder)
 
 
-VERIFIERS = {"train": train_again, "eval": eval_again}
+def analyze_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """For `dtnet verify`: the metrics of the same analysis, made in a new folder."""
+    module = import_module("dtnet.evaluation.analysis_run")
+    module.run_analyze(checked(module.AnalyzeSettings, record.config, record.id), folder, record.seed)
+    return RunRecord.load(folder).metrics
+
+
+def demo_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """For `dtnet verify`: the metrics of the same demonstration, made in a new folder."""
+    module = import_module("dtnet.evaluation.demo")
+    return module.run_demo(checked(module.DemoSettings, record.config, record.id), folder).metrics
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "train": train_again,
+    "eval": eval_again,
+    "analyze": analyze_again,
+    "demo": demo_again,
+}

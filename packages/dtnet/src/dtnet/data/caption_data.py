@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dtnet.data.captions import CaptionSet, read_captions
 from dtnet.data.grid_features import GridFeatures
-from dtnet.training.settings import DataSettings
+from dtnet.data.settings import DataSettings
 from dtnet.vocabulary import TOKENISERS, Vocabulary
 from tenfold import UserError
 from tenfold.runs import fingerprint, sample_rng

@@ -25,9 +25,9 @@ from dtnet.evaluation.run import open_work
 from dtnet.evaluation.settings import EvalSettings
 from dtnet.features import build_extractor
 from dtnet.model import DTNet
-from dtnet.training.settings import DEVICE, _Settings
 from dtnet.vocabulary import split_words, tokenise_all
 from tenfold import UserError
+from tenfold.cli.settings import DEVICE, Settings
 from tenfold.data.formats import open_image
 from tenfold.runs import atomic_write_json, fingerprint, run
 
@@ -36,7 +36,7 @@ REPORT, WEIGHTS, PATHS = "routing.json", "weights.png", "paths.png"
 SHOWN = 6
 
 
-class AnalyzeSettings(_Settings):
+class AnalyzeSettings(Settings):
     """Settings of `dtnet analyze`.
 
     Attributes:

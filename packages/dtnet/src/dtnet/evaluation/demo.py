@@ -18,11 +18,12 @@ from rich.text import Text
 
 from dtnet.data.caption_data import CaptionData, open_data
 from dtnet.data.mini import FEATURES, KINDS, write_mini_coco
+from dtnet.data.settings import DataSettings
 from dtnet.evaluation.picture import draw_paths
 from dtnet.model import CONFIG, Caption, DTNet
 from dtnet.training.data_parallel import choose_device
-from dtnet.training.settings import DEVICE, DataSettings, _Settings
 from tenfold import UserError
+from tenfold.cli.settings import DEVICE, Settings
 from tenfold.data.formats import open_image
 from tenfold.runs import atomic_write_json, fingerprint, run
 
@@ -31,7 +32,7 @@ PICTURE, CAPTIONS = "paths.png", "captions.json"
 HELD_OUT = 1
 
 
-class DemoSettings(_Settings):
+class DemoSettings(Settings):
     """Settings of `dtnet demo`.
 
     Attributes:

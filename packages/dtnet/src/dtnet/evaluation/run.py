@@ -31,9 +31,9 @@ from dtnet.evaluation.settings import EvalSettings
 from dtnet.model import DTNet
 from dtnet.scoring import Scores, check_metrics, lacks_spice, score_captions
 from dtnet.training.data_parallel import Ranks, choose_device, join
-from dtnet.training.settings import checked
 from tenfold import UserError
 from tenfold.cli import package_file
+from tenfold.cli.settings import checked
 from tenfold.data.formats.coco_captions import (
     ONLINE_IMAGES,
     read_caption_results,

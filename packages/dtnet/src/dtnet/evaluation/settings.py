@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dtnet.training.settings import DEVICE, _Settings
+from tenfold.cli.settings import DEVICE, Settings
 
 # The folder that --data names.
 DATA_TREE = """dataset_coco.json (Karpathy's captions and splits), or annotations/ with
@@ -15,7 +15,7 @@ array <image id>_grids or <image id>_features of 49 rows for each image (else --
 annotations/image_info_test2014.json or captions_val2014.json, else all images of the features."""
 
 
-class EvalSettings(_Settings):
+class EvalSettings(Settings):
     """Settings of `dtnet eval`.
 
     Attributes:
@@ -60,3 +60,16 @@ class EvalSettings(_Settings):
         if self.other_results is not None and self.online is None:
             raise ValueError("--other-results goes with --online")
         return self
+
+
+class CaptionSettings(Settings):
+    """Settings of `dtnet caption`.
+
+    Attributes:
+        beams, max_len: of the beam search.
+        device: "auto" takes CUDA where there is a device, else the CPU.
+    """
+
+    beams: int = Field(default=5, ge=1)
+    max_len: int = Field(default=20, ge=1)
+    device: str = Field(default="auto", pattern=DEVICE)

@@ -7,7 +7,6 @@ weights. The mini ones run a planted router, and the model that ships.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 from tenfold import UserError
 from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
+from tenfold.ledger.goldens import NO_GOLDENS, goldens
+from tenfold.ledger.goldens import parity as compare_golden
 from tenfold.runs import read_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ PARITY = (
     "text_pipeline",
     "metrics",
 )
-_NO_GOLDENS = Outcome(None, None, "golden data are in the source tree")
 # Of the live check: the scenes of the mini training, and how many of its test split are captioned.
 TRAINING, VALIDATION, TESTING = 4000, 500, 100
 # A planted router: the weights of its last layer times this.
@@ -69,27 +69,20 @@ def checks() -> Mapping[str, Check]:
     }
 
 
-def goldens() -> Path | None:
-    """The folder of golden data: under `$TENFOLD_GOLDENS`, else in the source tree; None in an installed wheel."""
-    elsewhere = os.environ.get("TENFOLD_GOLDENS")
-    return Path(elsewhere) / "dtnet" if elsewhere else find_package_file("dtnet", "tests/goldens")
-
-
 def parity(case: str) -> Outcome:
     """A golden case against this package."""
-    from dtnet.evidence.parity.model import check_case
+    from dtnet.evidence.parity import COMPUTATIONS, TOLERANCES
 
-    folder = goldens()
-    return _NO_GOLDENS if folder is None else check_case(folder / f"{case}.json")
+    return compare_golden("dtnet", case, COMPUTATIONS, TOLERANCES)
 
 
 def official_keys() -> Outcome:
     """Names, shapes and numbers of parameters of the full-size model, against those of the authors' state dict."""
     from dtnet.checkpoints.keys import export_state
 
-    folder = goldens()
+    folder = goldens("dtnet")
     if folder is None:
-        return _NO_GOLDENS
+        return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
     model = full_model()
     ours = {name: list(tensor.shape) for name, tensor in export_state(model.state_dict()).items()}

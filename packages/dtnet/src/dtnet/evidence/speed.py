@@ -29,7 +29,7 @@ from dtnet.costs import caption_macs, encoder_macs
 from dtnet.evidence.official_style import reprojecting_beam_search
 from dtnet.model import DTNet
 from dtnet.training.data_parallel import choose_device
-from dtnet.training.settings import DEVICE, _Settings
+from tenfold.cli.settings import DEVICE, Settings
 from tenfold.runs import atomic_write_json, run, track
 
 KEPT, EARLY, AGAIN = "kept", "kept, stops early", "projected again"
@@ -38,7 +38,7 @@ BATCHES, FULL_BATCHES = (1, 10), (1, 10, 50)
 CLOSE = 1e-3
 
 
-class BenchSettings(_Settings):
+class BenchSettings(Settings):
     """Settings of `dtnet bench`.
 
     Attributes:

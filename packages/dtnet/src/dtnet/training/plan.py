@@ -8,8 +8,12 @@ from itertools import groupby
 from math import ceil
 from pathlib import Path
 
+import torch
+
+from dtnet.config import DTNetConfig
+from dtnet.model import DTNet
 from dtnet.training.schedule import Stage, cosine_rate, paper_rate
-from dtnet.training.settings import ScstSettings, TrainSettings, XeSettings
+from dtnet.training.settings import ModelSettings, ScstSettings, TrainSettings, XeSettings
 from tenfold import UserError
 
 
@@ -113,7 +117,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
     Raises:
         UserError: the named data cannot be read, or give no whole batch.
     """
-    from dtnet.training.run import count_parameters
+    from dtnet.training.plan import count_parameters
 
     data = settings.data
     captions, images, words = data.expected.captions, data.expected.images, data.expected.words
@@ -124,3 +128,24 @@ def dry_run(settings: TrainSettings) -> DryRun:
         captions, images, words = len(found.pairs("train")), len(found.images("train")), len(vocabulary)
     parameters, trainable = count_parameters(settings.model, words)
     return DryRun(plan(settings, captions, images), words, data.folder is not None, parameters, trainable)
+
+
+def model_config(settings: ModelSettings, words: int) -> DTNetConfig:
+    """The dimensions for a vocabulary of so many words.
+
+    Raises:
+        UserError: a dimension that does not fit the others.
+    """
+    values = settings.model_dump()
+    if settings.d_model % settings.heads:
+        raise UserError(f"d_model {settings.d_model}", f"heads {settings.heads}", "a multiple of heads")
+    head = settings.d_model // settings.heads
+    return DTNetConfig(**values, d_k=head, d_v=head, vocabulary_size=words)
+
+
+def count_parameters(settings: ModelSettings, words: int) -> tuple[int, int]:
+    """All parameters, and those that are trained, of a model that is not made (meta device)."""
+    with torch.device("meta"):
+        model = DTNet(model_config(settings, words))
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtnet.config import DTNetConfig
 from dtnet.data.caption_data import CaptionData, find_folder, open_data
 from dtnet.model import DTNet
 from dtnet.training.data_parallel import Ranks, choose_device, join
-from dtnet.training.plan import StagePlan, plan
-from dtnet.training.settings import ModelSettings, TrainSettings
+from dtnet.training.plan import StagePlan, model_config, plan
+from dtnet.training.settings import TrainSettings
 from dtnet.training.stages import CrossEntropy, SelfCritical, Stage, stream
 from dtnet.training.validation import Validation
 from tenfold import UserError
@@ -281,27 +280,6 @@ def build_model(settings: TrainSettings, data: CaptionData, seed: int) -> DTNet:
     model.vocabulary = data.vocabulary
     model.feature_settings = settings.data.extractor
     return model
-
-
-def model_config(settings: ModelSettings, words: int) -> DTNetConfig:
-    """The dimensions for a vocabulary of so many words.
-
-    Raises:
-        UserError: a dimension that does not fit the others.
-    """
-    values = settings.model_dump()
-    if settings.d_model % settings.heads:
-        raise UserError(f"d_model {settings.d_model}", f"heads {settings.heads}", "a multiple of heads")
-    head = settings.d_model // settings.heads
-    return DTNetConfig(**values, d_k=head, d_v=head, vocabulary_size=words)
-
-
-def count_parameters(settings: ModelSettings, words: int) -> tuple[int, int]:
-    """All parameters, and those that are trained, of a model that is not made (meta device)."""
-    with torch.device("meta"):
-        model = DTNet(model_config(settings, words))
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
 
 
 def _identity(settings: TrainSettings, seed: int, world: int, fingerprints: Mapping[str, str]) -> dict[str, Any]:

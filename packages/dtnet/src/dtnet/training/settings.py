@@ -6,75 +6,16 @@ does not fit, is a `UserError` that names it.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from dtnet.data.settings import DataSettings
 from dtnet.training.schedule import SCST_RATE, XE_RATE, Stage
-from tenfold import UserError
-
-DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
-DEVICES = "auto, cpu, cuda or cuda:N."
+from tenfold.cli.settings import DEVICE, Settings
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MiniSettings(_Settings):
-    """The mini world's data set: images of each split, and the seed of its scenes (not that of the training)."""
-
-    train: int = Field(default=4000, ge=1)
-    val: int = Field(default=500, ge=1)
-    test: int = Field(default=500, ge=1)
-    seed: int = Field(default=0, ge=0)
-
-
-class CountSettings(_Settings):
-    """What a data set holds, for `--dry-run` where its files are not there: of train, and the vocabulary's size."""
-
-    images: int = 113_287
-    captions: int = 566_747
-    words: int = 10_201
-
-
-class DataSettings(_Settings):
-    """Captions and grid features.
-
-    Attributes:
-        folder: where the files lie; None: only the mini world can be had.
-        captions: Karpathy's ``dataset_coco.json``, or the folder of COCO's caption files with the four
-            ``coco_*_ids.npy``; relative to ``folder``.
-        features: the h5 file of grid features; relative to ``folder``.
-        key: which array of an image holds its grid: "grids", "features", or "auto" (grids where there are some).
-        tokens: how captions become words: "spacy" as the authors did, "whitespace" for captions that are words already.
-        vocabulary: a ``vocabulary.json`` or the authors' pickle, relative to ``folder``; None: counted from the
-            captions of train and val.
-        min_count: a word that occurs less often becomes ``<unk>``, when the vocabulary is counted.
-        in_memory: read all features once, instead of each batch from the file.
-        workers: processes that read batches; 0: the training process itself.
-        extractor: what made the features, as `dtnet.features.build_extractor` takes it; kept with the trained model,
-            which can then caption images. None: it captions features.
-        mini: drawn where no folder is named; None: there must be one.
-        expected: the counts that ``--dry-run`` takes where there is no folder.
-    """
-
-    folder: str | None = None
-    captions: str = "dataset_coco.json"
-    features: str = "coco_grid_feats2.hdf5"
-    key: Literal["auto", "grids", "features"] = "auto"
-    tokens: Literal["spacy", "whitespace"] = "spacy"
-    vocabulary: str | None = None
-    min_count: int = Field(default=5, ge=1)
-    in_memory: bool = False
-    workers: int = Field(default=4, ge=0)
-    extractor: dict[str, Any] | None = None
-    mini: MiniSettings | None = None
-    expected: CountSettings = CountSettings()
-
-
-class ModelSettings(_Settings):
+class ModelSettings(Settings):
     """The model's dimensions; the paper's by default. What a name means stands in `dtnet.config.DTNetConfig`.
 
     Attributes:
@@ -98,7 +39,7 @@ class ModelSettings(_Settings):
     routing: Literal["joint", "uniform", "spatial", "channel"] = "joint"
 
 
-class StageSettings(_Settings):
+class StageSettings(Settings):
     """What both stages of the training have.
 
     Attributes:
@@ -152,7 +93,7 @@ class ScstSettings(StageSettings):
     tokens: Literal["ptb", "whitespace"] = "ptb"
 
 
-class ValidationSettings(_Settings):
+class ValidationSettings(Settings):
     """The validation after every epoch, by which the best weights are kept.
 
     Attributes:
@@ -167,7 +108,7 @@ class ValidationSettings(_Settings):
     tokens: Literal["ptb", "whitespace"] = "ptb"
 
 
-class TrainSettings(_Settings):
+class TrainSettings(Settings):
     """Settings of `dtnet train`.
 
     Attributes:
@@ -218,39 +159,3 @@ class TrainSettings(_Settings):
 
     def stage(self, name: Stage) -> XeSettings | ScstSettings:
         return self.xe if name == "xe" else self.scst
-
-
-class CaptionSettings(_Settings):
-    """Settings of `dtnet caption`.
-
-    Attributes:
-        beams, max_len: of the beam search.
-        device: "auto" takes CUDA where there is a device, else the CPU.
-    """
-
-    beams: int = Field(default=5, ge=1)
-    max_len: int = Field(default=20, ge=1)
-    device: str = Field(default="auto", pattern=DEVICE)
-
-
-def checked(model: type[BaseModel], values: dict[str, Any], where: str | Path | None = None) -> Any:
-    """`values` as a `model`; options that were not given (None) keep its defaults.
-
-    Raises:
-        UserError: a value that does not fit, or an unknown name; names the setting.
-    """
-    try:
-        return model.model_validate({name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if not name:  # settings that do not go together
-            raise UserError(_expected(first), where) from error
-        raise UserError(f"{name}: {first['input']!r}", where, _expected(first)) from error
-
-
-def _expected(error: Any) -> str:
-    context = error.get("ctx", {})
-    if "pattern" in context:
-        return DEVICES.rstrip(".")
-    return str(context.get("expected") or error["msg"].removeprefix("Input should be ").removeprefix("Value error, "))

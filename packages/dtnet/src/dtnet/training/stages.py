@@ -24,7 +24,6 @@ from dtnet.data.caption_data import CaptionData, SwappedFeatures
 from dtnet.data.datasets import ImageDataset, Images, PairDataset, Pairs, collate_images, collate_pairs
 from dtnet.model import DTNet
 from dtnet.ptb import PtbTable, PtbTokeniser
-from dtnet.scst import scst_loss
 from dtnet.training.augment import augment
 from dtnet.training.data_parallel import Ranks
 from dtnet.training.plan import StagePlan
@@ -223,3 +222,19 @@ def _features(training: TrainSettings, data: CaptionData, seed: int) -> Any:
     if training.blind:
         return SwappedFeatures(data.features, data.captions.images("train"), seed)
     return data.features
+
+
+def scst_loss(log_probs: Tensor, rewards: Tensor) -> Tensor:
+    """``mean over images and beams of -(1/T) sum_t log p_t * (r - mean over beams of r)``.
+
+    T is the length of the search, 20, not that of the caption: what follows ``<eos>`` counts with log-probability 0.
+
+    Args:
+        log_probs: of every word of every caption `[batch, beams, T]`, 0 after ``<eos>``, with gradients.
+        rewards: of every caption `[batch, beams]`, without gradients.
+
+    Returns:
+        The loss, a scalar.
+    """
+    advantage = rewards - rewards.mean(dim=1, keepdim=True)
+    return -(log_probs.mean(dim=-1) * advantage.to(log_probs)).mean()

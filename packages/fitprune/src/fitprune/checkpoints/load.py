@@ -18,9 +18,8 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from fitprune.evaluation.settings import MINI, HostSettings
-from fitprune.recipe import Recipe
 from tenfold import UserError
+from tenfold.cli.settings import MINI, HostSettings
 from tenfold.runs import fingerprint, read_json
 
 logger = logging.getLogger(__name__)
@@ -104,20 +103,6 @@ def find_device(name: str) -> torch.device:
             f"one of the {count} here" if count else "cpu: torch sees no GPU",
         )
     return device
-
-
-def open_recipe(text: str) -> Recipe:
-    """A recipe file, or a released recipe by ``NAME:PERCENT`` such as ``llava-1.5-7b:60``.
-
-    Raises:
-        UserError: neither of both; or the file or the name is wrong.
-    """
-    if text.endswith(".json") or Path(text).exists():
-        return Recipe.load(text)
-    name, separator, percent = text.rpartition(":")
-    if not separator or not percent.isdigit():
-        raise UserError("no such recipe", text, "a recipe file, or NAME:PERCENT such as llava-1.5-7b:60")
-    return Recipe.released(name, int(percent))
 
 
 def _folder(name: str) -> Path | None:

@@ -13,12 +13,15 @@ from fitprune.commands import evaluate as cli_eval
 from fitprune.commands import recipe as cli_recipe
 from fitprune.commands.compare import Attention, Device, Dtype
 from fitprune.commands.verify import TOLERANCES, VERIFIERS
-from fitprune.evaluation.settings import BenchSettings, DemoSettings, FitSettings, checked
+from fitprune.evaluation.settings import DemoSettings
 from fitprune.evidence import experiments
+from fitprune.evidence.settings import BenchSettings
+from fitprune.training.settings import FitSettings
 from tenfold import UserError
 from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 package = Package(
     name="fitprune",

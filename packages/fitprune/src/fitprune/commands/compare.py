@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from fitprune.commands.recipe import RECIPE
-from fitprune.evaluation.settings import COMPARED, AnalyzeSettings, CompareSettings, checked
+from fitprune.evaluation.settings import COMPARED, AnalyzeSettings, CompareSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 SAMPLES = "JSON lines: question_id, image, text and, where known, answer and category."
 Samples = Annotated[Path | None, typer.Option(metavar="FILE", help=SAMPLES)]
@@ -59,7 +60,7 @@ def compare(
     given |= {"seeds": seeds, "limit": limit, "batch": batch, "dtype": dtype, "device": device, "attention": attention}
     chosen = checked(CompareSettings, given)
 
-    from fitprune.compare_tables import comparison_tables
+    from fitprune.commands.tables import comparison_tables
     from fitprune.evaluation.compare_run import run_compare
 
     console().print(comparison_tables(run_compare(chosen, seed, output)))
@@ -83,7 +84,7 @@ def analyze(
     given |= {"recipe": _absolute(Path(recipe)) if recipe and Path(recipe).is_file() else recipe, "limit": limit}
     chosen = checked(AnalyzeSettings, given | {"dtype": dtype, "device": device, "attention": attention})
 
-    from fitprune.analyze_tables import analysis_table
+    from fitprune.commands.tables import analysis_table
     from fitprune.evaluation.analysis import run_analyze
 
     found = run_analyze(chosen, seed, output)

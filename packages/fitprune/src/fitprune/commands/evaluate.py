@@ -9,10 +9,11 @@ import typer
 from typer.core import TyperCommand
 
 from fitprune.commands.recipe import RECIPE
-from fitprune.evaluation.settings import EvalSettings, checked
+from fitprune.evaluation.settings import EvalSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, find_package_file, load_config
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 DATA = "The benchmark's folder, for all: of a folder for each. The mini host needs none. Files: below."
 EPILOG = (
@@ -70,7 +71,7 @@ def evaluate(
     chosen = checked(EvalSettings, base.model_dump() | options)
     folder = output or _new_folder()
 
-    from fitprune.eval_tables import eval_tables
+    from fitprune.commands.tables import eval_tables
     from fitprune.evaluation.run import run_eval
 
     evaluations = run_eval(chosen, seed, folder, say=typer.echo)

@@ -29,7 +29,7 @@ def show(recipe: RecipeArgument) -> None:
 @app.command(epilog="Example: [bold]fitprune recipe diff llava-1.5-7b:60 runs/fit/recipe-0.6.json[/bold]")
 def diff(recipe: RecipeArgument, other: RecipeArgument) -> None:
     """Print the layers in which two recipes differ."""
-    from fitprune.checkpoints.load import open_recipe
+    from fitprune.recipe import open_recipe
 
     typer.echo(open_recipe(recipe).diff(open_recipe(other)))
 
@@ -39,7 +39,7 @@ def plot(
     recipe: RecipeArgument, file: Annotated[Path, typer.Argument(metavar="FILE.png", help="The picture to write.")]
 ) -> None:
     """Draw a recipe: removals and tokens left over the layers."""
-    from fitprune.checkpoints.load import open_recipe
+    from fitprune.recipe import open_recipe
 
     open_recipe(recipe).plot(file)
     typer.echo(f"wrote {file}")

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fitprune.costs import DecoderShape, prompt_flops
+from fitprune.evaluation.analysis import MEASURES, Analysis
+from fitprune.evaluation.compare import ALL_KINDS, UNPRUNED, Comparison, Row
+from fitprune.evaluation.published import published
+from fitprune.evaluation.questions import paper_split
 from fitprune.recipe import Recipe
+from tenfold.metrics import Interval
+
+if TYPE_CHECKING:
+    from fitprune.evaluation.run import Evaluation
 
 BAR = 36  # characters of a full bar
 
@@ -129,3 +138,140 @@ def _bench_table(title: str, rows: Mapping[str, Any], cost: str, field: str) -> 
 
 def _time(row: Mapping[str, Any]) -> str:
     return f"{row['seconds']:.4g} s" if "seconds" in row else f"{row['milliseconds']:.4g} ms"
+
+
+def comparison_tables(found: Comparison) -> Group:
+    """One table a budget, all questions, and one of the kinds of questions where there are several."""
+    rows = found.summary()
+    everything = [row for row in rows if row.kind == ALL_KINDS]
+    unpruned = next(row for row in everything if row.method == UNPRUNED)
+    parts: list[Table | Text] = []
+    for ratio in dict.fromkeys(row.ratio for row in everything if row.method != UNPRUNED):
+        here = [unpruned, *(row for row in everything if row.ratio == ratio and row.method != UNPRUNED)]
+        title = f"{ratio:.0%} of the visual FLOPs saved, {unpruned.questions} questions"
+        parts.append(_budget_table(title, here))
+        kinds = [row for row in rows if row.kind != ALL_KINDS and row.ratio in (0.0, ratio)]
+        if kinds and unpruned.accuracy is not None:
+            parts.append(_kinds_table(kinds))
+    parts += [Text(f"left out: {name}: {reason}") for name, reason in found.left_out.items()]
+    note = (
+        "Brackets: 95 % paired bootstrap intervals over the questions; of the change in accuracy, and of the agreement."
+    )
+    return Group(*parts, Text(note))
+
+
+def _budget_table(title: str, rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    table.add_column("knobs", overflow="fold")
+    headings = ["asked", "visual", "whole prompt", "accuracy", "change", "same as unpruned"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        unpruned = row.method == UNPRUNED
+        table.add_row(
+            row.method,
+            row.knobs,
+            "" if unpruned else f"{row.ratio:.0%}",
+            "" if unpruned else f"-{row.visual_reduction:.1%}",
+            "" if unpruned else f"-{row.prompt_reduction:.1%}",
+            "" if row.accuracy is None else f"{row.accuracy:.1%}",
+            "" if unpruned or row.change is None else _interval(row.change, sign="+"),
+            "" if unpruned else _interval(row.agreement),
+        )
+    return table
+
+
+def _kinds_table(rows: list[Row]) -> Table:
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    counts = {row.kind: row.questions for row in rows}
+    table = Table(title="Accuracy by kind of question", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for kind in kinds:
+        table.add_column(f"{kind} ({counts[kind]})", justify="right")
+    for method in dict.fromkeys(row.method for row in rows):
+        found = {row.kind: row.accuracy for row in rows if row.method == method}
+        cells = ("" if (share := found.get(kind)) is None else f"{share:.1%}" for kind in kinds)
+        table.add_row(method, *cells)
+    return table
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
+    """One row for each benchmark: the figure that papers report, theirs beside ours, and what the prompts cost; for a
+    single benchmark, all its scores too."""
+    first = evaluations[0]
+    pruned = "unpruned" if first.recipe is None else f"recipe for {first.recipe.summary()}"
+    table = Table(title=escape(f"{first.model}, {pruned}"), title_justify="left")
+    for heading in ("benchmark", "split", "questions", "score"):
+        table.add_column(heading)
+    rows = [(one, *_scores(one)) for one in evaluations]
+    in_papers = any(papers for *_, papers in rows)
+    for heading in ("ours", *(["papers"] if in_papers else []), "visual GFLOPs", "whole prompt, GFLOPs"):
+        table.add_column(heading, justify="right")
+    for one, name, ours, papers in rows:
+        metrics = one.metrics
+        asked = f"first {metrics['questions']}" if one.limited else str(metrics["questions"])
+        theirs = [papers] if in_papers else []
+        table.add_row(one.benchmark.title, metrics["split"], asked, name, ours, *theirs, *_costs(metrics))
+    return Group(table, _all_scores(first)) if len(evaluations) == 1 and first.metrics["scores"] else Group(table)
+
+
+def _scores(one: Evaluation) -> tuple[str, str, str]:
+    main = one.benchmark.main
+    comparable = one.metrics["split"] == paper_split(one.benchmark)
+    theirs = published(one.model, one.recipe, one.benchmark.name) if comparable else []
+    papers = "\n".join(f"{number.value:g} {number.unit} ({number.source})" for number in theirs)
+    if main is None or main not in one.metrics["scores"]:  # a server or a judge reads the submission
+        return "by its judge", "–", escape(papers)
+    value = one.metrics["scores"][main]
+    return main, f"{100 * value:.2f} %" if one.benchmark.percent else f"{value:.1f}", escape(papers)
+
+
+def _costs(metrics: Any) -> tuple[str, str]:
+    def change(name: str) -> str:
+        saved = metrics[f"{name}_reduction"]
+        if saved is None:
+            return ""
+        return f"{metrics[f'{name}_unpruned_gflops']:.4g} → {metrics[f'{name}_gflops']:.4g} (-{saved:.1%})"
+
+    return change("visual"), change("prompt")
+
+
+def _all_scores(one: Evaluation) -> Table:
+    table = Table(title=escape(f"{one.benchmark.title}, {one.metrics['split']}"), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in one.metrics["scores"].items():
+        table.add_row(escape(name), "–" if value is None else f"{value:.6g}")
+    return table
+
+
+HEADINGS = {
+    "cross_mass": "cross mass",
+    "self_mass": "self mass",
+    "cross_top": "cross, top tenth",
+    "self_top": "self, top tenth",
+    "self_place": "self score ~ place",
+}
+
+
+def analysis_table(found: Analysis) -> Table:
+    """One row a layer: mean ± standard deviation over the samples, and what the recipe removes."""
+    samples, visual = len(found.visual_tokens), sum(found.visual_tokens) / len(found.visual_tokens)
+    title = f"{escape(found.model)}: attention to the image, {samples} samples of {visual:.0f} visual tokens"
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", justify="right")
+    for measure in MEASURES:
+        table.add_column(HEADINGS[measure], justify="right")
+    if found.recipe is not None:
+        table.add_column("removed", justify="right")
+    columns = [zip(found.mean(measure), found.spread(measure), strict=True) for measure in MEASURES]
+    for layer, cells in enumerate(zip(*columns, strict=True)):
+        removed = [] if found.recipe is None else [str(found.recipe.remove[layer])]
+        table.add_row(str(layer), *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in cells), *removed)
+    return table

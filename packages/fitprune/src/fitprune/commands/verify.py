@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fitprune.evaluation.settings import (
-    AnalyzeSettings,
-    CompareSettings,
-    DemoSettings,
-    EvalSettings,
-    FitSettings,
-    checked,
-)
+from fitprune.evaluation.settings import AnalyzeSettings, CompareSettings, DemoSettings, EvalSettings
+from fitprune.training.settings import FitSettings
+from tenfold.cli.settings import checked
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip a

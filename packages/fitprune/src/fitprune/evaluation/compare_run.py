@@ -13,16 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import Host, load_host, open_recipe
+from fitprune.checkpoints.load import Host, load_host
+from fitprune.data.calibration import MINI_SAMPLES, Prompts, mini_calibration
 from fitprune.evaluation.answers import Protocol
 from fitprune.evaluation.compare import ALL_KINDS, Comparison, Item, Row, check_methods, check_ratio, compare
 from fitprune.evaluation.demo import SCENE
 from fitprune.evaluation.questions import find_benchmark, paper_split
-from fitprune.evaluation.settings import MINI, CompareSettings
+from fitprune.evaluation.settings import CompareSettings
 from fitprune.fitting import Calibration, Progress, model_name
-from fitprune.recipe import ALIASES, Recipe
-from fitprune.training.run import MINI_SAMPLES, Prompts, mini_calibration
+from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
+from tenfold.cli.settings import MINI
 from tenfold.data import miniworld
 from tenfold.data.benchmarks import Benchmark, Question
 from tenfold.data.formats import Picture, read_calibration

@@ -21,8 +21,9 @@ from lmms_eval.protocol import ChatMessages
 from fitprune.checkpoints.load import load_host
 from fitprune.evaluation.answers import Prompt, conversation, cut, generate, sampling
 from fitprune.evaluation.run import choose_protocol, choose_recipe, find_rule
-from fitprune.evaluation.settings import MINI, EvalSettings, checked
+from fitprune.evaluation.settings import EvalSettings
 from fitprune.pruner import Pruner
+from tenfold.cli.settings import MINI, checked
 from tenfold.runs import track
 
 NOT_OFFERED = "FitPrune's model for lmms-eval answers generate_until tasks; {name} is not offered"

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from fitprune.evaluation.published import plain
-from fitprune.evaluation.settings import MINI, EvalSettings
+from fitprune.evaluation.settings import EvalSettings
 from tenfold import UserError
+from tenfold.cli.settings import MINI
 from tenfold.data import write
 from tenfold.data.benchmarks import BENCHMARKS, Benchmark, Question, benchmark
 from tenfold.data.formats import Picture

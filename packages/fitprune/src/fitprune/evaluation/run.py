@@ -23,7 +23,7 @@ from fitprune.costs import DecoderShape
 from fitprune.evaluation.answers import Protocol, generate
 from fitprune.evaluation.demo import find_recipe
 from fitprune.evaluation.questions import ALL, benchmark_folders, paper_split, questions_fingerprint
-from fitprune.evaluation.settings import MINI, DemoSettings, EvalSettings
+from fitprune.evaluation.settings import DemoSettings, EvalSettings
 from fitprune.fitting import Progress, model_name
 from fitprune.host import unwrap
 from fitprune.pruner import Pruner
@@ -31,6 +31,7 @@ from fitprune.ranks import Ranks, ranks
 from fitprune.recipe import Recipe
 from fitprune.rules import RULES, Random, Rule
 from tenfold import UserError
+from tenfold.cli.settings import MINI
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
 from tenfold.runs import Run, RunRecord, atomic_write_json, atomic_write_text, fingerprint, run, track
 from tenfold.runs.predictions import PredictionLog

@@ -7,7 +7,6 @@ needs a model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
@@ -20,6 +19,8 @@ from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
+from tenfold.ledger.goldens import NO_GOLDENS, goldens
+from tenfold.ledger.goldens import parity as compare_golden
 from tenfold.runs import read_json
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ PARITY = (
     "recipe_search",
     "official_recipes",
 )
-_NO_GOLDENS = Outcome(None, None, "golden data are in the source tree")
 PEERS = {
     "fastv_2_50": costs.fastv_alive(VISUAL, 2, 0.5, LLAVA_7B.layers),
     "fastv_2_75": costs.fastv_alive(VISUAL, 2, 0.75, LLAVA_7B.layers),
@@ -77,18 +77,11 @@ def checks() -> Mapping[str, Check]:
     return found
 
 
-def goldens() -> Path | None:
-    """The folder of golden data: under `$TENFOLD_GOLDENS`, else in the source tree; None in an installed wheel."""
-    named = os.environ.get("TENFOLD_GOLDENS")
-    return Path(named) / "fitprune" if named else find_package_file("fitprune", "tests/goldens")
-
-
 def parity(case: str) -> Outcome:
     """A golden case against this package."""
-    from fitprune.evidence.parity import check_case
+    from fitprune.evidence.parity import COMPUTATIONS, TOLERANCES
 
-    folder = goldens()
-    return _NO_GOLDENS if folder is None else check_case(folder / f"{case}.json")
+    return compare_golden("fitprune", case, COMPUTATIONS, TOLERANCES)
 
 
 def official_keys() -> Outcome:
@@ -97,9 +90,9 @@ def official_keys() -> Outcome:
 
     from fitprune.checkpoints.keys import official_shapes
 
-    folder = goldens()
+    folder = goldens("fitprune")
     if folder is None:
-        return _NO_GOLDENS
+        return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
     expected = {
         pattern.replace("{0..31}", str(layer)): tuple(shape)

@@ -16,9 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitprune.evaluation.settings import COMPARED, HostSettings
+from fitprune.evaluation.settings import COMPARED
 from tenfold import UserError
 from tenfold.cli import Experiments, Finding
+from tenfold.cli.settings import HostSettings
 from tenfold.runs import atomic_write_json, fingerprint, last_complete_checkpoint, read_json
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ def shipped(questions: int = 60, scenes: int = 8, draws: int = 3) -> dict[tuple[
 
 def calibrate(host: Host, seed: int, scenes: int) -> Calibration:
     """The host measured on scenes of the mini world, as `fitprune fit` does it."""
+    from fitprune.data.calibration import Prompts, mini_calibration
     from fitprune.fitting import Calibration
-    from fitprune.training.run import Prompts, mini_calibration
 
     return Calibration(host.model, host.processor, Prompts(host, mini_calibration(seed, scenes)))
 
@@ -206,7 +207,7 @@ def asked(questions: int, kinds: Mapping[str, Sequence[str]] = KINDS) -> list[It
 
 def _recipe(calibration: Calibration, ratio: float, found: Comparison) -> dict[str, Any]:
     """What one recipe asks, removes and delivers, rounded in both ways."""
-    from fitprune.training.run import prompt_reduction
+    from fitprune.data.calibration import prompt_reduction
 
     rounded = {name: calibration.recipe(ratio, rounding=name) for name in ("largest_remainder", "floor")}
     ours = rounded["largest_remainder"]

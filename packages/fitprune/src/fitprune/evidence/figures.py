@@ -110,10 +110,10 @@ def mini_host(folder: Path, seed: int = 0, scenes: int = 8) -> tuple[Path, Path]
     from fitprune.checkpoints.load import load_host
     from fitprune.evaluation import picture
     from fitprune.evaluation.demo import SCENE, SCENE_PIXELS, generate
-    from fitprune.evaluation.settings import HostSettings
     from fitprune.evidence.experiments import calibrate
     from fitprune.prompts import encode
     from fitprune.pruner import Pruner
+    from tenfold.cli.settings import HostSettings
     from tenfold.data import mini_sets, miniworld
 
     host = load_host(HostSettings())

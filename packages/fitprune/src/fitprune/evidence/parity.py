@@ -6,13 +6,11 @@ dimensions are read from the json, so that any folder of cases can be checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext as nothing
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -23,76 +21,10 @@ from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from fitprune.statistics import AttentionMass, attention_mass, lowest_scores
 from tenfold import UserError
-from tenfold.ledger import Outcome
-from tenfold.runs import read_json
+from tenfold.ledger.goldens import Comparison, Computation
 
 # The prose tolerances of the cases as (absolute, relative). Decisions, ids and counts are compared exactly.
 TOLERANCES = {"scores": (1e-6, 1e-5), "hidden": (2e-5, 1e-4), "logits": (1e-4, 1e-4), "mass": (1e-7, 1e-5)}
-
-
-class Comparison:
-    """Collects what was compared: the largest difference, and every entry outside its tolerance."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self.compared = 0
-        self.failures: list[str] = []
-
-    def close(self, name: str, ours: Tensor, golden: Tensor, tolerance: str) -> None:
-        self.compared += 1
-        absolute, relative = TOLERANCES[tolerance]
-        if ours.shape != golden.shape:
-            self.failures.append(f"{name}: shape {list(ours.shape)}, golden {list(golden.shape)}")
-            return
-        difference = (ours.double() - golden.double()).abs()
-        self.largest = max(self.largest, difference.max().item())
-        if bool((difference > absolute + relative * golden.double().abs()).any()) or bool(difference.isnan().any()):
-            self.failures.append(
-                f"{name}: off by {difference.max().item():.2e} (tolerance {absolute:g} + {relative:g} x)"
-            )
-
-    def equal(self, name: str, ours: Any, golden: Any) -> None:
-        self.compared += 1
-        ours, golden = (x.tolist() if isinstance(x, Tensor) else x for x in (ours, golden))
-        if ours != golden:
-            self.failures.append(f"{name}: {str(ours)[:80]}, golden {str(golden)[:80]}")
-
-    def outcome(self) -> Outcome:
-        if self.failures:
-            return Outcome(f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5]))
-        return Outcome(f"{self.compared} values agree", True, f"largest difference {self.largest:.1e}")
-
-
-def check_case(path: str | Path) -> Outcome:
-    """Compare one golden case.
-
-    Args:
-        path: the case's json file.
-
-    Raises:
-        UserError: no such file, or a computation that this package does not know.
-    """
-    path = Path(path)
-    case = read_json(path)
-    computation = case.get("computation")
-    if computation not in COMPUTATIONS:
-        raise UserError(f"unknown computation {computation!r}", path, ", ".join(sorted(COMPUTATIONS)))
-    comparison = Comparison()
-    with torch.no_grad():
-        COMPUTATIONS[computation](case, load_file(path.with_suffix(".safetensors")), comparison)
-    return comparison.outcome()
-
-
-def find_cases(folder: str | Path) -> list[Path]:
-    """The golden cases of a folder: json files with a ``computation``.
-
-    Raises:
-        UserError: there is none.
-    """
-    cases = [path for path in sorted(Path(folder).glob("*.json")) if "computation" in read_json(path)]
-    if not cases:
-        raise UserError("no golden case", folder, "json files that name their computation")
-    return cases
 
 
 def _prune_layer(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
@@ -301,7 +233,7 @@ def golden_prompt(model: LlavaForConditionalGeneration, input_ids: Tensor, featu
     return embeds, visual
 
 
-COMPUTATIONS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor], Comparison], None]] = {
+COMPUTATIONS: dict[str, Computation] = {
     "prune_layer": _prune_layer,
     "tiny_generate": _generate,
     "full_depth_recipe60": _generate,

@@ -35,8 +35,8 @@ from fitprune.attachment import Attachment
 from fitprune.checkpoints.load import find_device
 from fitprune.evaluation.baselines import METHODS, FitPrune, solve
 from fitprune.evaluation.pruners import Method
-from fitprune.evaluation.settings import BenchSettings
 from fitprune.evidence.search_speed import Scores, compare_selections, drawn_scores
+from fitprune.evidence.settings import BenchSettings
 from fitprune.pruner import RecipeSelection
 from fitprune.recipe import Recipe
 from tenfold import UserError

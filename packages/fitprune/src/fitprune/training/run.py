@@ -6,45 +6,21 @@ given again, and writes the same recipes, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import Host, load_host
-from fitprune.costs import DecoderShape, prompt_flops
-from fitprune.evaluation.settings import MINI, FitSettings
+from fitprune.checkpoints.load import load_host
+from fitprune.costs import DecoderShape
+from fitprune.data.calibration import Prompts, calibration_samples, prompt_reduction
 from fitprune.fitting import Calibration, Progress
-from fitprune.prompts import encode
 from fitprune.recipe import Recipe
+from fitprune.training.settings import FitSettings
 from tenfold import UserError
-from tenfold.data.formats import CalibrationSample, read_calibration
-from tenfold.runs import fingerprint, run, sample_rng, track
+from tenfold.runs import fingerprint, run, track
 
-MINI_SAMPLES = 16
 PROGRESS = "progress"
 DONE = "statistics.jsonl"  # of a Calibration's folder: one line for each sample that is measured
-
-
-class Prompts(Sequence[dict[str, Any]]):
-    """Samples as model inputs, encoded when asked for: pixels of hundreds of images do not lie in memory.
-
-    Attributes:
-        lengths: tokens of each prompt that was asked for, by its number.
-    """
-
-    def __init__(self, host: Host, samples: Sequence[CalibrationSample]) -> None:
-        self._host, self._samples = host, samples
-        self.lengths: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, number: Any) -> dict[str, Any]:
-        sample = self._samples[number]
-        inputs = encode(self._host.processor, self._host.model, sample.image(), sample.text)
-        self.lengths[number] = inputs["input_ids"].shape[1]
-        return inputs
 
 
 @dataclass(frozen=True)
@@ -64,30 +40,6 @@ class Fitted:
     shape: DecoderShape
     files: list[Path]
     metrics: dict[str, Any]
-
-
-def mini_calibration(seed: int, count: int) -> list[CalibrationSample]:
-    """Scenes of the mini world, each with a question, for the mini host."""
-    from tenfold.data import mini_host, mini_sets
-
-    return list(mini_sets.calibration(seed, count, mini_host.IMAGE_SIZE))
-
-
-def calibration_samples(settings: FitSettings, seed: int) -> list[CalibrationSample]:
-    """The samples to calibrate on, in the order of their file.
-
-    Raises:
-        UserError: a broken or empty file, or no samples named for a model other than the mini host.
-    """
-    if settings.samples is None:
-        if settings.model != MINI:
-            raise UserError("no calibration samples", settings.model, "--samples FILE.jsonl --image-folder DIR")
-        return mini_calibration(seed, settings.limit or MINI_SAMPLES)
-    samples = read_calibration(settings.samples, settings.image_folder or Path(settings.samples).parent)
-    if settings.limit is None or settings.limit >= len(samples):
-        return samples
-    drawn = sample_rng(seed, 0, 0).choice(len(samples), size=settings.limit, replace=False)
-    return [samples[number] for number in sorted(drawn.tolist())]
 
 
 def run_fit(settings: FitSettings, seed: int, output: Path, progress: Progress = track) -> Fitted:
@@ -125,13 +77,6 @@ def run_fit(settings: FitSettings, seed: int, output: Path, progress: Progress =
             for recipe in recipes
         }
     return Fitted(recipes, text, calibration.shape, files, current.metrics)
-
-
-def prompt_reduction(recipe: Recipe, text_tokens: float, shape: DecoderShape) -> float:
-    """Share of a whole prompt's FLOPs that a recipe saves, with so many tokens of prefix and text."""
-    whole, text = [0] * recipe.num_layers, round(text_tokens)
-    pruned = prompt_flops(recipe.remove, recipe.visual_tokens, text, shape)
-    return 1 - pruned / prompt_flops(whole, recipe.visual_tokens, text, shape)
 
 
 def samples_done(output: Path) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
-from inst_diff_edit.evaluation.settings import MINI, ModelSettings
 from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import InstDiffEditPipeline, load_inpaint
 from tenfold import UserError
@@ -99,3 +99,27 @@ def _place(pipe: Any, device: torch.device, offload: bool) -> None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
+# The model that ships with the package, by name.
+MINI = "mini"
+
+
+class ModelSettings(BaseModel):
+    """Which models, and how they are loaded.
+
+    Attributes:
+        model: "mini", a folder in diffusers' layout, or a hub id.
+        inpaint: the inpainting model that finishes pictures; None: latents are decoded directly.
+        device: "auto" takes CUDA where there is a device, else the CPU.
+        dtype: of all models.
+        offload: move each model to the GPU only while it works (needs accelerate).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = MINI
+    inpaint: str | None = None
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    offload: bool = False

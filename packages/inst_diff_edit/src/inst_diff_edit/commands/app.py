@@ -11,9 +11,10 @@ import typer
 from inst_diff_edit.commands import evaluate as cli_eval
 from inst_diff_edit.commands import train as cli_more
 from inst_diff_edit.commands.verify import TOLERANCES, VERIFIERS
-from inst_diff_edit.evaluation.settings import DEMO, EditSettings, checked
+from inst_diff_edit.evaluation.settings import DEMO, EditSettings
 from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
+from tenfold.cli.settings import checked
 
 package = Package(
     name="inst-diff-edit",

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from inst_diff_edit.evaluation.settings import EDITING_SETS, METHODS, BenchSettings, EvalSettings, checked
+from inst_diff_edit.evaluation.settings import EDITING_SETS, METHODS, EvalSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 DATA_TREE = (
     "Holds Editing-Mask_list.txt, ImageNet_list.txt, Imagen_list.txt and, for each set, <set>/image/<file> (or "
@@ -27,7 +28,6 @@ EVAL_EPILOG = (
     "stable-diffusion-inpainting --data data --set Editing-Mask --lpips weights/lpips[/bold] · [bold]torchrun "
     "--nproc_per_node 2 -m inst_diff_edit eval ... --output runs/eval[/bold]"
 )
-BENCH_EPILOG = "Example: [bold]inst-diff-edit bench --device cuda --dtype bfloat16 --output bench.json[/bold]"
 
 
 def evaluate(
@@ -82,23 +82,6 @@ def evaluate(
     found = run_eval(chosen, seed, output or new_folder("eval"))
     if found is not None:
         console().print(eval_tables(found))
-
-
-def bench(
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Rounds that count, after one that does not; 3.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Full size on the CPU too: hours. CUDA always does.")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the run's record to it.")] = None,
-    seed: SeedOption = 0,
-) -> None:
-    """Time an edit by this method and by both DiffEdits; realised speed-up over the one that counting promises."""
-    chosen = checked(BenchSettings, {"device": device, "dtype": dtype, "repeats": repeats})
-
-    from inst_diff_edit.commands.tables import bench_tables
-    from inst_diff_edit.evidence.speed import FULL, run_bench
-
-    console().print(bench_tables(run_bench(chosen, seed, output, FULL if full else None)))
 
 
 def _sets(names: list[str]) -> tuple[str, ...]:

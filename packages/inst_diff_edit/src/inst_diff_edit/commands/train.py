@@ -72,7 +72,7 @@ def plan(settings: TrainSettings, seed: int) -> list[str]:
     """What a training would do, line by line."""
     from dataclasses import asdict
 
-    from inst_diff_edit.hosts import parameters
+    from inst_diff_edit.costs import parameters
     from inst_diff_edit.miniature import model as mini
     from inst_diff_edit.training.run import PARTS
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inst_diff_edit.evaluation.settings import EditSettings, EvalSettings, checked
+from inst_diff_edit.evaluation.settings import EditSettings, EvalSettings
+from tenfold.cli.settings import checked
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record.

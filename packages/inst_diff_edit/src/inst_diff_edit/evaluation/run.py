@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inst_diff_edit.checkpoints.load import fingerprints, load_pipeline
+from inst_diff_edit.checkpoints.load import MINI, fingerprints, load_pipeline
 from inst_diff_edit.data import scenes
 from inst_diff_edit.evaluation.edit import describe, edit
 from inst_diff_edit.evaluation.scores import Edited, Networks, score
-from inst_diff_edit.evaluation.settings import MINI, EvalSettings
+from inst_diff_edit.evaluation.settings import EvalSettings
 from inst_diff_edit.inputs import from_tensor, masks_as
 from inst_diff_edit.pipeline import SEED
 from inst_diff_edit.ranks import Ranks, ranks

@@ -5,36 +5,14 @@ No torch here: the command line reads settings before it loads a model.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from tenfold.runs.record import validation_error
+from inst_diff_edit.checkpoints.load import ModelSettings
 
-# The model that ships with the package, by name.
-MINI = "mini"
 # Of the demonstration with it: its maps need another threshold than Stable Diffusion's (chosen on scenes of world 101).
 DEMO = {"threshold": 0.55, "num_masks": 3}
-
-
-class ModelSettings(BaseModel):
-    """Which models, and how they are loaded.
-
-    Attributes:
-        model: "mini", a folder in diffusers' layout, or a hub id.
-        inpaint: the inpainting model that finishes pictures; None: latents are decoded directly.
-        device: "auto" takes CUDA where there is a device, else the CPU.
-        dtype: of all models.
-        offload: move each model to the GPU only while it works (needs accelerate).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = MINI
-    inpaint: str | None = None
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    offload: bool = False
 
 
 class MethodSettings(ModelSettings):
@@ -112,29 +90,3 @@ class EvalSettings(MethodSettings):
     inception: str | None = None
     real: str | None = None
     clip: str | None = None
-
-
-def checked(model: type[Any], values: dict[str, Any], where: str = "options") -> Any:
-    """Settings from options or a record, without those that are None.
-
-    Raises:
-        UserError: an unknown or a wrong one, in one line.
-    """
-    try:
-        return model.model_validate({name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        raise validation_error(error, where, "valid settings") from error
-
-
-class BenchSettings(BaseModel):
-    """Settings of `inst-diff-edit bench`.
-
-    Attributes:
-        repeats: rounds that count, after one that does not.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    repeats: int = Field(default=3, ge=1)

@@ -7,7 +7,6 @@ ships.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
+from tenfold.ledger.goldens import NO_GOLDENS, goldens
+from tenfold.ledger.goldens import parity as compare_golden
 from tenfold.runs import read_json
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ PARITY = (
     "diffedit_mask",
     "list_formats",
 )
-_NO_GOLDENS = Outcome(None, None, "golden data are in the source tree")
 # Of the live check: a world of its own, scenes that choose thresholds, and scenes that are tested.
 LIVE_WORLD, CHOOSING, TESTING = 2025, 20, 30
 
@@ -56,18 +56,11 @@ def checks() -> Mapping[str, Check]:
     }
 
 
-def goldens() -> Path | None:
-    """The folder of golden data: under `$TENFOLD_GOLDENS`, else in the source tree; None in an installed wheel."""
-    named = os.environ.get("TENFOLD_GOLDENS")
-    return Path(named) / "inst_diff_edit" if named else find_package_file("inst_diff_edit", "tests/goldens")
-
-
 def parity(case: str) -> Outcome:
     """A golden case against this package."""
-    from inst_diff_edit.evidence.parity.mask import check_case
+    from inst_diff_edit.evidence.parity import COMPUTATIONS
 
-    folder = goldens()
-    return _NO_GOLDENS if folder is None else check_case(folder / f"{case}.json")
+    return compare_golden("inst_diff_edit", case, COMPUTATIONS)
 
 
 def official_keys() -> Outcome:
@@ -75,9 +68,9 @@ def official_keys() -> Outcome:
     from inst_diff_edit import hosts
     from inst_diff_edit.attention import AttentionRecorder
 
-    folder = goldens()
+    folder = goldens("inst_diff_edit")
     if folder is None:
-        return _NO_GOLDENS
+        return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
     unet, inpainting, vae = hosts.unet(), hosts.unet(inpainting=True), hosts.vae()
     shapes = {f"unet.{name}": list(value.shape) for name, value in unet.state_dict().items()}

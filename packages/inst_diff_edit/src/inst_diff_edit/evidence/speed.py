@@ -33,7 +33,7 @@ from inst_diff_edit import costs, hosts
 from inst_diff_edit.checkpoints.load import pick_device
 from inst_diff_edit.costs import Cost
 from inst_diff_edit.evaluation import baselines
-from inst_diff_edit.evaluation.settings import BenchSettings
+from inst_diff_edit.evidence.settings import BenchSettings
 from inst_diff_edit.inputs import masks_as, to_tensor
 from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import InstDiffEditPipeline

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llava_hr import verify_train
-from llava_hr.commands import convert as cli_convert
-from llava_hr.commands import evaluate as cli_eval
-from llava_hr.commands import train as cli_train
-from llava_hr.commands import verify as verify_eval
+from llava_hr.commands import bench, convert, evaluate, train
+from llava_hr.commands.verify import TOLERANCES, VERIFIERS
 from llava_hr.evidence import findings
 from tenfold.cli import Package, build_app
 from tenfold.cli import main as run_app
@@ -17,19 +14,19 @@ package = Package(
     name="llava-hr",
     module="llava_hr",
     distribution="llava-hr",
-    tolerances={**verify_eval.TOLERANCES, **verify_train.TOLERANCES},
+    tolerances=TOLERANCES,
 )
 app = build_app(
     package,
     lambda: import_module("llava_hr.evidence.claims").checks(),
-    {**verify_eval.VERIFIERS, **verify_train.VERIFIERS},
+    VERIFIERS,
     findings.experiments(),
 )
 
-app.command(epilog=cli_train.EPILOG)(cli_train.train)
-cli_eval.add_to(app)
-app.command(epilog=cli_convert.CONVERT_EPILOG)(cli_convert.convert)
-app.command(epilog=cli_convert.BENCH_EPILOG)(cli_convert.bench)
+app.command(epilog=train.EPILOG)(train.train)
+evaluate.add_to(app)
+app.command(epilog=convert.CONVERT_EPILOG)(convert.convert)
+app.command(epilog=bench.BENCH_EPILOG)(bench.bench)
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ import typer
 from typer.core import TyperCommand
 
 from llava_hr.evaluation.settings import DemoSettings, EvalSettings
-from llava_hr.training.settings import checked
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, find_package_file, load_config
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 MODEL = "A folder (this package's or an official release), a hub id, or mini (the default)."
 DATA = "The benchmark's folder, or LLaVA's playground/data/eval. The mini model needs none. Files: below."

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava_hr.commands.evaluate import new_folder
-from llava_hr.training.settings import TrainSettings, checked
+from llava_hr.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.settings import checked
 
 if TYPE_CHECKING:
     from rich.console import Group

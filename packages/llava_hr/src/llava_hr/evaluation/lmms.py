@@ -21,8 +21,8 @@ from llava_hr.evaluation.answers import Answerer, Query, cut, sampling
 from llava_hr.evaluation.messages import read_messages
 from llava_hr.evaluation.model import open_host
 from llava_hr.evaluation.settings import MINI, HostSettings
-from llava_hr.training.settings import checked
 from tenfold import UserError
+from tenfold.cli.settings import checked
 from tenfold.runs import track
 
 NOT_OFFERED = "LLaVA-HR's model for lmms-eval answers generate_until tasks; {name} is not offered"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava_hr.checkpoints.load import find_device, find_model, load
 from llava_hr.evaluation.settings import MINI, HostSettings
-from llava_hr.evidence.findings import mini_model_path
+from llava_hr.miniature.model import mini_model_path
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError

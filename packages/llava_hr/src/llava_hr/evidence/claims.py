@@ -7,7 +7,6 @@ The mini one runs the model that ships.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 from llava_hr import costs
 from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
+from tenfold.ledger.goldens import NO_GOLDENS
+from tenfold.ledger.goldens import parity as compare_golden
 from tenfold.runs import read_json
 
 Check = Callable[[], Outcome]
@@ -34,7 +35,6 @@ PARITY = (
 MODELS = {"7b": "7b", "13b": "13b", "x_13b": "x-13b"}
 SIZES, LLAVA_SIZES = (384, 768, 1024, 1536), (336, 448, 672, 1022)
 QUOTED_TOKENS = 1400
-_NO_GOLDENS = Outcome(None, None, "golden data are in the source tree")
 
 
 def checks() -> Mapping[str, Check]:
@@ -62,18 +62,11 @@ def checks() -> Mapping[str, Check]:
     }
 
 
-def goldens() -> Path | None:
-    """The folder of golden data: under `$TENFOLD_GOLDENS`, else in the source tree; None in an installed wheel."""
-    named = os.environ.get("TENFOLD_GOLDENS")
-    return Path(named) / "llava_hr" if named else find_package_file("llava_hr", "tests/goldens")
-
-
 def parity(case: str) -> Outcome:
     """A golden case against this package."""
-    from llava_hr.evidence.parity.vision import check_case
+    from llava_hr.evidence.parity import COMPUTATIONS, TOLERANCES
 
-    folder = goldens()
-    return _NO_GOLDENS if folder is None else check_case(folder / f"{case}.json")
+    return compare_golden("llava_hr", case, COMPUTATIONS, TOLERANCES)
 
 
 def official_keys() -> Outcome:
@@ -82,7 +75,7 @@ def official_keys() -> Outcome:
 
     folder = find_package_file("llava_hr", "tests/goldens")
     if folder is None:
-        return _NO_GOLDENS
+        return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
     reports = {model: key_report(model, golden) for model in golden["keys"]}
     wrong = [line for report in reports.values() for line in report.wrong]

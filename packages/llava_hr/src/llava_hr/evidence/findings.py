@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llava_hr.data.mini_questions import COARSE, FINE, TEST
+from llava_hr.miniature.model import mini_model_path
 from tenfold import UserError
 from tenfold.cli import Experiments, Finding
 from tenfold.runs import atomic_write_json, read_json
@@ -281,11 +282,6 @@ def table(measured: Runs) -> list[dict[str, Any]]:
         row["plan"] = dict(runs[0]["plan"])
         rows.append(row)
     return rows
-
-
-def mini_model_path() -> Path:
-    """The folder of the trained miniature that ships: variant (d), seed 0, made by `llava-hr train --config mini`."""
-    return Path(__file__).parent / "assets" / "mini_model"
 
 
 def shipped_outcome(per_kind: int = 25) -> Outcome:

@@ -24,6 +24,9 @@ from tenfold.data.formats.prompts import SHORT_ANSWER, short_answer
 from tenfold.runs import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from llava_hr.configuration import LlavaHrConfig
@@ -230,3 +233,8 @@ def answer_ids() -> dict[str, int]:
     """Every answer's only token."""
     words = vocabulary()
     return {word: words[word] for several in ANSWERS.values() for word in several}
+
+
+def mini_model_path() -> Path:
+    """The folder of the trained miniature that ships: variant (d), seed 0, made by `llava-hr train --config mini`."""
+    return Path(__file__).parent / "assets" / "mini_model"

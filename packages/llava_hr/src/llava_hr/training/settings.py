@@ -6,25 +6,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tenfold import UserError
+from tenfold.cli.settings import DEVICE, Settings
 
 StageName = Literal["pretrain", "finetune"]
 STAGES: tuple[StageName, ...] = ("pretrain", "finetune")
-DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
-DEVICES = "auto, cpu, cuda or cuda:N"
-Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Settings):
+class ModelSettings(Settings):
     """What the training starts from: folders, files, or names of the Hugging Face hub.
 
     Attributes:
@@ -44,17 +36,17 @@ class ModelSettings(_Settings):
     convnext: str | None = None
     projector: str | None = None
     start: str | None = None
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
-class MiniSettings(_Settings):
+class MiniSettings(Settings):
     """The miniature's data set: its scenes, and their seed (not that of the training)."""
 
     train: int = Field(default=6400, ge=1)
     seed: int = Field(default=0, ge=0)
 
 
-class ExpectedSettings(_Settings):
+class ExpectedSettings(Settings):
     """What `--dry-run` counts with where the data are not there, and for how many GPUs outside of `torchrun`."""
 
     pretrain: int = Field(default=558_128, ge=1)
@@ -62,7 +54,7 @@ class ExpectedSettings(_Settings):
     gpus: int = Field(default=8, ge=1)
 
 
-class DataSettings(_Settings):
+class DataSettings(Settings):
     """Where the data lie.
 
     Attributes:
@@ -78,7 +70,7 @@ class DataSettings(_Settings):
     expected: ExpectedSettings = ExpectedSettings()
 
 
-class StageSettings(_Settings):
+class StageSettings(Settings):
     """One stage of the training.
 
     Attributes:
@@ -120,7 +112,7 @@ class StageSettings(_Settings):
         return self
 
 
-class OptimizerSettings(_Settings):
+class OptimizerSettings(Settings):
     """AdamW and its schedule, a cosine to zero after a linear rise: the same in both stages.
 
     Attributes:
@@ -135,7 +127,7 @@ class OptimizerSettings(_Settings):
     clip: float | None = Field(default=None, gt=0)
 
 
-class TrainSettings(_Settings):
+class TrainSettings(Settings):
     """Settings of `llava-hr train`.
 
     Attributes:
@@ -197,26 +189,3 @@ class TrainSettings(_Settings):
     def stage(self, name: StageName) -> StageSettings:
         """The settings of a stage."""
         return self.pretrain if name == "pretrain" else self.finetune
-
-
-def checked(model: type[Model], values: dict[str, Any], where: str | Path | None = None) -> Model:
-    """`values` as a `model`; options that were not given (None) keep its defaults.
-
-    Raises:
-        UserError: a value that does not fit, or an unknown name; names the setting.
-    """
-    try:
-        return model.model_validate({name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if not name:  # settings that do not go together
-            raise UserError(_expected(first), where) from error
-        raise UserError(f"{name}: {first['input']!r}", where, _expected(first)) from error
-
-
-def _expected(error: Any) -> str:
-    context = error.get("ctx", {})
-    if "pattern" in context:
-        return DEVICES
-    return str(context.get("expected") or error["msg"].removeprefix("Input should be ").removeprefix("Value error, "))

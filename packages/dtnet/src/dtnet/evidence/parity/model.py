@@ -6,14 +6,11 @@ dimensions are read from the case, so that any folder of cases can be checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dtnet.beam import beam_search, greedy
@@ -23,11 +20,9 @@ from dtnet.config import DTNetConfig
 from dtnet.encoder import Encoder, EncoderLayer, grid_code
 from dtnet.model import DTNet
 from dtnet.router import Router
-from dtnet.scst import scst_loss
+from dtnet.training.stages import scst_loss
 from dtnet.weights import load_into
-from tenfold import UserError
-from tenfold.ledger import Outcome
-from tenfold.runs import read_json
+from tenfold.ledger.goldens import Comparison, Computation
 
 Case = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
@@ -46,80 +41,6 @@ TOLERANCES = {
     "lr_schedule": (0.0, 1e-12),
 }
 LAYER = "encoder.layers.0."
-
-
-class Comparison:
-    """Collects what was compared: the largest difference, and every entry outside its tolerance."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self.compared = 0
-        self.failures: list[str] = []
-
-    def close(self, name: str, ours: Any, golden: Any, tolerance: str) -> None:
-        """Tensors, arrays or numbers, within ``TOLERANCES[tolerance]``."""
-        absolute, relative = TOLERANCES[tolerance]
-        golden = torch.as_tensor(golden).double()
-        self.within(name, ours, golden, absolute + relative * golden.abs())
-
-    def within(self, name: str, ours: Any, golden: Any, allowed: Tensor) -> None:
-        """Every entry within its own tolerance."""
-        self.compared += 1
-        ours, golden = (torch.as_tensor(x).detach().double() for x in (ours, golden))
-        if ours.shape != golden.shape:
-            self.failures.append(f"{name}: shape {list(ours.shape)}, golden {list(golden.shape)}")
-            return
-        difference = (ours - golden).abs()
-        self.largest = max(self.largest, difference.max().item())
-        if not bool((difference <= allowed).all()):  # NaN is not within anything
-            self.failures.append(f"{name}: off by {difference.max().item():.2e}")
-
-    def equal(self, name: str, ours: Any, golden: Any) -> None:
-        """Exactly equal, as Python values."""
-        self.compared += 1
-        ours, golden = (x.tolist() if isinstance(x, Tensor) else x for x in (ours, golden))
-        if ours != golden:
-            self.failures.append(f"{name}: {str(ours)[:80]}, golden {str(golden)[:80]}")
-
-    def outcome(self) -> Outcome:
-        if self.failures:
-            return Outcome(f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5]))
-        return Outcome(f"{self.compared} values agree", True, f"largest difference {self.largest:.1e}")
-
-
-Computation = Callable[[Case, Tensors, Comparison], None]
-
-
-def check_case(path: str | Path) -> Outcome:
-    """Compare one golden case.
-
-    Args:
-        path: the case's json file.
-
-    Raises:
-        UserError: no such file, or a computation that this package does not know.
-    """
-    path = Path(path)
-    case = read_json(path)
-    computation, known = case.get("computation"), computations()
-    if computation not in known:
-        raise UserError(f"unknown computation {computation!r}", path, ", ".join(sorted(known)))
-    comparison = Comparison()
-    with torch.no_grad():
-        known[computation](case, load_file(path.with_suffix(".safetensors")), comparison)
-    return comparison.outcome()
-
-
-def find_cases(folder: str | Path) -> list[Path]:
-    """The golden cases of a folder: json files with a ``computation``.
-
-    Raises:
-        UserError: there is none.
-    """
-    cases = [path for path in sorted(Path(folder).glob("*.json")) if "computation" in read_json(path)]
-    if not cases:
-        raise UserError("no golden case", folder, "json files that name their computation")
-    return cases
 
 
 def _router(case: Case, tensors: Tensors, compare: Comparison) -> None:
@@ -362,7 +283,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-_OF_THE_MODEL: dict[str, Computation] = {
+COMPUTATIONS: dict[str, Computation] = {
     "router": _router,
     "cells": _cells,
     "positions": _positions,
@@ -371,11 +292,3 @@ _OF_THE_MODEL: dict[str, Computation] = {
     "beam_search": _beam_search,
     "scst": _scst,
 }
-
-
-def computations() -> dict[str, Computation]:
-    """Every computation that a case may name: the model's here, those of data, metrics and training in their files."""
-    known = dict(_OF_THE_MODEL)
-    for name in ("parity_data", "parity_metrics", "parity_training"):
-        known |= import_module(f"dtnet.{name}").COMPUTATIONS
-    return known

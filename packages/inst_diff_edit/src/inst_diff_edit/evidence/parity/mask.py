@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,109 +16,19 @@ import torch
 from diffusers import LMSDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.evaluation import baselines
-from inst_diff_edit.evidence.parity.pipeline import compare_pipeline, write_tokenizer
+from inst_diff_edit.evidence.parity.pipeline import write_tokenizer
 from inst_diff_edit.masks import InstantMask, instant_mask
 from inst_diff_edit.resize import resize
 from inst_diff_edit.sampling import NoiseLevels, blend_outside, denoise, noise_seeds, noises, start_index
 from inst_diff_edit.words import Words, split_words, stack_weights
-from tenfold import UserError
 from tenfold.data.formats.editing import read_edit_list
-from tenfold.ledger import Outcome
-from tenfold.runs import read_json
+from tenfold.ledger.goldens import Comparison, Computation
 
 Tensors = Mapping[str, Tensor]
-
-
-class Comparison:
-    """Collects what was compared: the largest difference, and every entry outside its tolerance."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self.compared = 0
-        self.failures: list[str] = []
-
-    def close(self, name: str, ours: Tensor, golden: Tensor, absolute: float) -> None:
-        """Element by element within ``absolute``."""
-        if self._same_shape(name, ours, golden):
-            difference = (ours.double() - golden.double()).abs().max().item()
-            self.largest = max(self.largest, difference)
-            if not difference <= absolute:
-                self.failures.append(f"{name}: off by {difference:.2e} (tolerance {absolute:g})")
-
-    def close_as_a_whole(self, name: str, ours: Tensor, golden: Tensor, relative: float) -> None:
-        """The norm of the difference over the golden norm."""
-        if self._same_shape(name, ours, golden):
-            difference = ((ours.double() - golden.double()).norm() / golden.double().norm()).item()
-            if not difference <= relative:
-                self.failures.append(f"{name}: off by {difference:.2e} as a whole (tolerance {relative:g})")
-
-    def grey_levels(self, name: str, ours: Tensor, golden: Tensor, most: int, within: int, share: float) -> None:
-        """8-bit pictures: no pixel off by more than ``most``, at least ``share`` of them by at most ``within``."""
-        if self._same_shape(name, ours, golden):
-            difference = (ours.int() - golden.int()).abs()
-            near = (difference <= within).double().mean().item()
-            if difference.max().item() > most or near < share:
-                self.failures.append(f"{name}: {difference.max().item()} grey levels off, {near:.2%} within {within}")
-
-    def equal(self, name: str, ours: Any, golden: Any) -> None:
-        """Exactly."""
-        self.compared += 1
-        ours, golden = (x.tolist() if isinstance(x, Tensor) else x for x in (ours, golden))
-        if ours != golden:
-            self.failures.append(f"{name}: {str(ours)[:80]}, golden {str(golden)[:80]}")
-
-    def _same_shape(self, name: str, ours: Tensor, golden: Tensor) -> bool:
-        self.compared += 1
-        if ours.shape != golden.shape:
-            self.failures.append(f"{name}: shape {list(ours.shape)}, golden {list(golden.shape)}")
-        return ours.shape == golden.shape
-
-    def outcome(self) -> Outcome:
-        if self.failures:
-            return Outcome(f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5]))
-        return Outcome(f"{self.compared} values agree", True, f"largest difference {self.largest:.1e}")
-
-
-def check_case(path: str | Path) -> Outcome:
-    """Compare one golden case.
-
-    Args:
-        path: the case's json file.
-
-    Raises:
-        UserError: no such file, or a computation that this package does not know.
-    """
-    path = Path(path)
-    case = read_json(path)
-    computation = case.get("computation")
-    if computation not in COMPUTATIONS:
-        raise UserError(f"unknown computation {computation!r}", path, ", ".join(sorted(COMPUTATIONS)))
-    comparison = Comparison()
-    # Models are built before their golden weights go in, and drawing those must not move the caller's generator.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        COMPUTATIONS[computation](case, load_file(path.with_suffix(".safetensors")), comparison)
-    return comparison.outcome()
-
-
-def find_cases(folder: str | Path) -> list[Path]:
-    """The golden cases of a folder: json files with a ``computation`` and tensors.
-
-    Raises:
-        UserError: there is none.
-    """
-    cases = [
-        path
-        for path in sorted(Path(folder).glob("*.json"))
-        if read_json(path).get("computation") not in (None, "official_keys")
-    ]
-    if not cases:
-        raise UserError("no golden case", folder, "json files that name their computation")
-    return cases
 
 
 class _Layers(nn.Module):
@@ -376,7 +286,7 @@ def _part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-COMPUTATIONS: dict[str, Callable[[Mapping[str, Any], Tensors, Comparison], None]] = {
+COMPUTATIONS: dict[str, Computation] = {
     "attention_capture": _attention_capture,
     "aggregate_attention": _aggregate_attention,
     "instant_mask": _instant_mask,
@@ -384,5 +294,4 @@ COMPUTATIONS: dict[str, Callable[[Mapping[str, Any], Tensors, Comparison], None]
     "blend_loop": _blend_loop,
     "diffedit_mask": _diffedit_mask,
     "list_formats": _list_formats,
-    "tiny_pipeline": compare_pipeline,
 }

@@ -24,7 +24,7 @@ from inst_diff_edit.sampling import noise_seeds, noises, start_index
 from inst_diff_edit.words import split_words, stack_weights
 
 if TYPE_CHECKING:
-    from inst_diff_edit.evidence.parity.mask import Comparison
+    from tenfold.ledger.goldens import Comparison, Computation
 
 CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
@@ -141,3 +141,6 @@ def write_tokenizer(folder: Path, settings: Mapping[str, Any]) -> CLIPTokenizer:
 
 def _thresholds(settings: Mapping[str, Any]) -> dict[str, float]:
     return {"object_threshold": settings["th_object"], "background_threshold": settings["th_background"]}
+
+
+COMPUTATIONS: dict[str, Computation] = {"tiny_pipeline": compare_pipeline}

@@ -20,7 +20,7 @@ from tenfold.metrics import (
 )
 
 if TYPE_CHECKING:
-    from llava_hr.evidence.parity.vision import Comparison, Runner
+    from tenfold.ledger.goldens import Comparison, Computation
 
 EXACT, SCORES = (0.0, 0.0), (1e-6, 0.0)
 _POPE = ("accuracy", "precision", "recall", "f1", "yes_ratio")
@@ -52,4 +52,4 @@ def _close(compare: Comparison, tensors: Mapping[str, Tensor], name: str, ours: 
     compare.close(name, torch.tensor(ours, dtype=torch.float64), tensors[f"out/{name}"], SCORES)
 
 
-RUNNERS: dict[str, Runner] = {"metrics": _metrics}
+COMPUTATIONS: dict[str, Computation] = {"metrics": _metrics}

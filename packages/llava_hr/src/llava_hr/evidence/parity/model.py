@@ -12,17 +12,18 @@ from transformers import LlamaConfig
 
 from llava_hr.checkpoints.keys import renamed, to_official
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.evidence.parity.vision import Comparison, Runner, golden_image, official_weights, vision_config
+from llava_hr.evidence.parity.vision import golden_image, official_weights, vision_config
 from llava_hr.modeling import LlavaHrForConditionalGeneration, meta_model
+from tenfold.ledger.goldens import Comparison, Computation
 
 IMAGE = -200  # the official placeholder of a whole image in the input ids
 
 
 def _tiny_llava_hr(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     model = golden_model(case["config"], tensors)
-    with torch.no_grad():
-        _generation(case, tensors, compare, model)
-    _training(case, tensors, compare, model.train())
+    _generation(case, tensors, compare, model)
+    with torch.enable_grad():
+        _training(case, tensors, compare, model.train())
 
 
 def _generation(
@@ -137,4 +138,4 @@ def splice(
     return batch
 
 
-RUNNERS: dict[str, Runner] = {"tiny_llava_hr": _tiny_llava_hr, "official_keys": _official_keys}
+COMPUTATIONS: dict[str, Computation] = {"tiny_llava_hr": _tiny_llava_hr, "official_keys": _official_keys}

@@ -23,7 +23,7 @@ from tenfold import UserError
 from tenfold.data.formats import Turn
 
 if TYPE_CHECKING:
-    from llava_hr.evidence.parity.vision import Comparison, Runner
+    from tenfold.ledger.goldens import Comparison, Computation
 
 # Pillow's pixels agree to the bit; the cases allow 1e-4.
 EXACT = (0.0, 0.0)
@@ -117,4 +117,4 @@ def compare_sampler(case: Mapping[str, Any], tensors: Mapping[str, Tensor], comp
     compare.equal("sampler order", order, tensors["out/sampler.indices"])
 
 
-RUNNERS: dict[str, Runner] = {"preprocess": _preprocess, "conversation": _conversation}
+COMPUTATIONS: dict[str, Computation] = {"preprocess": _preprocess, "conversation": _conversation}

@@ -8,22 +8,17 @@ are read from the json, so that any folder of cases can be checked. Weights carr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
 from llava_hr.checkpoints.keys import to_ours
 from llava_hr.configuration import LlavaHrVisionConfig
 from llava_hr.vision import FinalAlign, LlavaHrVisionTower, LowResEmbedding, MRAdapter
-from tenfold import UserError
-from tenfold.ledger import Outcome
-from tenfold.runs import read_json
+from tenfold.ledger.goldens import Comparison, Computation
 
 TOWER = "model.vision_tower."
 # The prose tolerances of the cases as (absolute, relative). Decisions, ids, masks and counts are compared exactly.
@@ -39,86 +34,8 @@ TOLERANCES = {
     "gradients": (1e-5, 1e-3),
 }
 
-Runner = Callable[[Mapping[str, Any], Mapping[str, Tensor], "Comparison"], None]
 
-
-class Comparison:
-    """Collects what was compared: the largest difference, and every entry outside its tolerance."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self.compared = 0
-        self.failures: list[str] = []
-
-    def close(self, name: str, ours: Tensor, golden: Tensor, tolerance: str | tuple[float, float]) -> None:
-        """Within a tolerance: a name of `TOLERANCES`, or (absolute, relative)."""
-        self.compared += 1
-        absolute, relative = TOLERANCES[tolerance] if isinstance(tolerance, str) else tolerance
-        if ours.shape != golden.shape:
-            self.failures.append(f"{name}: shape {list(ours.shape)}, golden {list(golden.shape)}")
-            return
-        ours, golden = ours.detach().double(), golden.double()
-        difference = (ours - golden).abs()
-        self.largest = max(self.largest, difference.max().item())
-        if bool((difference > absolute + relative * golden.abs()).any()) or bool(difference.isnan().any()):
-            worst = difference.max().item()
-            self.failures.append(f"{name}: off by {worst:.2e} (tolerance {absolute:g} + {relative:g} x)")
-
-    def equal(self, name: str, ours: Any, golden: Any) -> None:
-        """The same value, element by element."""
-        self.compared += 1
-        ours, golden = (x.tolist() if isinstance(x, Tensor) else x for x in (ours, golden))
-        if ours != golden:
-            self.failures.append(f"{name}: {str(ours)[:80]}, golden {str(golden)[:80]}")
-
-    def outcome(self) -> Outcome:
-        if self.failures:
-            return Outcome(f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5]))
-        return Outcome(f"{self.compared} values agree", True, f"largest difference {self.largest:.1e}")
-
-
-def check_case(path: str | Path) -> Outcome:
-    """Compare one golden case.
-
-    Args:
-        path: the case's json file.
-
-    Raises:
-        UserError: no such file, or a computation that this package does not know.
-    """
-    path = Path(path)
-    case = read_json(path)
-    computation, known = case.get("computation"), runners()
-    if computation not in known:
-        raise UserError(f"unknown computation {computation!r}", path, ", ".join(sorted(known)))
-    comparison = Comparison()
-    tensors = path.with_suffix(".safetensors")
-    known[computation](case, load_file(tensors) if tensors.exists() else {}, comparison)
-    if not comparison.compared:
-        raise UserError("nothing to compare", path, "outputs of the reference implementation")
-    return comparison.outcome()
-
-
-def find_cases(folder: str | Path) -> list[Path]:
-    """The golden cases of a folder: json files with a ``computation``.
-
-    Raises:
-        UserError: there is none.
-    """
-    cases = [path for path in sorted(Path(folder).glob("*.json")) if "computation" in read_json(path)]
-    if not cases:
-        raise UserError("no golden case", folder, "json files that name their computation")
-    return cases
-
-
-def runners() -> dict[str, Runner]:
-    """Computation -> what compares it. Each takes the json, the tensors, and the `Comparison` to fill."""
-    known = dict(RUNNERS)
-    for module in ("parity_model", "parity_text", "parity_metrics"):
-        known |= import_module(f"llava_hr.{module}").RUNNERS
-    return known
-
-
+@torch.enable_grad()
 def _mr_adapter(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     config = case["config"]
     prefix = "align_stages_latent.0."
@@ -145,7 +62,6 @@ def _mr_adapter(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare:
                 compare.close(f"{name} gradient of {key}", parameter.grad, golden, "adapter gradients")
 
 
-@torch.no_grad()
 def _final_align(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     config = case["config"]
     align = FinalAlign(config["low_dim"], config["high_dim"])
@@ -155,7 +71,6 @@ def _final_align(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare
         compare.close(name, features, tensors[f"out/{name}.features"], "forward")
 
 
-@torch.no_grad()
 def _low_res_embedding(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     config = case["config"]
     width, patch = config["hidden_size"], config["patch_size"]
@@ -175,7 +90,6 @@ def _low_res_embedding(case: Mapping[str, Any], tensors: Mapping[str, Tensor], c
         compare.close(f"{size} px tokens", tokens, golden["tokens"], "forward")
 
 
-@torch.no_grad()
 def _high_res_convnext(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     config = case["config"]
     vision = LlavaHrVisionConfig(
@@ -194,7 +108,6 @@ def _high_res_convnext(case: Mapping[str, Any], tensors: Mapping[str, Tensor], c
     compare.close("H", high, tensors[f"out/stage{len(config['depths']) - 1}"], "forward")
 
 
-@torch.no_grad()
 def _vision_tower(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     for name, sub in case["config"]["subcases"].items():
         adapters = not sub["freeze_vision"]
@@ -257,7 +170,7 @@ def _convnext_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"high_res_dims": config["dims"], "high_res_depths": config["depths"], "high_res_eps": eps}
 
 
-RUNNERS: dict[str, Runner] = {
+COMPUTATIONS: dict[str, Computation] = {
     "mr_adapter": _mr_adapter,
     "final_align": _final_align,
     "low_res_embedding": _low_res_embedding,
