@@ -25,8 +25,8 @@ from dtnet.checkpoints.keys import (
 from dtnet.config import DTNetConfig
 from dtnet.model import DTNet
 from dtnet.vocabulary import Vocabulary
-from dtnet.weights import read_weights
 from tenfold import UserError
+from tenfold.weights import read_weights
 
 
 def training_state(model: DTNet) -> dict:

@@ -17,7 +17,6 @@ from dtnet.cider import CiderD
 from dtnet.data.caption_data import SwappedFeatures, open_data
 from dtnet.data.datasets import ImageDataset, PairDataset
 from dtnet.model import DTNet
-from dtnet.training.data_parallel import Ranks
 from dtnet.training.plan import plan
 from dtnet.training.run import Training, build_model, run_train
 from dtnet.training.schedule import cosine_rate
@@ -26,6 +25,7 @@ from dtnet.training.stages import CrossEntropy, SelfCritical, search, search_the
 from dtnet.vocabulary import PAD, split_words
 from tenfold import UserError
 from tenfold.runs import RunRecord, run
+from tenfold.runs.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -308,7 +308,7 @@ def test_what_a_training_refuses(finished: Path, data: Path, tmp_path: Path, mon
             run_train(tiny_settings(data, validation={"tokens": "ptb"}), 0, tmp_path / "java")
     assert not any((tmp_path / name).exists() for name in ("long", "java", "wide", "missing", "none", "start"))
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
+        with pytest.raises(UserError, match="no such CUDA device"):
             run_train(tiny_settings(data, device="cuda"), 0, tmp_path / "cuda")
 
 

@@ -250,9 +250,12 @@ def test_edit_names_what_is_wrong(command, broken, picture):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_no_cuda_when_asked_for(command, picture):
-    assert "no CUDA device: --device cuda" in refused(command, "edit", picture, "--to", "a ring", "--device", "cuda")
-    assert "no CUDA device: --device cuda" in refused(command, "eval", "--device", "cuda")
-    assert "no CUDA device: --device cuda" in refused(command, "bench", "--device", "cuda")
+    edit = refused(command, "edit", picture, "--to", "a ring", "--device", "cuda")
+    assert "no such CUDA device: device cuda:0" in edit
+        command, "edit", picture, "--to", "a ring", "--device", "cuda"
+    )
+    assert "no such CUDA device: device cuda:0" in refused(command, "eval", "--device", "cuda")
+    assert "no such CUDA device: device cuda:0" in refused(command, "bench", "--device", "cuda")
 
 
 def test_eval_names_what_is_wrong(command, broken, tmp_path):

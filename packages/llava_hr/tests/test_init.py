@@ -11,8 +11,8 @@ from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM
 
 from llava_hr.checkpoints import pretrained, projector
 from llava_hr.checkpoints.pretrained import CONVNEXT_TAGS, initial, read_convnext
-from llava_hr.weight_files import StoredTensor
 from tenfold import UserError
+from tenfold.weights import StoredTensor
 
 TAG = "convnext_large_mlp.clip_laion2b_soup_ft_in12k_in1k_320"
 

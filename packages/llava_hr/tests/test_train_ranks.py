@@ -29,14 +29,15 @@ from safetensors.torch import load_file
 
 import llava_hr
 from llava_hr.miniature import model as mini
-from llava_hr.training import launch, stages
-from llava_hr.training.launch import missing_tools
+from llava_hr.training import stages
 from llava_hr.training.plan import plan
 from llava_hr.training.run import run_train
 from llava_hr.training.settings import StageName, TrainSettings
 from llava_hr.training.stages import Order, data_of
 from llava_hr.training.start import make_processor, model_config
 from tenfold import UserError
+from tenfold.runs import launch
+from tenfold.runs.launch import missing_tools
 
 # One sample on a rank at a time, in random order: again and again one rank has an image and the other has none.
 MIXED = {"sampler": "random", "batch": 4, "per_device": 1, "epochs": 2, "steps": 2}

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dtnet.weights import BROKEN
 from tenfold import UserError
 from tenfold.runs import fingerprint
+from tenfold.weights import BROKEN
 
 
 class FeatureExtractor(Protocol):

@@ -23,9 +23,9 @@ from dtnet.encoder import Encoded, Encoder, sinusoid
 from dtnet.features import build_extractor
 from dtnet.router import Paths
 from dtnet.vocabulary import Vocabulary
-from dtnet.weights import load_into, read_weights
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
+from tenfold.weights import load_into, read_weights
 
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
 

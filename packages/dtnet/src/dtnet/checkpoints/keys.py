@@ -22,9 +22,9 @@ from torch import Tensor
 from dtnet.config import DTNetConfig
 from dtnet.model import DTNet
 from dtnet.vocabulary import Vocabulary
-from dtnet.weights import check_fits, load_into, read_weights
 from tenfold import UserError
 from tenfold.runs import atomic_write_bytes
+from tenfold.weights import check_fits, load_into, read_weights
 
 # Prefixes, this package's and the official ones (spelling included), below `encoder.layers.<i>.`; each is unique.
 _ATTENTION = {"q": "attention.fc_q", "k": "attention.fc_k", "v": "attention.fc_v", "o": "attention.fc_o"}

@@ -41,8 +41,8 @@ def caption(
         raise UserError("what to caption", "dtnet caption", "--image FILE, or --features FILE.h5 with --image-id N")
 
     from dtnet.model import DTNet
-    from dtnet.training.data_parallel import choose_device
     from tenfold.data.formats import open_image
+    from tenfold.runs.ranks import choose_device
 
     captioner = DTNet.from_pretrained(find_model(model), device=str(choose_device(chosen.device)))
     names = [str(path) for path in image] if image else [str(number) for number in image_id or ()]

@@ -21,11 +21,11 @@ from dtnet.data.mini import FEATURES, KINDS, write_mini_coco
 from dtnet.data.settings import DataSettings
 from dtnet.evaluation.picture import draw_paths
 from dtnet.model import CONFIG, Caption, DTNet
-from dtnet.training.data_parallel import choose_device
 from tenfold import UserError
 from tenfold.cli.settings import DEVICE, Settings
 from tenfold.data.formats import open_image
 from tenfold.runs import atomic_write_json, fingerprint, run
+from tenfold.runs.ranks import choose_device
 
 PICTURE, CAPTIONS = "paths.png", "captions.json"
 # The world of held-out scenes: the shipped model's training drew its scenes from world 0.

@@ -30,7 +30,6 @@ from dtnet.data.grid_features import GridFeatures
 from dtnet.evaluation.settings import EvalSettings
 from dtnet.model import DTNet
 from dtnet.scoring import Scores, check_metrics, lacks_spice, score_captions
-from dtnet.training.data_parallel import Ranks, choose_device, join
 from tenfold import UserError
 from tenfold.cli import package_file
 from tenfold.cli.settings import checked
@@ -45,6 +44,8 @@ from tenfold.data.formats.records import Fields
 from tenfold.ledger import load_ledger
 from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json, run, track
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.ranks import Ranks, choose_device
+from tenfold.runs.ranks import ranks as joined
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def run_eval(settings: EvalSettings, output: Path, seed: int = 0, progress: Prog
             captions of another model, other features or another search; Java or pycocoevalcap is missing.
     """
     device = choose_device(settings.device)
-    with join(device) as ranks:
+    with joined(device) as ranks:
         return evaluate(settings, output, seed, ranks, progress)
 
 
@@ -154,17 +155,17 @@ def evaluate(settings: EvalSettings, output: Path, seed: int, ranks: Ranks, prog
         if "spice" in settings.metrics and settings.spice is not None and (lack := lacks_spice(settings.spice)):
             raise UserError(lack, "--spice")
     work = open_work(settings, str(ranks.device))
-    fingerprints = ranks.broadcast(work.fingerprints() if ranks.first else {})
+    fingerprints = ranks.tell(work.fingerprints() if ranks.leads else {})
     read = {name: value for name, value in fingerprints.items() if name.startswith(("model", "features"))}
     header = {**read, "beams": settings.beams, "max_len": settings.max_len}
-    folder = output if ranks.first else None
+    folder = output if ranks.leads else None
     with run("dtnet", "eval", config=settings.model_dump(), seed=seed, output=folder, data=fingerprints) as current:
         log = PredictionLog(output / PREDICTIONS, header, ranks.rank, ranks.world)
-        if ranks.first and log.done:
+        if ranks.leads and log.done:
             logger.info("going on after %d captions in %s", len(log.done), output)
         caption_images(work, settings, log, ranks, progress)
-        ranks.wait()
-        if not ranks.first:
+        ranks.meet()
+        if not ranks.leads:
             return None
         predictions = {one: value for one, value in log.merged(work.ids).items() if isinstance(one, int)}
         captions = {image_id: one["caption"] for image_id, one in predictions.items()}
@@ -199,7 +200,7 @@ def caption_images(work: Work, settings: EvalSettings, log: PredictionLog, ranks
     models = work.models if len(work.models) > 1 else work.models[0]
     todo = log.todo(work.ids)
     batches: Iterable[Any] = [todo[start : start + settings.batch] for start in range(0, len(todo), settings.batch)]
-    for ids in progress(batches, "captioning") if ranks.first else batches:
+    for ids in progress(batches, "captioning") if ranks.leads else batches:
         features = work.features.batch(ids).to(ranks.device)
         with torch.inference_mode():
             beams = beam_search(models, features, settings.beams, settings.max_len, early_stop=True)

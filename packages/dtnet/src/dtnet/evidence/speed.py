@@ -28,9 +28,9 @@ from dtnet.config import DTNetConfig
 from dtnet.costs import caption_macs, encoder_macs
 from dtnet.evidence.official_style import reprojecting_beam_search
 from dtnet.model import DTNet
-from dtnet.training.data_parallel import choose_device
 from tenfold.cli.settings import DEVICE, Settings
 from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs.ranks import choose_device
 
 KEPT, EARLY, AGAIN = "kept", "kept, stops early", "projected again"
 BATCHES, FULL_BATCHES = (1, 10), (1, 10, 50)

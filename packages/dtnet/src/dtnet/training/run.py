@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from dtnet.data.caption_data import CaptionData, find_folder, open_data
 from dtnet.model import DTNet
-from dtnet.training.data_parallel import Ranks, choose_device, join
+from dtnet.training.data_parallel import sum_gradients, summed
 from dtnet.training.plan import StagePlan, model_config, plan
 from dtnet.training.settings import TrainSettings
 from dtnet.training.stages import CrossEntropy, SelfCritical, Stage, stream
 from dtnet.training.validation import Validation
 from tenfold import UserError
 from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, track, write_checkpoint
+from tenfold.runs.ranks import Ranks, choose_device
+from tenfold.runs.ranks import ranks as joined
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
@@ -89,19 +91,19 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     device = choose_device(settings.device)
     if settings.sync_bn and device.type != "cuda":
         raise UserError("sync_bn on the CPU", "--set sync_bn=true", "CUDA, or the statistics of each rank")
-    with _threads(settings.threads), join(device) as ranks:
-        folder = Path(ranks.broadcast(str(find_folder(settings.data, output, draw=ranks.first))))
+    with _threads(settings.threads), joined(device) as ranks:
+        folder = Path(ranks.tell(str(find_folder(settings.data, output, draw=ranks.leads))))
         data = open_data(settings.data, folder, settings.model.grid)
-        prints = ranks.broadcast(data.fingerprints() if ranks.first else {})
+        prints = ranks.tell(data.fingerprints() if ranks.leads else {})
         options: dict[str, Any] = {"output": None, "data": {}}
-        if ranks.first:
+        if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
         with run("dtnet", "train", config=settings.model_dump(mode="json"), seed=seed, **options) as current:
             training = Training(settings, seed, output, data, prints, ranks, current)
             resumed = training.resume() if resume else 0
             training.run()
             current.metrics.update(training.metrics())
-            if ranks.first:
+            if ranks.leads:
                 training.save_model(current.file("model"))
     return Trained(output / "model", current.metrics, resumed)
 
@@ -157,7 +159,7 @@ class Training:
         for epoch in range(done // steps, stage.plan.settings.epochs):
             first = done - epoch * steps if epoch == done // steps else 0
             batches = stage.batches(epoch, first)
-            if self.ranks.first:
+            if self.ranks.leads:
                 batches = track(batches, f"{stage.plan.name} epoch {epoch}", steps - first)
             for number, batch in enumerate(batches, start=first):
                 self._step(stage, optimizer, batch, epoch, number)
@@ -177,12 +179,12 @@ class Training:
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             loss, values = stage.loss(self.model, batch, features)
         loss.backward()
-        self.ranks.sum_gradients(self.model)
+        sum_gradients(self.ranks, self.model)
         optimizer.step()
         self.progress.step += 1
         if self.progress.step % self.settings.log_steps == 0:
             logged = {"loss": loss.detach(), **values}
-            summed = {name: self.ranks.sum(value).item() for name, value in logged.items()}
+            summed = {name: summed(self.ranks, value).item() for name, value in logged.items()}
             used = optimizer.param_groups[0]["lr"]
             self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=used, **summed)
 
@@ -202,7 +204,7 @@ class Training:
             self.progress.best, self.progress.best_step = score, self.progress.step
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         self.current.log(self.progress.step, stage=stage.name, val_cider=score, best_cider=self.progress.best)
-        if self.ranks.first:
+        if self.ranks.leads:
             best = f"the best is {self.progress.best:.1f} after step {self.progress.best_step}"
             logger.info("%s, step %d: CIDEr-D of val %.1f, %s", stage.name, self.progress.step, score, best)
 
@@ -215,9 +217,9 @@ class Training:
             "progress": asdict(self.progress),
             "identity": self.identity,
         }
-        if self.ranks.first:
+        if self.ranks.leads:
             write_checkpoint(self.output, self.progress.step, lambda folder: torch.save(state, folder / STATE))
-        self.ranks.wait()
+        self.ranks.meet()
 
     def resume(self) -> int:
         """Take up the last complete checkpoint; returns its step, 0 where there is none.
@@ -238,7 +240,7 @@ class Training:
         self.best = {name: value.cpu() for name, value in state["best"].items()}
         self._optimizer_state = state["optimizer"]
         self.progress = Progress(**state["progress"])
-        if self.ranks.first:
+        if self.ranks.leads:
             logger.info("going on after step %d of %d", self.progress.step, self.plans[-1].end)
         assert self.progress.step == checkpoint_step(checkpoint)
         return self.progress.step

@@ -25,7 +25,7 @@ from dtnet.data.datasets import ImageDataset, Images, PairDataset, Pairs, collat
 from dtnet.model import DTNet
 from dtnet.ptb import PtbTable, PtbTokeniser
 from dtnet.training.augment import augment
-from dtnet.training.data_parallel import Ranks
+from dtnet.training.data_parallel import summed
 from dtnet.training.plan import StagePlan
 from dtnet.training.schedule import STAGES
 from dtnet.training.schedule import Stage as StageName
@@ -33,6 +33,7 @@ from dtnet.training.settings import ScstSettings, TrainSettings
 from dtnet.vocabulary import BOS, EOS, PAD, TOKENISERS, Vocabulary
 from tenfold import UserError
 from tenfold.runs import sample_rng
+from tenfold.runs.ranks import Ranks
 
 Batch = TypeVar("Batch", Pairs, Images)
 
@@ -131,7 +132,7 @@ class CrossEntropy(Stage[Pairs]):
         log_probs = model(features, ids[:, :-1])  # [batch, length - 1, words]
         targets = ids[:, 1:]
         negative = F.nll_loss(log_probs.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
-        return negative / self.ranks.sum((targets != PAD).sum()), {}
+        return negative / summed(self.ranks, (targets != PAD).sum()), {}
 
 
 class SelfCritical(Stage[Images]):
@@ -170,7 +171,7 @@ class SelfCritical(Stage[Images]):
         tokens, log_probs = captions(model, features, self.settings.beams, self.settings.max_len)
         rewards = self.rewards(tokens, batch.image_ids)
         images = torch.tensor(len(features), device=features.device)
-        share = images / self.ranks.sum(images)
+        share = images / summed(self.ranks, images)
         return scst_loss(log_probs, rewards) * share, {"reward": rewards.mean() * share}
 
 

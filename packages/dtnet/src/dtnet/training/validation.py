@@ -7,8 +7,8 @@ from dtnet.data.datasets import ImageDataset, collate_images
 from dtnet.model import DTNet
 from dtnet.ptb import PtbTokeniser
 from dtnet.scoring import score_captions
-from dtnet.training.data_parallel import Ranks
 from dtnet.training.settings import ValidationSettings
+from tenfold.runs.ranks import Ranks
 
 
 class Validation:
@@ -49,7 +49,7 @@ class Validation:
         """CIDEr-D of val, times 100 as papers print it; every rank gets the same number."""
         captions = self.captions(model)
         score = 0.0
-        if self.ranks.first:
+        if self.ranks.leads:
             scores = score_captions(captions, self.images.references, ("cider",), tokens=self.settings.tokens)
             score = scores.table["CIDEr-D"]
-        return self.ranks.broadcast(score)
+        return self.ranks.tell(score)

@@ -31,9 +31,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from fitprune.checkpoints import release as llava_release
-from fitprune.weight_files import SHARD_BYTES, StoredTensor, WeightFiles, count_parameters, write_weights
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json
+from tenfold.weights import SHARD_BYTES, StoredTensor, WeightFiles, count_numbers, write_weights
 
 # Buffers that old releases carry and that are recomputed: rotary frequencies, and CLIP's 0, 1, 2, ...
 RECOMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|embeddings\.position_ids)$")
@@ -304,7 +304,7 @@ def _conversion(
     tower, projector = _TOWER.official, "model.mm_projector."
 
     def count(prefix: str) -> int:
-        return count_parameters(tensor for name, tensor in official.items() if name.startswith(prefix))
+        return count_numbers(tensor for name, tensor in official.items() if name.startswith(prefix))
 
     return Conversion(
         output=output,

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from tenfold import UserError
 from tenfold.cli.settings import MINI, HostSettings
 from tenfold.runs import fingerprint, read_json
+from tenfold.runs.ranks import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def load_host(settings: HostSettings) -> Host:
         UserError: no such model, no model in that folder, weights that do not fit its config, a truncated file, an
             official release that needs converting first, a hub that cannot be reached, or no CUDA device.
     """
-    device = find_device(settings.device)
+    device = choose_device(settings.device)
     folder = _folder(settings.model)
     source: str | Path = settings.model if folder is None else folder
     if folder is not None:
@@ -84,25 +85,6 @@ def load_host(settings: HostSettings) -> Host:
     _refuse_misfits(loading, source)
     pinned = folder or {"hub": settings.model, "commit": model.config._commit_hash}
     return Host(model.eval().to(device), processor, fingerprint(pinned))
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is a device, else the CPU.
-
-    Raises:
-        UserError: CUDA was asked for and there is no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(
-            "no such CUDA device",
-            f"device {name}",
-            f"one of the {count} here" if count else "cpu: torch sees no GPU",
-        )
-    return device
 
 
 def _folder(name: str) -> Path | None:

@@ -27,7 +27,6 @@ from fitprune.evaluation.settings import DemoSettings, EvalSettings
 from fitprune.fitting import Progress, model_name
 from fitprune.host import unwrap
 from fitprune.pruner import Pruner
-from fitprune.ranks import Ranks, ranks
 from fitprune.recipe import Recipe
 from fitprune.rules import RULES, Random, Rule
 from tenfold import UserError
@@ -35,6 +34,7 @@ from tenfold.cli.settings import MINI
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
 from tenfold.runs import Run, RunRecord, atomic_write_json, atomic_write_text, fingerprint, run, track
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def run_eval(
             own["split"] = settings.split or (one.splits[0] if settings.data is None else paper_split(one))
             questions = one.read(place, own["split"])[: settings.limit]
             asked.append((one, settings.model_copy(update=own), questions))
-        host = load_host(settings.model_copy(update={"device": group.device(settings.device)}))
+        host = load_host(settings.model_copy(update={"device": str(choose_device(settings.device))}))
         recipe = choose_recipe(settings, host, seed, progress)
         evaluator = Evaluator(host, recipe, rule, choose_protocol(settings, host), settings.batch)
         found = []

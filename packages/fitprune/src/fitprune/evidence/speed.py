@@ -32,7 +32,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from fitprune import costs
 from fitprune.attachment import Attachment
-from fitprune.checkpoints.load import find_device
 from fitprune.evaluation.baselines import METHODS, FitPrune, solve
 from fitprune.evaluation.pruners import Method
 from fitprune.evidence.search_speed import Scores, compare_selections, drawn_scores
@@ -41,6 +40,7 @@ from fitprune.pruner import RecipeSelection
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs.ranks import choose_device
 
 Result = TypeVar("Result")
 
@@ -104,7 +104,7 @@ def run_bench(settings: BenchSettings, seed: int, output: Path | None, host: Hos
         UserError: no CUDA device when asked for, or no released recipe of that percentage.
     """
     host = host or Host()
-    device = find_device(settings.device)
+    device = choose_device(settings.device)
     layers = settings.layers or (host.shape.layers if device.type == "cuda" else min(CPU_LAYERS, host.shape.layers))
     host = replace(host, shape=replace(host.shape, layers=layers))
     released = Recipe.released("llava-1.5-7b", settings.percent)

@@ -12,6 +12,7 @@ from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import InstDiffEditPipeline, load_inpaint
 from tenfold import UserError
 from tenfold.runs import fingerprint, read_json
+from tenfold.runs.ranks import choose_device
 
 INDEX = "model_index.json"
 
@@ -23,7 +24,7 @@ def load_pipeline(settings: ModelSettings) -> InstDiffEditPipeline:
         UserError: no such model, a folder of another layout, broken weights, no CUDA when asked for, no accelerate
             for offloading.
     """
-    device = pick_device(settings.device)
+    device = choose_device(settings.device)
     dtype = getattr(torch, settings.dtype)
     source = model_source(settings.model)
     inpaint = None if settings.inpaint is None else model_source(settings.inpaint)
@@ -71,19 +72,6 @@ def fingerprints(settings: ModelSettings) -> dict[str, str]:
     named = {"model": settings.model, "inpaint": settings.inpaint}
     sources = {part: model_source(name) for part, name in named.items() if name is not None}
     return {part: fingerprint(source) for part, source in sources.items() if isinstance(source, Path)}
-
-
-def pick_device(name: str) -> torch.device:
-    """The device by name.
-
-    Raises:
-        UserError: CUDA was asked for and is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("no CUDA device", f"--device {name}", "a GPU with its driver, or --device cpu")
-    return torch.device(name)
 
 
 def _place(pipe: Any, device: torch.device, offload: bool) -> None:

@@ -31,7 +31,6 @@ from inst_diff_edit.evaluation.scores import Edited, Networks, score
 from inst_diff_edit.evaluation.settings import EvalSettings
 from inst_diff_edit.inputs import from_tensor, masks_as
 from inst_diff_edit.pipeline import SEED
-from inst_diff_edit.ranks import Ranks, ranks
 from inst_diff_edit.resize import resize
 from inst_diff_edit.sampling import lms_scheduler, noise_seeds, noises, start_index
 from tenfold import UserError
@@ -40,6 +39,7 @@ from tenfold.data.formats.records import Picture
 from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, run, track
 from tenfold.runs.files import TEMPORARY_PREFIX
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def evaluate(
         return fingerprints(settings) | data_fingerprints(settings, folder, tasks), weight_fingerprints(settings)
 
     read, weights = group.lead(look)
-    pipe = load_pipeline(settings.model_copy(update={"device": group.device(settings.device)}))
+    pipe = load_pipeline(settings.model_copy(update={"device": str(choose_device(settings.device))}))
     kept = {name: value for name, value in settings.model_dump().items() if name not in _NOT_OF_EDITS}
     # A folder's fingerprint stands for its name: it may be moved between two halves of an evaluation.
     header = {"model": settings.model, "inpaint": settings.inpaint, **read, "seed": seed, **kept}

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inst_diff_edit.checkpoints.load import pick_device
 from inst_diff_edit.evaluation import metrics
 from inst_diff_edit.evaluation.networks import ClipScore, Inception, Lpips, load_clip, load_inception, load_lpips
 from inst_diff_edit.evaluation.settings import EvalSettings
@@ -24,6 +23,7 @@ from inst_diff_edit.inputs import to_tensor
 from tenfold import UserError
 from tenfold.data.formats.editing import EditSample
 from tenfold.data.formats.records import open_image
+from tenfold.runs.ranks import choose_device
 
 BATCH = 16
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -78,7 +78,7 @@ class Networks:
             raise UserError("no weights of the FID network", "--real", "--inception FILE beside it")
         if settings.real is not None and not Path(settings.real).is_dir():
             raise UserError("no such folder", f"--real {settings.real}", "a folder of pictures for every target class")
-        device = pick_device(settings.device)
+        device = choose_device(settings.device)
         lpips = load_lpips(Path(settings.lpips)) if settings.lpips else {}
         inception = load_inception(Path(settings.inception)) if settings.inception else None
         clip = load_clip(Path(settings.clip)) if settings.clip else None

@@ -30,7 +30,6 @@ from diffusers import (
 from PIL import Image
 
 from inst_diff_edit import costs, hosts
-from inst_diff_edit.checkpoints.load import pick_device
 from inst_diff_edit.costs import Cost
 from inst_diff_edit.evaluation import baselines
 from inst_diff_edit.evidence.settings import BenchSettings
@@ -40,6 +39,7 @@ from inst_diff_edit.pipeline import InstDiffEditPipeline
 from inst_diff_edit.resize import resize
 from inst_diff_edit.sampling import lms_scheduler, noise_seeds, noises, start_index
 from tenfold.runs import atomic_write_json, run
+from tenfold.runs.ranks import choose_device
 
 OFFICIAL, DIRECT, REPOSITORY, DIFFUSERS = "official", "direct", "repository", "diffusers"
 METHODS = (OFFICIAL, DIRECT, REPOSITORY, DIFFUSERS)
@@ -202,7 +202,7 @@ def run_bench(settings: BenchSettings, seed: int, output: Path | None, size: Siz
     Raises:
         UserError: no CUDA device when asked for.
     """
-    device = pick_device(settings.device)
+    device = choose_device(settings.device)
     size = size or (FULL if device.type == "cuda" else QUARTER)
     bench = Bench(size, device, getattr(torch, settings.dtype), seed)
     timings: dict[str, list[float]] = {method: [] for method in METHODS}

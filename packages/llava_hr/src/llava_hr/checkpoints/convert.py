@@ -52,7 +52,9 @@ from llava_hr.checkpoints.release import (
     read_tokenizer,
 )
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.weight_files import (
+from tenfold import UserError
+from tenfold.runs import atomic_directory, atomic_write_json, read_json
+from tenfold.weights import (
     SHARD_BYTES,
     StoredTensor,
     WeightFiles,
@@ -61,8 +63,6 @@ from llava_hr.weight_files import (
     write_file,
     write_weights,
 )
-from tenfold import UserError
-from tenfold.runs import atomic_directory, atomic_write_json, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from llava_hr.configuration import LlavaHrConfig
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
+from tenfold.runs.ranks import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def load(
         UserError: no such model, a broken or truncated file, weights that do not fit the config, no tokenizer, no CUDA
             device when asked for, or a hub that cannot be reached.
     """
-    place = find_device(str(device))
+    place = choose_device(str(device))
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}", expected=", ".join(DTYPES))
     folder = find_model(model)
@@ -91,25 +92,6 @@ def find_model(name: str | Path) -> Path:
         expected = "a local folder, or the id of a model on a hub that can be reached"
         raise UserError(first_sentence(error), name, expected) from error
     return folder
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is a device, else the CPU.
-
-    Raises:
-        UserError: no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device {name!r}", expected="auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= count:
-        here = f"one of the {count} here" if count else "cpu: torch sees no GPU"
-        raise UserError("no such CUDA device", f"device {name}", here)
-    return device
 
 
 def _open_official(

@@ -25,8 +25,8 @@ from llava_hr.checkpoints.keys import HIGH_RES_WEIGHTS
 from llava_hr.checkpoints.load import find_model
 from llava_hr.checkpoints.release import meta_state
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.weight_files import StoredTensor, WeightFiles
 from tenfold import UserError
+from tenfold.weights import StoredTensor, WeightFiles
 
 Weights = dict[str, StoredTensor]
 

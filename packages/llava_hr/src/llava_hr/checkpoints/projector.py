@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from llava_hr.checkpoints.keys import renamed
-from llava_hr.weight_files import StoredTensor, WeightFiles
 from tenfold import UserError
 from tenfold.runs import atomic_write_bytes
+from tenfold.weights import StoredTensor, WeightFiles
 
 OFFICIAL_FILE, FILE = "mm_projector.bin", "projector.safetensors"
 # Weights that stage 1 trains, by our names.

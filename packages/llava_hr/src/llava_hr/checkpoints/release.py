@@ -38,10 +38,10 @@ from llava_hr.conversation import IMAGE
 from llava_hr.image_processing import LlavaHrImageProcessor
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
-from llava_hr.weight_files import StoredTensor, WeightFiles
 from tenfold import UserError
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.record import validation_error
+from tenfold.weights import StoredTensor, WeightFiles
 
 # In the order of preference, for reading.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")

@@ -134,7 +134,7 @@ def new_folder(verb: str) -> Path:
     Raises:
         UserError: each of several ranks would make its own.
     """
-    from llava_hr.ranks import world_size
+    from tenfold.runs.ranks import world_size
 
     if world_size() > 1:
         raise UserError("several ranks without a common folder", "--output", "--output FOLDER")

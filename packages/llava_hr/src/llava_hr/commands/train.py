@@ -69,7 +69,7 @@ def train(
         values["stages"] = tuple(name.strip() for name in (stages or "finetune").split(","))
     chosen = checked(TrainSettings, values, "--stages" if stages else config)
 
-    from llava_hr.training.launch import name_accelerator
+    from tenfold.runs.launch import name_accelerator
 
     name_accelerator(chosen.device)
     if dry_run:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_hr.checkpoints.load import find_device, find_model, load
+from llava_hr.checkpoints.load import find_model, load
 from llava_hr.evaluation.settings import MINI, HostSettings
 from llava_hr.miniature.model import mini_model_path
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
 from tenfold.runs import fingerprint
+from tenfold.runs.ranks import choose_device
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def open_host(settings: HostSettings, known_by: str | None = None) -> Host:
     Raises:
         UserError: as `llava_hr.load`; no mini model in this installation.
     """
-    find_device(settings.device)  # before the weights are read, or fetched
+    choose_device(settings.device)  # before the weights are read, or fetched
     folder = _folder(settings)
     mini = settings.model == MINI
     dtype = "float32" if mini and settings.dtype == "auto" else settings.dtype

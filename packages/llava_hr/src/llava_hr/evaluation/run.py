@@ -31,11 +31,11 @@ from llava_hr.evaluation.questions import (
     share,
 )
 from llava_hr.evaluation.settings import ALL, EvalSettings
-from llava_hr.ranks import Ranks, ranks
 from tenfold import UserError
 from tenfold.data.benchmarks import Question
 from tenfold.runs import Run, RunRecord, atomic_write_json, atomic_write_text, run, track
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def run_eval(
             asked.append((one, settings.model_copy(update=own), one.read(place, own["split"])[: settings.limit]))
         # One rank reads (or fetches) the weights for the fingerprint.
         known_by = group.tell(group.lead(lambda: model_fingerprint(settings)))
-        host = open_host(settings.model_copy(update={"device": group.device(settings.device)}), known_by)
+        host = open_host(settings.model_copy(update={"device": str(choose_device(settings.device))}), known_by)
         answerer = Answerer(host.model, host.processor)
         found = []
         for one, chosen, questions in asked:

@@ -30,12 +30,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaFo
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from llava_hr import bench_towers, costs
-from llava_hr.checkpoints.load import find_device
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.evidence.settings import BenchSettings
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from tenfold import UserError
 from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs.ranks import choose_device
 
 Result = TypeVar("Result")
 
@@ -104,7 +104,7 @@ def run_bench(
     Raises:
         UserError: no CUDA device when asked for, or sizes that do not fit the model.
     """
-    device = find_device(settings.device)
+    device = choose_device(settings.device)
     config = reduced_config(config or LlavaHrConfig.named("7b", settings.image_size), settings, device)
     name = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     with run("llava_hr", "bench", config=settings.model_dump(), seed=seed, output=None) as current:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_hr.checkpoints.projector import TRAINED
-from llava_hr.ranks import world_size
 from llava_hr.training.settings import StageName, StageSettings, TrainSettings
 from tenfold import UserError
 from tenfold.cli import package_file
 from tenfold.runs import read_json
+from tenfold.runs.ranks import world_size
 
 
 @dataclass(frozen=True)

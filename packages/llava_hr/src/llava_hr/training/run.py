@@ -27,13 +27,10 @@ from torch import Tensor, nn
 from llava_hr.checkpoints import projector, release
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.miniature import model as mini
-from llava_hr.ranks import Ranks
-from llava_hr.training.launch import choose_device, join
 from llava_hr.training.plan import StagePlan, is_trained, plan, zero_stage
 from llava_hr.training.settings import StageName, TrainSettings
 from llava_hr.training.stages import ModelFactory, arguments, data_of, reset, train_stage
 from llava_hr.training.start import build, make_processor, model_config, resolved, starting_weights
-from llava_hr.weight_files import StoredTensor, write_weights
 from tenfold import UserError
 from tenfold.runs import (
     Run,
@@ -46,7 +43,10 @@ from tenfold.runs import (
     read_jsonl,
     run,
 )
+from tenfold.runs.launch import join
+from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.weights import StoredTensor, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run_train(
         raise UserError("holds a finished run", output, "a new folder")
     device = choose_device(settings.device)
     deepspeed = any(zero_stage(settings.stage(name)) for name in settings.running)
-    with _threads(settings.threads), join(device, deepspeed) as ranks, _readable_workers():
+    with _threads(settings.threads), join(device, "llava-hr", deepspeed) as ranks, _readable_workers():
         ranks.lead(lambda: _check_output(output, resume))
         ranks.lead(lambda: _check_folder(settings))
         named = settings

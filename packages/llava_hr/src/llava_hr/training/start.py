@@ -27,8 +27,8 @@ from llava_hr.miniature import model as mini
 from llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrProjector
 from llava_hr.training.settings import StageName, TrainSettings
 from llava_hr.vision import FinalAlign, MRAdapter
-from llava_hr.weight_files import StoredTensor, WeightFiles
 from tenfold import UserError
+from tenfold.weights import StoredTensor, WeightFiles
 
 if TYPE_CHECKING:
     from llava_hr.processing import LlavaHrProcessor

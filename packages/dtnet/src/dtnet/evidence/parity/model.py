@@ -21,8 +21,8 @@ from dtnet.encoder import Encoder, EncoderLayer, grid_code
 from dtnet.model import DTNet
 from dtnet.router import Router
 from dtnet.training.stages import scst_loss
-from dtnet.weights import load_into
 from tenfold.ledger.goldens import Comparison, Computation
+from tenfold.weights import load_into
 
 Case = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]

@@ -14,26 +14,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from llava_hr.ranks import Ranks, ranks, world_size
-from tenfold import UserError
-
-TORCHRUN = "torchrun --nproc_per_node N -m llava_hr train ..."
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N" as a device; under torchrun every rank takes its own.
-
-    Raises:
-        UserError: no such device, or fewer than ranks.
-    """
-    from llava_hr.checkpoints.load import find_device  # after `name_accelerator`: models bring accelerate along
-
-    device = find_device(name)
-    if device.type == "cuda":
-        number = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
-        device = find_device(f"cuda:{number}")
-        torch.cuda.set_device(device)
-    return device
+from tenfold.errors import UserError
+from tenfold.runs.ranks import Ranks, ranks
 
 
 def name_accelerator(device: str) -> None:
@@ -46,35 +28,32 @@ def name_accelerator(device: str) -> None:
 
 
 @contextmanager
-def join(device: torch.device, deepspeed: bool) -> Iterator[Ranks]:
+def join(device: torch.device, package: str, deepspeed: bool = False) -> Iterator[Ranks]:
     """Meet the other processes (NCCL on CUDA, else gloo); alone without torchrun.
 
     Args:
         device: what this process computes on.
+        package: distribution name, for messages.
         deepspeed: whether a stage is trained with it.
 
     Raises:
         UserError: DeepSpeed without torchrun, or without what it needs.
     """
     if deepspeed:
-        require_deepspeed(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if deepspeed:
+        require_deepspeed(device, package)
         import deepspeed as engine
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        engine.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    elif world_size() > 1:
-        distributed.init_process_group(backend)
+        engine.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
     try:
-        with ranks() as group:
+        with ranks(device) as group:
             yield group
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-def require_deepspeed(device: torch.device) -> None:
+def require_deepspeed(device: torch.device, package: str) -> None:
     """See that DeepSpeed can start here.
 
     On the CPU it compiles its communication when it is first used.
@@ -83,9 +62,10 @@ def require_deepspeed(device: torch.device) -> None:
         UserError: what is missing.
     """
     if "RANK" not in os.environ:
-        raise UserError("DeepSpeed without a launcher", "this process", f"{TORCHRUN} (or --set STAGE.deepspeed=null)")
+        launcher = f"torchrun --nproc_per_node N -m {package.replace('-', '_')} train ..."
+        raise UserError("DeepSpeed without a launcher", "this process", f"{launcher} (or --set STAGE.deepspeed=null)")
     if find_spec("deepspeed") is None:
-        raise UserError("DeepSpeed is not installed", "this Python", 'pip install "llava-hr[deepspeed]"')
+        raise UserError("DeepSpeed is not installed", "this Python", f'pip install "{package}[deepspeed]"')
     if device.type == "cpu" and (missing := missing_tools()):
         raise UserError(f"no {' and no '.join(missing)}", "PATH", "what DeepSpeed compiles with on the CPU")
 

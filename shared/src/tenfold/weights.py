@@ -1,7 +1,8 @@
-"""A checkpoint's files, tensor by tensor: sharded or single, safetensors or pickled.
+"""Weights on disk: read without running anything in a file, tensor by tensor, and checked before they go in.
 
-Files from elsewhere are data: pickles are read with `weights_only=True`. Reading is lazy, so a checkpoint that is
-larger than memory is copied shard by shard.
+Files from elsewhere are data: pickles are read with `weights_only=True`. `WeightFiles` reads lazily, so a checkpoint
+that is larger than memory is copied shard by shard; `read_weights` takes a whole file of `torch.save`, also one that
+holds numbers and NumPy arrays beside its tensors.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from tenfold import UserError
+from tenfold.errors import UserError
 from tenfold.runs import atomic_write_json, read_json, track
 
 # (index, single file) in the order in which transformers prefers them; open_clip's releases are single files.
@@ -37,9 +41,24 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+_MULTIARRAY = import_module("numpy._core.multiarray")
+_NUMBERS = tuple(type(np.dtype(name)) for name in ("uint8", "uint32", "uint64", "int32", "int64", "float32", "float64"))
+# Random states and scores in official checkpoints are NumPy's; NumPy 2 moved these functions.
+_NUMPY: tuple[Any, ...] = (
+    np.ndarray,
+    np.dtype,
+    *_NUMBERS,
+    *((_MULTIARRAY._reconstruct, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")),
+    *((_MULTIARRAY.scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")),
+)
 # What torch.load raises on random, cut and altered bytes.
-_BROKEN = (
+BROKEN = (
     pickle.UnpicklingError,
     struct.error,
     AssertionError,
@@ -181,7 +200,7 @@ def _pickled(path: Path) -> dict[str, StoredTensor]:
     try:
         # Zip archives (torch 1.6 and later) are mapped, so that only what is used is read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"broken, truncated or no plain weights ({reason})", path, "a pickle of tensors") from error
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
@@ -235,3 +254,69 @@ def _plan(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> list[list[st
 def count_numbers(tensors: Iterable[StoredTensor]) -> int:
     """How many numbers these tensors hold."""
     return sum(tensor.numbers for tensor in tensors)
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The content of a .safetensors file, or of a file of `torch.save` that holds tensors, numbers and NumPy arrays.
+
+    Raises:
+        UserError: no such file; broken or truncated; a pickle that names any other class.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such file", path, "a checkpoint: .pth, .pt or .safetensors")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"broken or truncated ({error})", path, "a safetensors file") from error
+    try:
+        with torch.serialization.safe_globals(list(_NUMPY)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except BROKEN as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"broken, truncated or no plain weights ({reason[:120]})", path, "a checkpoint") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{type(content).__name__} instead of a dict", path, "a checkpoint")
+    return content
+
+
+def check_fits(expected: Mapping[str, Any], state: Mapping[str, Tensor], where: str | Path) -> None:
+    """Every key of `expected` is in `state`, no other is, and shapes are equal.
+
+    Raises:
+        UserError: names the first key that does not fit, and says how many there are.
+    """
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    other = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    if missing:
+        raise UserError(f"{len(missing)} weights missing, such as {missing[0]}", where, "those of this model")
+    if unknown:
+        raise UserError(f"{len(unknown)} weights of another model, such as {unknown[0]}", where, "those of this model")
+    if other:
+        name = other[0]
+        shapes = f"{list(state[name].shape)} in the file, {list(expected[name].shape)} in the model"
+        raise UserError(f"{len(other)} weights of another shape, such as {name}", where, shapes)
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        UserError: NaN or infinity; names the first weight, and says how many hold them.
+    """
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise UserError(f"{len(bad)} weights that are not finite, such as {bad[0]}", where, "finite numbers")
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
+    """Copy weights into a module, all of them or none.
+
+    Raises:
+        UserError: as `check_fits` and `require_finite`.
+    """
+    check_fits(module.state_dict(), state, where)
+    require_finite(state, where)
+    module.load_state_dict(dict(state))
