@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from dtnet.commands.options import Device, Output, Threshold, names, new_folder
+from dtnet.commands.options import Device, Output, Threshold, names
 from dtnet.evaluation.settings import DATA_TREE
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import new_folder
 
 ANALYZE_EPILOG = (
     "Examples: [bold]dtnet analyze --output runs/paths[/bold] (the mini model on mini scenes) · [bold]dtnet analyze "
@@ -42,5 +43,5 @@ def analyze(
     given |= {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
     given |= {"key": key, "split": split, "limit": limit, "threshold": threshold, "tokens": tokens, "device": device}
     console().print(
-        run_analyze(checked(AnalyzeSettings, given, "dtnet analyze"), output or new_folder("analyze"), seed)
+        run_analyze(checked(AnalyzeSettings, given, "dtnet analyze"), output or new_folder("dtnet", "analyze"), seed)
     )
