@@ -12,7 +12,7 @@ and ends with the same recipe, bit for bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,7 @@ from fitprune.search import (
 )
 from tenfold import UserError
 from tenfold.runs import append_jsonl, atomic_write_json, read_json, read_jsonl
-
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+from tenfold.runs.progress import Progress
 
 
 def fit(

@@ -20,7 +20,7 @@ from fitprune.evaluation.compare import ALL_KINDS, Comparison, Item, Row, check_
 from fitprune.evaluation.demo import SCENE
 from fitprune.evaluation.questions import find_benchmark, paper_split
 from fitprune.evaluation.settings import CompareSettings
-from fitprune.fitting import Calibration, Progress, model_name
+from fitprune.fitting import Calibration, model_name
 from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
@@ -30,6 +30,7 @@ from tenfold.data.formats import Picture, read_calibration
 from tenfold.data.mini_sets import SHORT_ANSWER
 from tenfold.runs import atomic_write_json, atomic_write_text, fingerprint, read_jsonl, run, track
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 
 MINI_QUESTIONS = 96
 QUESTIONS_A_SCENE = 4

@@ -19,7 +19,7 @@ from fitprune.costs import DecoderShape, reduction
 from fitprune.data.calibration import Prompts, mini_calibration, prompt_reduction
 from fitprune.evaluation import picture
 from fitprune.evaluation.settings import DemoSettings
-from fitprune.fitting import Calibration, Progress, model_name
+from fitprune.fitting import Calibration, model_name
 from fitprune.host import unwrap
 from fitprune.prompts import encode
 from fitprune.pruner import Pruner
@@ -29,6 +29,7 @@ from tenfold.cli.settings import MINI
 from tenfold.data import mini_sets, miniworld
 from tenfold.data.formats import open_image
 from tenfold.runs import fingerprint, run, track
+from tenfold.runs.progress import Progress
 
 RATIO = 0.6
 PICTURE = "surviving-patches.png"

@@ -13,11 +13,12 @@ from typing import Any
 from fitprune.checkpoints.load import load_host
 from fitprune.costs import DecoderShape
 from fitprune.data.calibration import Prompts, calibration_samples, prompt_reduction
-from fitprune.fitting import Calibration, Progress
+from fitprune.fitting import Calibration
 from fitprune.recipe import Recipe
 from fitprune.training.settings import FitSettings
 from tenfold import UserError
 from tenfold.runs import fingerprint, run, track
+from tenfold.runs.progress import Progress
 
 PROGRESS = "progress"
 DONE = "statistics.jsonl"  # of a Calibration's folder: one line for each sample that is measured
