@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fitprune_hosts import IMAGE, MROPE, SCENARIOS, SIGLIP, TEXT, Prompts, build
 from transformers import DynamicCache, StaticCache
 
 from fitprune import Pruner, Recipe
 from fitprune.attachment import Layer
 from fitprune.statistics import attention_mass, lowest_scores
 from tenfold import UserError
+from tenfold.testing.hosts import IMAGE, MROPE, SCENARIOS, SIGLIP, TEXT, Prompts, build
 
 MAIN = ("llava", "qwen2_vl")
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
@@ -140,7 +140,7 @@ def test_dropping_at_the_layer_output_gives_the_same_survivors(host, scenario, m
     inputs = Prompts(name).batch(*SCENARIOS[scenario])
     with Pruner(RECIPE)(model):
         early = model(**inputs).logits
-    monkeypatch.setattr("fitprune.host.is_plain_pre_norm", lambda module: False)
+    monkeypatch.setattr("tenfold.hosts.structure.is_plain_pre_norm", lambda module: False)
     with Pruner(RECIPE)(model):
         late = model(**inputs).logits
     torch.testing.assert_close(late, early, atol=1e-4, rtol=1e-4)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import Host
 from fitprune.costs import DecoderShape, prompt_flops
-from fitprune.prompts import encode
 from fitprune.recipe import Recipe
 from fitprune.training.settings import FitSettings
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data.formats import CalibrationSample, read_calibration
+from tenfold.hosts.loading import Host
+from tenfold.hosts.prompts import encode
 from tenfold.runs import sample_rng
 
 MINI_SAMPLES = 16

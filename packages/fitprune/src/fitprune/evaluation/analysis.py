@@ -22,15 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from fitprune.attachment import Selection
-from fitprune.checkpoints.load import load_host
 from fitprune.data.calibration import Prompts, calibration_samples
 from fitprune.evaluation.settings import AnalyzeSettings
 from fitprune.fitting import model_name
-from fitprune.ragged import Tokens
 from fitprune.recipe import Recipe, open_recipe
 from fitprune.search import ModelInputs, prefill
 from fitprune.statistics import token_mass
 from fitprune.training.settings import FitSettings
+from tenfold.hosts.loading import load_host
+from tenfold.hosts.ragged import Tokens
 from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, run, track
 from tenfold.runs.progress import Progress
 

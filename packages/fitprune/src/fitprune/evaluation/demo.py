@@ -13,21 +13,21 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fitprune.checkpoints.load import Host, load_host
 from fitprune.commands.tables import layers_table
 from fitprune.costs import DecoderShape, reduction
 from fitprune.data.calibration import Prompts, mini_calibration, prompt_reduction
 from fitprune.evaluation import picture
 from fitprune.evaluation.settings import DemoSettings
 from fitprune.fitting import Calibration, model_name
-from fitprune.host import unwrap
-from fitprune.prompts import encode
 from fitprune.pruner import Pruner
 from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data import mini_sets, miniworld
 from tenfold.data.formats import open_image
+from tenfold.hosts.loading import Host, load_host
+from tenfold.hosts.prompts import encode
+from tenfold.hosts.structure import unwrap
 from tenfold.runs import fingerprint, run, track
 from tenfold.runs.progress import Progress
 

@@ -16,20 +16,20 @@ from statistics import fmean
 from typing import Any
 
 from fitprune import costs
-from fitprune.checkpoints.load import Host, load_host
 from fitprune.costs import DecoderShape
-from fitprune.evaluation.answers import Protocol, generate
 from fitprune.evaluation.demo import find_recipe
 from fitprune.evaluation.questions import ALL, benchmark_folders, paper_split, questions_fingerprint
 from fitprune.evaluation.settings import DemoSettings, EvalSettings
 from fitprune.fitting import model_name
-from fitprune.host import unwrap
 from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from fitprune.rules import RULES, Random, Rule
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
+from tenfold.hosts.answers import Protocol, generate
+from tenfold.hosts.loading import Host, load_host
+from tenfold.hosts.structure import unwrap
 from tenfold.runs import Run, RunRecord, fingerprint, track
 from tenfold.runs.evaluation import (
     PROGRESS,

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import load_host
 from fitprune.costs import DecoderShape
 from fitprune.data.calibration import Prompts, calibration_samples, prompt_reduction
 from fitprune.fitting import Calibration
 from fitprune.recipe import Recipe
 from fitprune.training.settings import FitSettings
 from tenfold import UserError
+from tenfold.hosts.loading import load_host
 from tenfold.runs import fingerprint, run, track
 from tenfold.runs.progress import Progress
 
