@@ -42,6 +42,11 @@ def analyze(
     paths = {"model": model, "data": data, "captions": captions, "features": features}
     given |= {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
     given |= {"key": key, "split": split, "limit": limit, "threshold": threshold, "tokens": tokens, "device": device}
-    console().print(
-        run_analyze(checked(AnalyzeSettings, given, "dtnet analyze"), output or new_folder("dtnet", "analyze"), seed)
-    )
+    settings = checked(AnalyzeSettings, given, "dtnet analyze")
+    found = run_analyze(settings, output or new_folder("dtnet", "analyze"), seed)
+
+    from dtnet.commands.tables import routing_tables
+
+    console().print(routing_tables(found.report))
+    for file in found.files:
+        typer.echo(f"wrote {file}")

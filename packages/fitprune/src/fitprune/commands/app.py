@@ -95,9 +95,10 @@ def demo(
     given = {"image": absolute(image), "question": question, "model": model, "recipe": recipe, "dtype": dtype}
     chosen = checked(DemoSettings, given | {"device": device, "attention": attention})
 
+    from fitprune.commands import tables
     from fitprune.evaluation.demo import run_demo
 
-    console().print(run_demo(chosen, seed, output or new_folder("fitprune", "demo")))
+    console().print(tables.demo_tables(run_demo(chosen, seed, output or new_folder("fitprune", "demo"))))
 
 
 @app.command(epilog="Example: [bold]fitprune bench --device cuda --output bench-cuda.json[/bold]")

@@ -52,7 +52,7 @@ def run_fit(settings: FitSettings, seed: int, output: Path, progress: Progress =
     for ratio in settings.ratios:
         if not 0 < ratio < 1:
             raise UserError("not a share of the visual FLOPs", f"ratio {ratio:g}", "a number between 0 and 1")
-    samples = calibration_samples(settings, seed)
+    samples = calibration_samples(settings.model, settings.samples, settings.image_folder, settings.limit, seed)
     host = load_host(settings)
     data = {"model": host.fingerprint}
     data |= {"samples": fingerprint(Path(settings.samples))} if settings.samples else {}

@@ -17,9 +17,8 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from llava_hr.evaluation.answers import Answerer, Query
 from llava_hr.evaluation.messages import read_messages
 from llava_hr.evaluation.model import open_host
-from llava_hr.evaluation.settings import MINI, HostSettings
 from tenfold import UserError
-from tenfold.cli.settings import checked
+from tenfold.cli.settings import MINI, HostSettings, checked
 from tenfold.hosts import lmms as lmms_frame
 
 
