@@ -252,8 +252,6 @@ def test_edit_names_what_is_wrong(command, broken, picture):
 def test_no_cuda_when_asked_for(command, picture):
     edit = refused(command, "edit", picture, "--to", "a ring", "--device", "cuda")
     assert "no such CUDA device: device cuda:0" in edit
-        command, "edit", picture, "--to", "a ring", "--device", "cuda"
-    )
     assert "no such CUDA device: device cuda:0" in refused(command, "eval", "--device", "cuda")
     assert "no such CUDA device: device cuda:0" in refused(command, "bench", "--device", "cuda")
 

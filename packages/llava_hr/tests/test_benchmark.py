@@ -17,10 +17,11 @@ from llava_hr.commands.tables import bench_tables
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.evidence import speed
 from llava_hr.evidence.settings import BenchSettings
-from llava_hr.evidence.speed import Bench, Clock, llava_config, reduced_config, run_bench
+from llava_hr.evidence.speed import Bench, llava_config, reduced_config, run_bench
 from tenfold import UserError
 from tenfold.cli.settings import checked
 from tenfold.runs import RunRecord
+from tenfold.runs.clock import Clock
 
 SETTINGS = BenchSettings(
     device="cpu",

@@ -10,19 +10,9 @@ import torch
 from llava_hr.data.mini_questions import COARSE, DEV, FINE, KINDS, Asked, Question, held_out
 from llava_hr.evidence import experiments, findings, variants
 from llava_hr.evidence.experiments import Data, Plan, accuracy, answers, collate, loss_of, rows
-from llava_hr.evidence.findings import (
-    ALIGN,
-    ARMS,
-    CONVNEXT,
-    LOW_TO_HIGH,
-    MRA,
-    MRA_HALF,
-    VIT,
-    VIT_DOUBLE,
-    counts,
-    judge,
-)
+from llava_hr.evidence.findings import ALIGN, ARMS, CONVNEXT, LOW_TO_HIGH, MRA, MRA_HALF, VIT, VIT_DOUBLE, judge
 from tenfold.cli import find_package_file
+from tenfold.ledger.seeds import counts
 
 PLAN = Plan(scenes=32, captions=1, conversations=2, batch=4)
 

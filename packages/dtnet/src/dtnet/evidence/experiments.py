@@ -15,14 +15,13 @@ has finished is kept in the folder, so that a killed one goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tenfold.cli import Experiments, Finding, load_config
+from tenfold.ledger.seeds import apart, run_each, show, spread
 from tenfold.runs import atomic_write_json, last_complete_checkpoint, read_json
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ def conduct(folder: Path, changes: Sequence[str] = ()) -> list[Finding]:
     # The long ones first.
     names = sorted(VARIANTS, key=lambda name: "stages=[xe]" in VARIANTS[name])
     work = [(variant, seed, folder, changes) for seed in SEEDS for variant in names]
-    # Spawned: a forked child would share torch's threads.
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        measured = list(pool.map(measure_run, *zip(*work, strict=True)))
+    measured = run_each([(measure_run, *arguments) for arguments in work], WORKERS)
     by_variant: dict[str, list[Any]] = {name: [] for name in VARIANTS}
     for (variant, *_), found in zip(work, measured, strict=True):
         by_variant[variant].append(found)
@@ -215,43 +212,43 @@ def judge(measured: Mapping[str, Sequence[Mapping[str, Any]]], baseline: Mapping
     own, another, mean = (_swap(measured[JOINT], "xe", name) for name in ("own", "another", "mean"))
     others = ("uniform", "spatial", "channel")
     alone = {name: _swap(measured[name], "xe", "another") - _swap(measured[name], "xe", "own") for name in others[1:]}
-    more = bool(gained["log_prob"].mean() > _spread(gained["log_prob"]))
-    not_worse = bool(gained["cider"].mean() >= -_spread(gained["cider"]))
+    more = bool(gained["log_prob"].mean() > spread(gained["log_prob"]))
+    not_worse = bool(gained["cider"].mean() >= -spread(gained["cider"]))
     return [
         Finding(
-            "mini-caption", ours.mean(), bool(_apart(ours, blind) and ours.mean() - baseline["cider"] > _spread(ours)),
-            f"CIDEr-D {_show(ours)}; nearest training caption {baseline['cider']:.1f}; without images {_show(blind)}; "
+            "mini-caption", ours.mean(), bool(apart(ours, blind) and ours.mean() - baseline["cider"] > spread(ours)),
+            f"CIDEr-D {show(ours)}; nearest training caption {baseline['cider']:.1f}; without images {show(blind)}; "
             f"exactly a reference {_mean(measured[JOINT], 'exact'):.1%}, nearest {baseline['exact']:.1%}, without "
             f"images {_mean(measured[BLIND], 'exact'):.1%}; {seeds}",
             {"table": [_row("joint, self-critical", ours, ours=True), _row("joint, cross entropy", start),
                        _row("nearest training caption", np.array([baseline["cider"]])), _row("without images", blind)]},
         ),
         Finding(
-            "mini-scst", (ours - start).mean(), _apart(ours, start),
-            f"CIDEr-D {_show(start)} before, {_show(ours)} after; by seed "
+            "mini-scst", (ours - start).mean(), apart(ours, start),
+            f"CIDEr-D {show(start)} before, {show(ours)} after; by seed "
             f"{', '.join(f'{value:+.1f}' for value in ours - start)}",
         ),
         Finding(
             "mini-beam", gained["log_prob"].mean(), more and not_worse,
-            f"5 beams over greedy: log-probability {_show(gained['log_prob'], 3)}, CIDEr-D {_show(gained['cider'])}; "
-            f"before self-critical training {_show(gained_xe['log_prob'], 3)} and {_show(gained_xe['cider'])}; {seeds}",
+            f"5 beams over greedy: log-probability {show(gained['log_prob'], 3)}, CIDEr-D {show(gained['cider'])}; "
+            f"before self-critical training {show(gained_xe['log_prob'], 3)} and {show(gained_xe['cider'])}; {seeds}",
         ),
         Finding(
-            "mini-cells", (xe[JOINT] - xe[PLAIN]).mean(), _apart(xe[JOINT], xe[PLAIN]),
-            f"CIDEr-D after cross entropy {_show(xe[JOINT])}, plain transformer {_show(xe[PLAIN])}; {seeds}",
+            "mini-cells", (xe[JOINT] - xe[PLAIN]).mean(), apart(xe[JOINT], xe[PLAIN]),
+            f"CIDEr-D after cross entropy {show(xe[JOINT])}, plain transformer {show(xe[PLAIN])}; {seeds}",
             {"table": table(measured)},
         ),
         Finding(
-            "mini-router", xe[JOINT].mean(), all(_apart(xe[JOINT], xe[other]) for other in others),
-            f"CIDEr-D after cross entropy {_show(xe[JOINT])}, "
-            + ", ".join(f"{other} {_show(xe[other])}" for other in others) + f"; {seeds}",
+            "mini-router", xe[JOINT].mean(), all(apart(xe[JOINT], xe[other]) for other in others),
+            f"CIDEr-D after cross entropy {show(xe[JOINT])}, "
+            + ", ".join(f"{other} {show(xe[other])}" for other in others) + f"; {seeds}",
         ),
         Finding(
-            "mini-paths", (another - own).mean(), _apart(another, own),
-            f"loss of a word {_show(own, 4)} by an image's own weights, {_show(another - own, 5)} more by another "
-            f"image's, {_show(mean - own, 5)} more by the mean ones; {_spreads(measured[JOINT])}; another image's in "
-            f"routers of one branch: {_show(alone['spatial'], 5)} spatial, "
-            f"{_show(alone['channel'], 5)} channel; "
+            "mini-paths", (another - own).mean(), apart(another, own),
+            f"loss of a word {show(own, 4)} by an image's own weights, {show(another - own, 5)} more by another "
+            f"image's, {show(mean - own, 5)} more by the mean ones; {_spreads(measured[JOINT])}; another image's in "
+            f"routers of one branch: {show(alone['spatial'], 5)} spatial, "
+            f"{show(alone['channel'], 5)} channel; "
             f"{seeds}",
             {"routing": {name: [run["xe"]["routing"] for run in measured[name]] for name in ROUTED}},
         ),
@@ -311,18 +308,5 @@ def _spreads(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(name: str, values: np.ndarray, ours: bool = False) -> dict[str, Any]:
-    row = {"name": name, "mean": values.mean(), "spread": _spread(values), "seeds": values.tolist()}
+    row = {"name": name, "mean": values.mean(), "spread": spread(values), "seeds": values.tolist()}
     return row | ({"ours": True} if ours else {})
-
-
-def _apart(higher: np.ndarray, lower: np.ndarray) -> bool:
-    """Whether one is higher by more than either's spread over seeds."""
-    return bool(higher.mean() - lower.mean() > max(_spread(higher), _spread(lower)))
-
-
-def _spread(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
-def _show(values: np.ndarray, digits: int = 1) -> str:
-    return f"{values.mean():.{digits}f} ± {_spread(values):.{digits}f}"

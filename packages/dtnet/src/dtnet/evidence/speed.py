@@ -13,7 +13,6 @@ Times are of the whole way from features to captions: the encoder, which is the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -30,6 +29,7 @@ from dtnet.evidence.official_style import reprojecting_beam_search
 from dtnet.model import DTNet
 from tenfold.cli.settings import DEVICE, Settings
 from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs.clock import Clock
 from tenfold.runs.ranks import choose_device
 
 KEPT, EARLY, AGAIN = "kept", "kept, stops early", "projected again"
@@ -114,12 +114,13 @@ def measure(model: DTNet, batch: int, settings: BenchSettings, seed: int, device
         EARLY: lambda: beam_search(model, features, settings.beams, settings.max_len, early_stop=True),
         AGAIN: lambda: reprojecting_beam_search(model, features, settings.beams, settings.max_len),
     }
+    clock = Clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, int | None] = {}
     found: dict[str, Beams] = {}
     for round_ in track(range(settings.repeats + 1), f"{batch} images at a time"):  # the first one warms up
         for name, way in ways.items():
-            found[name], took, memory[name] = timed(way, device)
+            found[name], took, memory[name] = clock.time(torch.inference_mode()(way))
             if round_:
                 seconds[name].append(took)
     same = all(torch.equal(found[name].tokens, found[AGAIN].tokens) for name in (KEPT, EARLY))
@@ -142,24 +143,6 @@ def measure(model: DTNet, batch: int, settings: BenchSettings, seed: int, device
         "predicted": predicted,
         "realised_over_predicted": realised / predicted,
     }
-
-
-@torch.inference_mode()
-def timed(work: Callable[[], Beams], device: torch.device) -> tuple[Beams, float, int | None]:
-    """What the work returns, its seconds (by events on CUDA), and there the peak of allocated memory in bytes."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        found = work()
-        return found, time.perf_counter() - start, None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.device(device):
-        begin.record()
-        found = work()
-        end.record()
-    torch.cuda.synchronize(device)
-    return found, begin.elapsed_time(end) / 1000, torch.cuda.max_memory_allocated(device)
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from fitprune.evaluation.settings import COMPARED
 from tenfold import UserError
 from tenfold.cli import Experiments, Finding
 from tenfold.cli.settings import HostSettings
+from tenfold.ledger.seeds import run_each
 from tenfold.runs import atomic_write_json, fingerprint, last_complete_checkpoint, read_json
 
 if TYPE_CHECKING:
@@ -53,10 +52,8 @@ def conduct(folder: Path) -> list[Finding]:
     """Train and measure every seed, then judge the claims."""
     from fitprune.evidence.findings import judge
 
-    # Spawned: a forked child would share torch's threads.
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        measured = dict(zip(SEEDS, pool.map(measure_seed, SEEDS, [folder] * len(SEEDS)), strict=True))
-    return judge(measured)
+    measured = run_each([(measure_seed, seed, folder) for seed in SEEDS], WORKERS)
+    return judge(dict(zip(SEEDS, measured, strict=True)))
 
 
 def measure_seed(seed: int, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.cli import Finding
+from tenfold.ledger.seeds import spread
 
 UNPRUNED, METHOD, ALL = "unpruned", "fitprune", "all"
 TWO_HOP = "two-hop"
@@ -220,11 +221,6 @@ def verdict(ours: np.ndarray, theirs: np.ndarray) -> str:
     if abs(difference) <= max(spread(ours), spread(theirs)):
         return "tie"
     return "ahead" if difference > 0 else "behind"
-
-
-def spread(values: np.ndarray) -> float:
-    """Standard deviation over the seeds; 0 for a single one."""
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def show(values: np.ndarray) -> str:

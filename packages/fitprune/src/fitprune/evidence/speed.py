@@ -17,8 +17,7 @@ its layers ``32 j / L`` to ``32 (j + 1) / L - 1`` together. Predicted speed-ups 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -40,6 +39,7 @@ from fitprune.pruner import RecipeSelection
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs.clock import Clock
 from tenfold.runs.ranks import choose_device
 
 Result = TypeVar("Result")
@@ -69,29 +69,6 @@ class Host:
     @property
     def tokens(self) -> int:
         return self.prefix + self.visual + self.text
-
-
-class Clock:
-    """Times work on a device: CUDA events there, the wall clock on the CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def time(self, work: Callable[[], Result]) -> tuple[Result, float, int | None]:
-        """What the work returns, its seconds, and the peak of allocated memory in bytes (CUDA only)."""
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            result = work()
-            return result, time.perf_counter() - start, None
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.device(self.device):
-            start.record()
-            result = work()
-            stop.record()
-        torch.cuda.synchronize(self.device)
-        return result, start.elapsed_time(stop) / 1000, torch.cuda.max_memory_allocated(self.device)
 
 
 def run_bench(settings: BenchSettings, seed: int, output: Path | None, host: Host | None = None) -> dict[str, Any]:

@@ -7,14 +7,13 @@ folder, so that a killed run goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tenfold.cli import Experiments, Finding
+from tenfold.ledger.seeds import apart, run_each, spread
 from tenfold.runs import atomic_write_json, last_complete_checkpoint, read_json
 
 SEEDS = (0, 1, 2)
@@ -39,10 +38,8 @@ def experiments() -> Experiments:
 
 def conduct(folder: Path) -> list[Finding]:
     """Train and measure every seed, then judge the claims."""
-    # Spawned: a forked child would share torch's threads.
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        measured = dict(zip(SEEDS, pool.map(measure_seed, SEEDS, [folder] * len(SEEDS)), strict=True))
-    return judge(measured)
+    measured = run_each([(measure_seed, seed, folder) for seed in SEEDS], WORKERS)
+    return judge(dict(zip(SEEDS, measured, strict=True)))
 
 
 def measure_seed(seed: int, folder: Path) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def judge(measured: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
     rules = list(next(iter(measured.values()))["iou"])
     iou = {rule: np.array([seed["iou"][rule] for seed in measured.values()]) for rule in rules}
     table = [
-        {"rule": rule, "mean": values.mean(), "spread": _spread(values), "seeds": values.tolist()}
+        {"rule": rule, "mean": values.mean(), "spread": spread(values), "seeds": values.tolist()}
         for rule, values in iou.items()
     ]
     one, one_other, both, both_other = (
@@ -127,7 +124,7 @@ def judge(measured: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
             f"method {_show(iou[METHOD])}, {_list(iou, DIFFEDITS)}",
         ),
         Finding(
-            "mini-background", ours["outside"].mean(), _apart(sdedit["outside"], ours["outside"]),
+            "mini-background", ours["outside"].mean(), apart(sdedit["outside"], ours["outside"]),
             f"mean change outside of the true mask {_show(ours['outside'], 4)}, SDEdit {_show(sdedit['outside'], 4)}",
         ),
         Finding(
@@ -140,20 +137,11 @@ def judge(measured: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
 
 
 def _ahead(iou: Mapping[str, np.ndarray], others: tuple[str, ...]) -> bool:
-    return all(_apart(iou[METHOD], iou[other]) for other in others)
-
-
-def _apart(higher: np.ndarray, lower: np.ndarray) -> bool:
-    """Whether one is higher by more than either's spread over seeds."""
-    return bool(higher.mean() - lower.mean() > max(_spread(higher), _spread(lower)))
-
-
-def _spread(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return all(apart(iou[METHOD], iou[other]) for other in others)
 
 
 def _show(values: np.ndarray, digits: int = 3) -> str:
-    return f"{values.mean():.{digits}f} ± {_spread(values):.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {spread(values):.{digits}f}"
 
 
 def _list(iou: Mapping[str, np.ndarray], names: tuple[str, ...]) -> str:

@@ -12,9 +12,9 @@ ratios of work. All methods run in one process, in turn within each round.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +39,7 @@ from inst_diff_edit.pipeline import InstDiffEditPipeline
 from inst_diff_edit.resize import resize
 from inst_diff_edit.sampling import lms_scheduler, noise_seeds, noises, start_index
 from tenfold.runs import atomic_write_json, run
+from tenfold.runs.clock import Clock
 from tenfold.runs.ranks import choose_device
 
 OFFICIAL, DIRECT, REPOSITORY, DIFFUSERS = "official", "direct", "repository", "diffusers"
@@ -207,12 +208,13 @@ def run_bench(settings: BenchSettings, seed: int, output: Path | None, size: Siz
     bench = Bench(size, device, getattr(torch, settings.dtype), seed)
     timings: dict[str, list[float]] = {method: [] for method in METHODS}
     memory: dict[str, int] = {}
+    clock = Clock(device)
     counted: dict[str, dict[str, int]] = {}
     with run("inst_diff_edit", "bench", config=settings.model_dump(), seed=seed, output=None) as current:
         for round_ in range(settings.repeats + 1):  # the first one warms up
             for method in METHODS:
                 bench.seen = {"samples": 0, "calls": 0}
-                seconds, peak = timed(lambda method=method: bench.edit(method), device)
+                _, seconds, peak = clock.time(partial(bench.edit, method))
                 counted[method] = dict(bench.seen)
                 if round_:
                     timings[method].append(seconds)
@@ -252,16 +254,3 @@ def speed_ups(methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
              "realised_over_predicted": realised / predicted}
         )  # fmt: skip
     return rows
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
-    """Seconds, and on CUDA the peak of allocated memory in bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
-    work()
-    if device.type != "cuda":
-        return time.perf_counter() - start, None
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated(device)

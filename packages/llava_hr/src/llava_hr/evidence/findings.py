@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +30,7 @@ from llava_hr.data.mini_questions import COARSE, FINE, TEST
 from llava_hr.miniature.model import mini_model_path
 from tenfold import UserError
 from tenfold.cli import Experiments, Finding
+from tenfold.ledger.seeds import counts, paired, run_each, show, spread, told_apart
 from tenfold.runs import atomic_write_json, read_json
 
 if TYPE_CHECKING:
@@ -85,14 +84,7 @@ def conduct(folder: Path, plan: Plan | None = None, per_kind: int = PER_KIND, wo
 
     plan = plan or Plan()
     missing = [(arm, seed) for seed in SEEDS for arm in ARMS if not kept(folder, arm, seed).exists()]
-    if workers == 1:
-        for arm, seed in missing:
-            measure_run(arm, seed, folder, plan, per_kind)
-    else:
-        # Spawned: a forked child would share torch's threads.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for done in [pool.submit(measure_run, arm, seed, folder, plan, per_kind) for arm, seed in missing]:
-                done.result()
+    run_each([(measure_run, arm, seed, folder, plan, per_kind) for arm, seed in missing], workers)
     measured = {arm: [read_json(kept(folder, arm, seed)) for seed in SEEDS] for arm in ARMS}
     return judge(measured, step_zero())
 
@@ -223,35 +215,6 @@ def judge(measured: Runs, zero: float) -> list[Finding]:
 def mean_accuracy(runs: Sequence[Mapping[str, Any]], kinds: Sequence[str], key: str = "accuracy") -> np.ndarray:
     """Per cent, `[seeds]`: the mean over kinds of questions."""
     return np.array([100 * np.mean([run[key][kind] for kind in kinds]) for run in runs])
-
-
-def spread(values: np.ndarray) -> float:
-    """Standard deviation over the seeds; 0 for a single one."""
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
-def counts(difference: np.ndarray, margin: float = 0.0) -> bool:
-    """Whether a paired difference is above its spread and the margin."""
-    return bool(difference.mean() > spread(difference) and difference.mean() >= margin)
-
-
-def told_apart(difference: np.ndarray) -> str:
-    """ "ahead", "behind" or "tie"."""
-    if counts(difference):
-        return "ahead"
-    return "behind" if counts(-difference) else "tie"
-
-
-def show(values: np.ndarray) -> str:
-    """Mean ± spread."""
-    return f"{values.mean():.1f} ± {spread(values):.1f}"
-
-
-def paired(difference: np.ndarray) -> str:
-    """A paired difference in points, mean ± spread and every seed's."""
-    return (
-        f"{difference.mean():+.1f} ± {spread(difference):.1f} points ({', '.join(f'{one:+.1f}' for one in difference)})"
-    )
 
 
 def milliseconds(runs: Sequence[Mapping[str, Any]]) -> str:

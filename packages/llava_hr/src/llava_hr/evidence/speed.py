@@ -16,8 +16,7 @@ runs; a speed-up that is predicted from them stands beside the measured one.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from llava_hr.evidence.settings import BenchSettings
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from tenfold import UserError
 from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs.clock import Clock, spread
 from tenfold.runs.ranks import choose_device
 
 Result = TypeVar("Result")
@@ -43,29 +43,6 @@ CPU_LAYERS, CPU_VIT_LAYERS, CPU_CONV_DEPTHS = 2, 4, (1, 1, 3, 1)
 # LLaVA's prompt: tokens before the image, the rest behind it.
 PREFIX = 35
 PARTS = ("vision", "prefill", "decode", "answer")
-
-
-class Clock:
-    """Times work on a device: CUDA events there, the wall clock on the CPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def time(self, work: Callable[[], Result]) -> tuple[Result, float, int | None]:
-        """What the work returns, its seconds, and the peak of allocated memory in bytes (CUDA only)."""
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            result = work()
-            return result, time.perf_counter() - start, None
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.device(self.device):
-            begin.record()
-            result = work()
-            end.record()
-        torch.cuda.synchronize(self.device)
-        return result, begin.elapsed_time(end) / 1000, torch.cuda.max_memory_allocated(self.device)
 
 
 @dataclass
@@ -282,7 +259,7 @@ class Bench:
         if self.overlaps:
             plain = median(towers["plain"])
             figures["towers"] = {
-                name: {**_spread(values), "saved": 1 - median(values) / plain} for name, values in towers.items()
+                name: {**spread(values), "saved": 1 - median(values) / plain} for name, values in towers.items()
             }
         return figures
 
@@ -351,7 +328,7 @@ class Bench:
         figures = {}
         for name, values in seconds.items():
             predicted, realised = each[base] / each[name], median(seconds[base]) / median(values)
-            figures[name] = _spread(values) | {
+            figures[name] = spread(values) | {
                 "bytes" if part == "decode" else "flops": each[name],
                 "predicted": predicted,
                 "realised": realised,
@@ -382,15 +359,11 @@ class Bench:
         kept, encoded = median(again["kept"]), median(again["encoded again"])
         rest = median(seconds["decode"][subject.name]) * (self.settings.new_tokens - 1)
         return {
-            "kept": _spread(again["kept"]),
-            "encoded_again": _spread(again["encoded again"]),
+            "kept": spread(again["kept"]),
+            "encoded_again": spread(again["encoded again"]),
             "predicted": (vision + prefill) / prefill,
             "realised": encoded / kept,
             "realised_over_predicted": encoded / kept / ((vision + prefill) / prefill),
             # With the other tokens of the answer.
             "answer": (encoded + rest) / (kept + rest),
         }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"seconds": median(values), "fastest": min(values), "slowest": max(values)}
