@@ -15,10 +15,11 @@ from dtnet.data.datasets import ImageDataset, PairDataset, collate_images, colla
 from dtnet.data.grid_features import GridFeatures
 from dtnet.data.mini import FEATURES, VOCABULARY, scene_kinds, write_mini_coco
 from dtnet.features import MiniFeatures
-from dtnet.vocabulary import BOS, EOS, PAD, Vocabulary, split_words, tokenise
+from dtnet.vocabulary import BOS, EOS, PAD, Vocabulary, tokenise
 from tenfold import UserError
 from tenfold.data.mini_captions import caption_scene
 from tenfold.data.miniworld import render
+from tenfold.metrics.captions import split_words
 
 TRAIN, VAL, TEST = 40, 6, 5
 

@@ -22,12 +22,12 @@ from dtnet.evaluation import run as evaluate
 from dtnet.evaluation.run import PREDICTIONS, run_eval
 from dtnet.evaluation.settings import EvalSettings
 from dtnet.model import DTNet
-from dtnet.scoring import score_captions
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
 from tenfold.cli.settings import checked
 from tenfold.cli.verify import verify_run
 from tenfold.data.formats.coco_captions import read_caption_results, read_karpathy, write_karpathy
+from tenfold.metrics.captions.coco import score_captions
 from tenfold.runs import RunRecord, read_jsonl
 
 RESULTS = "captions_val_dtnet_results.json"

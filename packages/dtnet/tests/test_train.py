@@ -13,7 +13,6 @@ import torch
 from dtnet_fixtures import STEPS, TINY, XE_STEPS, tiny_settings, weights, write_tiny_data
 
 from dtnet.beam import beam_search
-from dtnet.cider import CiderD
 from dtnet.data.caption_data import SwappedFeatures, open_data
 from dtnet.data.datasets import ImageDataset, PairDataset
 from dtnet.model import DTNet
@@ -22,8 +21,10 @@ from dtnet.training.run import Training, build_model, run_train
 from dtnet.training.schedule import cosine_rate
 from dtnet.training.settings import TrainSettings
 from dtnet.training.stages import CrossEntropy, SelfCritical, search, search_then_score
-from dtnet.vocabulary import PAD, split_words
+from dtnet.vocabulary import PAD
 from tenfold import UserError
+from tenfold.metrics.captions import split_words
+from tenfold.metrics.captions.cider import CiderD
 from tenfold.runs import RunRecord, run
 from tenfold.runs.ranks import Ranks
 
@@ -303,7 +304,7 @@ def test_what_a_training_refuses(finished: Path, data: Path, tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"model.max_len should be 8 or more"):
         tiny_settings(data, model={"max_len": 7})
     with monkeypatch.context() as patch:
-        patch.setattr("dtnet.ptb.find_java", missing)
+        patch.setattr("tenfold.metrics.captions.ptb.find_java", missing)
         with pytest.raises(UserError, match="no Java"):
             run_train(tiny_settings(data, validation={"tokens": "ptb"}), 0, tmp_path / "java")
     assert not any((tmp_path / name).exists() for name in ("long", "java", "wide", "missing", "none", "start"))

@@ -12,7 +12,7 @@ square padded with the mean colour instead of cropped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,15 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tenfold.data.conversation import get_conversation
+from tenfold.data.formats import Turn
 from tenfold.errors import UserError
 from tenfold.hosts.prompts import prompt_text
 from tenfold.hosts.structure import unwrap, visual_mask
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-VICUNA_TURN = "USER: "
+VICUNA = get_conversation("vicuna_v1")
+SPEAKERS = {"user": "human", "assistant": "gpt"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class Protocol(StrEnum):
         """LLaVA-1.5's own for hosts of that architecture which were trained on Vicuna's turns, else the processor's."""
         if unwrap(model).config.model_type != "llava":
             return cls.processor
-        bare = prompt_text(processor, "").startswith(VICUNA_TURN)
-        ids = processor.tokenizer(VICUNA_SYSTEM, add_special_tokens=False)["input_ids"]
+        bare = prompt_text(processor, "").startswith(f"{VICUNA.roles[0]}: ")
+        ids = processor.tokenizer(VICUNA.system, add_special_tokens=False)["input_ids"]
         # The mini host has no words for the system sentence: it was trained without.
         reads_it = processor.tokenizer.unk_token_id not in ids
         return cls.llava if bare and reads_it else cls.processor
@@ -107,14 +106,13 @@ def _written(turn: Mapping[str, Any]) -> str:
 def _vicuna(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
     """Turns in the form `vicuna_v1`, images first in theirs; system turns give way to Vicuna's own sentence."""
     image = f"{getattr(processor, 'image_token', '<image>')}\n"
-    text = f"{VICUNA_SYSTEM} "
+    said = []
     for turn in turns:
-        if turn["role"] == "user":
-            pictures = image * sum(part["type"] == "image" for part in turn["content"])
-            text += f"{VICUNA_TURN}{pictures}{_written(turn)} "
-        elif turn["role"] == "assistant":
-            text += f"ASSISTANT: {_written(turn)}{processor.tokenizer.eos_token}"
-    return f"{text}ASSISTANT:"
+        if turn["role"] in SPEAKERS:
+            pictures = sum(part["type"] == "image" for part in turn["content"]) if turn["role"] == "user" else 0
+            said.append(Turn(SPEAKERS[turn["role"]], image * pictures + _written(turn)))
+    template = replace(VICUNA, separators=(VICUNA.separators[0], processor.tokenizer.eos_token))
+    return template.render(said, images=False, generate=True).text
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:

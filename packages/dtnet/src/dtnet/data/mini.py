@@ -19,7 +19,7 @@ from PIL import Image
 from dtnet.data.captions import ANNOTATION_NAMES, KARPATHY_NAME, derive_id_lists, write_id_lists
 from dtnet.data.grid_features import write_grid_features
 from dtnet.features import MiniFeatures
-from dtnet.vocabulary import Vocabulary, split_words
+from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
 from tenfold.data.formats.coco_captions import (
     CocoCaption,
@@ -30,6 +30,7 @@ from tenfold.data.formats.coco_captions import (
 )
 from tenfold.data.mini_captions import caption_scene, karpathy_images
 from tenfold.data.miniworld import render
+from tenfold.metrics.captions import split_words
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
 
 FEATURES, VOCABULARY, KINDS = "grid_features.h5", "vocabulary.json", "kinds.json"

@@ -22,10 +22,11 @@ from dtnet.evaluation.run import open_work
 from dtnet.evaluation.settings import EvalSettings
 from dtnet.features import build_extractor
 from dtnet.model import DTNet
-from dtnet.vocabulary import split_words, tokenise_all
+from dtnet.vocabulary import tokenise_all
 from tenfold import UserError
 from tenfold.cli.settings import DEVICE, Settings
 from tenfold.data.formats import open_image
+from tenfold.metrics.captions import split_words
 from tenfold.runs import atomic_write_json, fingerprint, run
 
 REPORT, WEIGHTS, PATHS = "routing.json", "weights.png", "paths.png"

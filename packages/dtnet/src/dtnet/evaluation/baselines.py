@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dtnet.cider import CiderD
 from dtnet.data.caption_data import CaptionData
-from dtnet.scoring import score_captions
-from dtnet.vocabulary import split_words
+from tenfold.metrics.captions import split_words
+from tenfold.metrics.captions.cider import CiderD
+from tenfold.metrics.captions.coco import score_captions
 
 
 def nearest_caption_baseline(data: CaptionData, split: str = "test", neighbours: int = 1) -> dict[int, str]:

@@ -29,7 +29,6 @@ from dtnet.data.captions import ANNOTATION_NAMES, ID_LISTS, KARPATHY_NAME, read_
 from dtnet.data.grid_features import GridFeatures
 from dtnet.evaluation.settings import EvalSettings
 from dtnet.model import DTNet
-from dtnet.scoring import Scores, check_metrics, lacks_spice, score_captions
 from tenfold import UserError
 from tenfold.cli import package_file
 from tenfold.cli.settings import checked
@@ -42,6 +41,7 @@ from tenfold.data.formats.coco_captions import (
 )
 from tenfold.data.formats.records import Fields
 from tenfold.ledger import load_ledger
+from tenfold.metrics.captions.coco import Scores, check_metrics, lacks_spice, score_captions
 from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json, track
 from tenfold.runs.evaluation import answer_left, open_log, shared_run
 from tenfold.runs.predictions import PredictionLog

@@ -30,7 +30,7 @@ class EvalSettings(Settings):
         beams, max_len: of the beam search.
         batch: images at a time.
         limit: only the first so many images.
-        metrics: of `dtnet.scoring.METRICS`.
+        metrics: of `tenfold.metrics.captions.METRICS`.
         tokens: how captions become words: "ptb" as COCO's evaluation does, or "whitespace".
         spice: the folder with SPICE's models; None: no SPICE.
         device: "auto" takes CUDA where there is a device, else the CPU.

@@ -151,7 +151,7 @@ def measure(model: DTNet, data: CaptionData) -> dict[str, Any]:
     from dtnet.beam import beam_search, greedy
     from dtnet.data.mini import scene_kinds
     from dtnet.evaluation.analysis import report
-    from dtnet.vocabulary import split_words
+    from tenfold.metrics.captions import split_words
 
     ids = data.captions.images("test")
     features = data.features.batch(ids)

@@ -19,11 +19,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dtnet.beam import beam_search
-from dtnet.cider import CiderD
 from dtnet.data.caption_data import CaptionData, SwappedFeatures
 from dtnet.data.datasets import ImageDataset, Images, PairDataset, Pairs, collate_images, collate_pairs
 from dtnet.model import DTNet
-from dtnet.ptb import PtbTable, PtbTokeniser
 from dtnet.training.augment import augment
 from dtnet.training.data_parallel import summed
 from dtnet.training.plan import StagePlan
@@ -32,6 +30,8 @@ from dtnet.training.schedule import Stage as StageName
 from dtnet.training.settings import ScstSettings, TrainSettings
 from dtnet.vocabulary import BOS, EOS, PAD, TOKENISERS, Vocabulary
 from tenfold import UserError
+from tenfold.metrics.captions.cider import CiderD
+from tenfold.metrics.captions.ptb import PtbTable, PtbTokeniser
 from tenfold.runs import sample_rng
 from tenfold.runs.ranks import Ranks
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dtnet.data.caption_data import CaptionData
 from dtnet.data.datasets import ImageDataset, collate_images
 from dtnet.model import DTNet
-from dtnet.ptb import PtbTokeniser
-from dtnet.scoring import score_captions
 from dtnet.training.settings import ValidationSettings
+from tenfold.metrics.captions.coco import score_captions
+from tenfold.metrics.captions.ptb import PtbTokeniser
 from tenfold.runs.ranks import Ranks
 
 

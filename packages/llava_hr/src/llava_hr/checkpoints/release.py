@@ -34,11 +34,11 @@ from llava_hr.checkpoints.keys import (
     to_official,
 )
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.conversation import IMAGE
 from llava_hr.image_processing import LlavaHrImageProcessor
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
+from tenfold.data.conversation import IMAGE
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.record import validation_error
 from tenfold.weights import StoredTensor, WeightFiles

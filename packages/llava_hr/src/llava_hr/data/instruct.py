@@ -18,9 +18,9 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, Sampler
 
-from llava_hr.conversation import IGNORE, conversation_turns, get_conversation
 from llava_hr.processing import LlavaHrProcessor, pad_rows
 from tenfold import UserError
+from tenfold.data.conversation import IGNORE, conversation_turns, get_conversation
 from tenfold.data.formats import read_llava_instruct
 from tenfold.runs import sample_generator
 

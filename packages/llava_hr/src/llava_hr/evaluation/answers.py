@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_hr.conversation import IMAGE, Prompt, encode, get_conversation
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor, pad_rows
 from tenfold import UserError
+from tenfold.data.conversation import IMAGE, Prompt, encode, get_conversation
 from tenfold.data.formats import Turn
 from tenfold.hosts.answers import Answer, length
 

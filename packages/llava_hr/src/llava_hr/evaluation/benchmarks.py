@@ -17,7 +17,7 @@ from typing import Any
 from llava_hr.evaluation.scores import score_mini, score_scienceqa
 from tenfold import UserError
 from tenfold.data import formats
-from tenfold.data.benchmark_scores import Scores
+from tenfold.data.benchmark_scores import Scores, check_captions, score_captions
 from tenfold.data.benchmarks import BENCHMARKS, Benchmark, Question
 from tenfold.data.formats import VQAv2Sample
 from tenfold.data.more_benchmarks import MORE
@@ -84,8 +84,6 @@ class PaperBenchmark:
             UserError: captions, without the extra that scores them.
         """
         if self.name == "coco_caption":
-            from llava_hr.caption_scores import check_captions
-
             check_captions()
 
     def score(self, questions: Sequence[Question], predictions: Mapping[str, str]) -> Scores:
@@ -105,12 +103,6 @@ class PaperBenchmark:
     ) -> list[Path]:
         """Write what the benchmark's server, judge or official script reads. Raises UserError like `score`."""
         return self.bench.write_submission(questions, predictions, folder)
-
-
-def _score_captions(samples: Sequence[Any], texts: Sequence[str]) -> Scores:
-    from llava_hr.caption_scores import score_captions
-
-    return score_captions(samples, texts)
 
 
 def _read_vqav2(folder: Path, split: str) -> list[Question]:
@@ -180,7 +172,7 @@ _MINI = Benchmark(
 _READERS: dict[str, Callable[[Path, str], list[Question]]] = {
     "vqav2": _read_vqav2, "gqa": _read_gqa, "okvqa": _read_okvqa, "ocrvqa": _read_ocrvqa,
 }  # fmt: skip
-_SCORERS: dict[str, Scorer] = {"scienceqa": score_scienceqa, "coco_caption": _score_captions}
+_SCORERS: dict[str, Scorer] = {"scienceqa": score_scienceqa, "coco_caption": score_captions}
 _MAIN = {"coco_caption": "CIDEr"}
 
 

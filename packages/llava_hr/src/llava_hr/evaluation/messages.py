@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from llava_hr.conversation import IMAGE
 from tenfold import UserError
+from tenfold.data.conversation import IMAGE
 from tenfold.data.formats import Turn
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}

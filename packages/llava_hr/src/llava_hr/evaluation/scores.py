@@ -1,7 +1,4 @@
-"""Scores that Tenfold lacks: ScienceQA as the authors read an answer, the miniature's questions by kind.
-
-Those of captions are in `llava_hr.caption_scores`, which needs the extra `llava-hr[eval]`.
-"""
+"""Scores that Tenfold lacks: ScienceQA as the authors read an answer, the miniature's questions by kind."""
 
 from __future__ import annotations
 

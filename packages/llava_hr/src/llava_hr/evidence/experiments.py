@@ -23,13 +23,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_hr.conversation import IGNORE, IMAGE_MARKER, Encoded, encode, get_conversation
 from llava_hr.data.mini_questions import KINDS, TRAIN, Asked
 from llava_hr.data.mini_world import SIZE, render, render_array, scene
 from llava_hr.evidence import variants
 from llava_hr.miniature import model as mini
 from llava_hr.miniature.encoders import normalise
 from llava_hr.miniature.pretraining import padded, set_rate
+from tenfold.data.conversation import IGNORE, IMAGE_MARKER, Encoded, encode, get_conversation
 from tenfold.data.formats import Turn
 from tenfold.data.formats.prompts import short_answer
 from tenfold.runs import sample_generator, track

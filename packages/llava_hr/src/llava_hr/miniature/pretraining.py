@@ -24,13 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_hr.conversation import IGNORE, Encoded, encode, get_conversation
 from llava_hr.data.mini_questions import CLASSES, DEV, TEXT, caption, conversation
 from llava_hr.data.mini_world import COLOURS, MARKS, RADIUS, SHAPES, SIZE, SIZES, VALUES, MiniScene, crowd, scene
 from llava_hr.miniature import model as mini
 from llava_hr.miniature.encoders import PARTS, pixels
 from tenfold import UserError
 from tenfold.cli import main as run_app
+from tenfold.data.conversation import IGNORE, Encoded, encode, get_conversation
 from tenfold.data.formats import Turn
 from tenfold.runs import Run, atomic_write_json, run, track
 

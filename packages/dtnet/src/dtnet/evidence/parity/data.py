@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtnet.cider import CiderD
 from dtnet.data.datasets import pad_ids
-from dtnet.ptb import PtbTokeniser
-from dtnet.scoring import score_captions
 from dtnet.training.augment import TRANSFORMS
 from dtnet.training.schedule import EPOCHS, STAGES, paper_rate
 from dtnet.vocabulary import Vocabulary, tokenise_all
 from tenfold import UserError
+from tenfold.metrics.captions.cider import CiderD
+from tenfold.metrics.captions.coco import score_captions
+from tenfold.metrics.captions.ptb import PtbTokeniser
 
 # The reference's names of the transforms.
 _NAMES = {

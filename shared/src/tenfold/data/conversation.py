@@ -1,12 +1,13 @@
-"""Conversations as text, and the labels of the answers in them (sheet section 6).
+"""Conversations as text, and the labels of the answers in them, for models trained with LLaVA's recipe.
 
     >>> get_conversation("vicuna_v1").prompt(["<image>\\nWhat does the sign say?"]).text
     "A chat between ... USER: <image>\\nWhat does the sign say? ASSISTANT:"
 
-A template is chosen by its name and never by the model's: the official command line looks for "v1" in the folder name,
-does not find it in `llava-hr-7b-sft-1024`, and asks in the wrong words. `vicuna_v1` is what the models were trained on.
+A template is chosen by its name and never by the model's: LLaVA's command line looks for "v1" in the name of a folder,
+and where it does not find it, it asks in other words than the model was trained on. A package with another template
+makes a `Conversation` of its own.
 
-Labels are cut at positions in the text. The official code counts tokens turn by turn instead, and where the count
+Labels are cut at positions in the text. LLaVA's code counts tokens turn by turn instead, and where the count
 differs from the whole (a non-legacy Llama tokenizer, `</s>` in a message, a question without an answer at the end)
 it gives the whole sample the label -100.
 """
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from llava_hr.token_offsets import tokenize
 from tenfold import UserError
 from tenfold.data.formats import Turn
+from tenfold.data.token_offsets import tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IMAGE = "<image>"
 # The official code's id of an image, before its visual tokens are put in its place.
@@ -236,7 +239,7 @@ class Encoded:
     labels: list[int]
 
     def truncated(self, length: int) -> Encoded:
-        """The first `length` tokens, an image counting as one (`model_max_length` of section 5)."""
+        """The first `length` tokens, an image counting as one (the `model_max_length` of LLaVA's code)."""
         return Encoded(self.input_ids[:length], self.labels[:length])
 
     def expanded(self, image_token_id: int, num_image_tokens: int) -> Encoded:

@@ -3,7 +3,7 @@
 A caption is a vector over its n-grams (n = 1..4), each weighing its count times its rarity, ln N - ln df, where df of N
 documents hold the n-gram. Two captions compare by the cosine of their vectors, with the candidate's counts clipped to
 the reference's, times exp(-d^2 / (2 * 6^2)) for captions that differ by d bigrams; the score is ten times the mean over
-n and over the references (Vedantam, Zitnick, Parikh 2015; DTNet, training by self-critical sequences).
+n and over the references (Vedantam, Zitnick, Parikh 2015; as a reward: self-critical sequence training).
 
     reward = CiderD.from_captions(references)                     # [image][caption][word]
     _, rewards = reward.score(beams, [references[image] for image in images_of_beams])

@@ -1,11 +1,11 @@
-"""COCO's caption metrics (section 7): BLEU-1..4, METEOR 1.5, ROUGE-L, CIDEr-D, and SPICE where its models are.
+"""COCO's caption metrics: BLEU-1..4, METEOR 1.5, ROUGE-L, CIDEr-D, and SPICE where its models are.
 
     scores = score_captions({42: "a red kite"}, {42: ["A red kite over a beach.", "a kite"]})
     scores.table                       # {"BLEU-1": ..., "CIDEr-D": ...}, times 100 as papers print them
 
-Both sides are tokenised by the PTB tokeniser first. The extra `dtnet[eval]` brings what this needs: pycocoevalcap, for
-its jars and its BLEU and ROUGE-L in Python, and a Java. The jars are run by path, in a temporary folder; nothing is
-written beside them and nothing is downloaded.
+Both sides are tokenised by the PTB tokeniser first. This needs pycocoevalcap, for its jars and its BLEU and ROUGE-L in
+Python, and a Java. The jars are run by path, in a temporary folder; nothing is written beside them and nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dtnet.cider import CiderD
-from dtnet.ptb import EXTRA, JAVA_OPTIONS, JavaProcess, PtbTokeniser, find_jar, find_java
-from dtnet.vocabulary import split_words
 from tenfold import UserError
+from tenfold.metrics.captions.cider import CiderD
+from tenfold.metrics.captions.ptb import (
+    EXTRA,
+    JAVA_OPTIONS,
+    JavaProcess,
+    PtbTokeniser,
+    find_jar,
+    find_java,
+    split_words,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +268,7 @@ def score_spice(
         {"image_id": number, "test": candidates[one][0], "refs": list(references[one])}
         for number, one in enumerate(ids)
     ]
-    with tempfile.TemporaryDirectory(prefix="dtnet-spice-") as folder:
+    with tempfile.TemporaryDirectory(prefix="captions-spice-") as folder:
         given, made = Path(folder, "captions.json"), Path(folder, "scores.json")
         given.write_text(json.dumps(asked), encoding="utf-8")
         command = [find_java(), *JAVA_OPTIONS, "-Xmx8G", "-XX:+IgnoreUnrecognizedVMOptions", *SPICE_OPENS]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from tenfold import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # How SentencePiece writes a space, and a byte that has no piece of its own.
 _SPACE = "▁"
