@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fitprune_hosts import IMAGE, SCENARIOS, Prompts, build
 from fitprune_reference import decoder, heads_of, layer_zero_input, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from fitprune.evidence import speed
 from fitprune.evidence.speed import AtOutput, Host
 from fitprune.rules import Random
 from tenfold import UserError
+from tenfold.testing.hosts import IMAGE, SCENARIOS, Prompts, build
 
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
 SHAPE = DecoderShape(layers=4, hidden=32, intermediate=48, heads=4, kv_heads=2)

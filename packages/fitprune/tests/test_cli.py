@@ -358,7 +358,7 @@ def test_a_processor_that_wants_another_library_is_one_line(fitprune, tmp_path, 
     def wants(*args, **kwargs):
         raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out\n")
 
-    monkeypatch.setattr("fitprune.checkpoints.load.AutoProcessor.from_pretrained", wants)
+    monkeypatch.setattr("tenfold.hosts.loading.AutoProcessor.from_pretrained", wants)
     refused(fitprune("demo", "--output", tmp_path / "run"), "requires the Torchvision library but it was not found: ")
 
 

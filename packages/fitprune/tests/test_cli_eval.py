@@ -12,12 +12,12 @@ import torch
 import typer
 
 from fitprune.commands.app import app, main
-from fitprune.commands.evaluate import shipped_config
 from fitprune.commands.tables import eval_tables
 from fitprune.evaluation.run import Evaluation
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file
 from tenfold.cli.app import console
+from tenfold.cli.verbs import shipped_config
 from tenfold.data import mini_host, write
 from tenfold.data.benchmarks import BENCHMARKS, benchmark
 from tenfold.ledger.schema import load_ledger
@@ -157,7 +157,7 @@ def test_the_ledgers_full_claims_are_commands_that_this_command_takes():
 def test_eval_configs_say_how_they_are_run():
     folder = Path(__file__).parent.parent / "configs" / "eval"
     for config in folder.glob("*.yaml"):
-        assert shipped_config(config.stem) == config
+        assert shipped_config("fitprune", config.stem) == config
         assert f"fitprune eval --config {config.stem} " in config.read_text(), config.name
 
 

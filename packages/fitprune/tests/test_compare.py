@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fitprune.checkpoints.load import load_host
 from fitprune.commands.app import main
 from fitprune.costs import LLAVA_7B, DecoderShape, base_macs, layer_macs
 from fitprune.data.calibration import Prompts, mini_calibration
@@ -22,6 +21,7 @@ from tenfold import UserError
 from tenfold.data import mini_host, mini_sets
 from tenfold.data.formats import write_calibration
 from tenfold.data.write import WRITERS, Format
+from tenfold.hosts.loading import load_host
 from tenfold.metrics import bootstrap
 from tenfold.runs import RunRecord, read_jsonl
 

@@ -10,7 +10,6 @@ from PIL import Image
 from rich.console import Console
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fitprune.checkpoints.load import load_host
 from fitprune.costs import LLAVA_7B, DecoderShape, reduction
 from fitprune.evaluation import picture
 from fitprune.evaluation.demo import PICTURE, SCENE, ask, run_demo
@@ -19,6 +18,7 @@ from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.data import mini_host, miniworld
+from tenfold.hosts.loading import load_host
 from tenfold.runs import RunRecord
 
 MINI_SHAPE = DecoderShape(layers=6, hidden=96, intermediate=192, heads=4)

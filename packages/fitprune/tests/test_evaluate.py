@@ -21,7 +21,6 @@ from PIL import Image
 
 from fitprune import costs
 from fitprune.costs import DecoderShape
-from fitprune.evaluation.answers import VICUNA, Protocol, encode_batch, generate, pad_to_square
 from fitprune.evaluation.published import published
 from fitprune.evaluation.questions import find_benchmark, paper_split, questions_fingerprint
 from fitprune.evaluation.run import choose_recipe, run_eval
@@ -31,6 +30,7 @@ from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.data import mini_host, write
 from tenfold.data.benchmarks import BENCHMARKS, benchmark
+from tenfold.hosts.answers import VICUNA, Protocol, encode_batch, generate, pad_to_square
 from tenfold.runs import RunRecord, read_jsonl
 
 FORKS = multiprocessing.get_context("fork")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitprune_hosts import Prompts, build
 
 import fitprune
 from fitprune import fit
@@ -17,6 +16,7 @@ from fitprune.fitting import Calibration
 from fitprune.search import candidates
 from tenfold import UserError
 from tenfold.runs import read_jsonl
+from tenfold.testing.hosts import Prompts, build
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2_vl"])

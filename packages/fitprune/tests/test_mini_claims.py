@@ -7,7 +7,6 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from fitprune.checkpoints.load import load_host
 from fitprune.commands.app import main
 from fitprune.costs import DecoderShape, base_macs, layer_macs
 from fitprune.evidence import experiments, findings
@@ -18,6 +17,7 @@ from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.data.mini_lessons import STEPS, Settings
 from tenfold.data.train_mini_host import LESSONS
+from tenfold.hosts.loading import load_host
 from tenfold.ledger import load_ledger
 
 RATIOS = (0.4, 0.6, 0.8)
@@ -105,7 +105,7 @@ def test_a_host_that_is_not_there_is_trained_by_the_committed_command(tmp_path, 
 def test_what_a_seed_has_finished_is_kept_for_its_host_alone(tmp_path, monkeypatch):
     """Fails if a finished seed is measured twice, or an old measurement is taken for a new host."""
     calls = []
-    monkeypatch.setattr("fitprune.checkpoints.load.load_host", lambda settings: settings.model)
+    monkeypatch.setattr("tenfold.hosts.loading.load_host", lambda settings: settings.model)
     monkeypatch.setattr(experiments, "measure", lambda host, seed: calls.append(seed) or {"rows": []})
     folder = made(tmp_path / "seed-0", 0)
     first = experiments.measure_seed(0, tmp_path)

@@ -16,7 +16,6 @@ from llava_hr_eval_fixtures import write_model
 
 from llava_hr.commands import evaluate as cli_eval
 from llava_hr.commands.app import app, main
-from llava_hr.commands.evaluate import shipped_config
 from llava_hr.commands.tables import eval_tables
 from llava_hr.evaluation import model as hosts
 from llava_hr.evaluation.benchmarks import PAPER, find_benchmark
@@ -25,6 +24,7 @@ from llava_hr.evaluation.run import Evaluation
 from llava_hr.evaluation.settings import EvalSettings
 from tenfold.cli import load_config, package_file
 from tenfold.cli.app import console
+from tenfold.cli.verbs import shipped_config
 from tenfold.data import write
 from tenfold.ledger.schema import load_ledger
 from tenfold.runs import RunRecord, read_jsonl, run
@@ -175,7 +175,7 @@ def test_eval_configs_say_how_they_are_run():
     folder = Path(__file__).parent.parent / "configs" / "eval"
     assert {config.stem for config in folder.glob("*.yaml")} >= {"mini", "7b", "x-13b"}
     for config in folder.glob("*.yaml"):
-        assert shipped_config(config.stem) == config
+        assert shipped_config("llava_hr", config.stem) == config
         assert f"llava-hr eval --config {config.stem} " in config.read_text(), config.name
         assert load_config(EvalSettings, config).model == yaml.safe_load(config.read_text())["model"]
 

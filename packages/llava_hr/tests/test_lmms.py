@@ -8,7 +8,7 @@ import pytest
 from llava_hr_eval_fixtures import make_processor, write_model
 from PIL import Image
 
-from llava_hr.evaluation.answers import Query, cut, sampling
+from llava_hr.evaluation.answers import Query
 from llava_hr.evaluation.messages import read_messages
 from llava_hr.evaluation.run import run_eval
 from llava_hr.evaluation.settings import EvalSettings
@@ -16,6 +16,7 @@ from tenfold import UserError
 from tenfold.data import write
 from tenfold.data.benchmarks import benchmark
 from tenfold.data.formats import Turn
+from tenfold.hosts.answers import cut, sampling
 from tenfold.runs import read_jsonl
 
 NO_LMMS = "lmms-eval is not installed (make lmms)"

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from fitprune import host
-from fitprune.host import is_plain_pre_norm
-from fitprune.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
 from tenfold import UserError
+from tenfold.hosts import structure
+from tenfold.hosts.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
+from tenfold.hosts.structure import is_plain_pre_norm
 
 ATTENTION = "fitprune"
 CACHE_STATE = "fitprune_state"
@@ -95,7 +95,7 @@ class Attachment:
     """
 
     def __init__(self, model: nn.Module, selection: Selection, visual_mask: Tensor | None = None) -> None:
-        self.model = host.unwrap(model)
+        self.model = structure.unwrap(model)
         self.selection = selection
         self.visual_mask = visual_mask
         self.prompt: Tokens | None = None
@@ -103,7 +103,7 @@ class Attachment:
         self.running: Pass | None = None
         self.text_config = self.model.config.get_text_config()
         self.serial = next(_serial)
-        modules = host.decoder_layers(self.model)
+        modules = structure.decoder_layers(self.model)
         if any(hasattr(module.self_attn, "_fitprune") for module in modules):
             raise UserError("this model is already being pruned", type(self.model).__name__, "one attachment at a time")
         self._parameters = list(inspect.signature(self.model.forward).parameters)
@@ -151,7 +151,7 @@ class Attachment:
 
     def _visual(self, inputs: dict[str, Any], batch: int, length: int) -> Tensor:
         if inputs.get("input_ids") is not None or self.visual_mask is None:
-            return host.visual_mask(self.model, inputs)
+            return structure.visual_mask(self.model, inputs)
         mask = self.visual_mask.bool()
         device = inputs["inputs_embeds"].device
         if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from dtnet.commands.options import Device, Output, Threshold, names, new_folder
+from dtnet.commands.options import Device, Output, Threshold, names
 from dtnet.evaluation.settings import DATA_TREE
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import new_folder
 
 ANALYZE_EPILOG = (
     "Examples: [bold]dtnet analyze --output runs/paths[/bold] (the mini model on mini scenes) · [bold]dtnet analyze "
@@ -41,6 +42,11 @@ def analyze(
     paths = {"model": model, "data": data, "captions": captions, "features": features}
     given |= {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
     given |= {"key": key, "split": split, "limit": limit, "threshold": threshold, "tokens": tokens, "device": device}
-    console().print(
-        run_analyze(checked(AnalyzeSettings, given, "dtnet analyze"), output or new_folder("analyze"), seed)
-    )
+    settings = checked(AnalyzeSettings, given, "dtnet analyze")
+    found = run_analyze(settings, output or new_folder("dtnet", "analyze"), seed)
+
+    from dtnet.commands.tables import routing_tables
+
+    console().print(routing_tables(found.report))
+    for file in found.files:
+        typer.echo(f"wrote {file}")

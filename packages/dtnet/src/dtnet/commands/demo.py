@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dtnet.commands.options import Device, Output, Threshold, names, new_folder
+from dtnet.commands.options import Device, Output, Threshold, names
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import new_folder
 
 DEMO_EPILOG = "Examples: [bold]dtnet demo[/bold] · [bold]dtnet demo --image photo.jpg --model runs/own/model[/bold]"
 
@@ -28,4 +29,4 @@ def demo(
 
     given: dict[str, Any] = {"images": tuple(names(image)), "model": None if model is None else str(model.resolve())}
     given |= {"scenes": scenes, "beams": beams, "threshold": threshold, "device": device}
-    console().print(run_demo(checked(DemoSettings, given, "dtnet demo"), output or new_folder("demo")))
+    console().print(run_demo(checked(DemoSettings, given, "dtnet demo"), output or new_folder("dtnet", "demo")))

@@ -14,6 +14,7 @@ from dtnet.evaluation.settings import DATA_TREE, EvalSettings
 from tenfold import UserError
 from tenfold.cli.app import console
 from tenfold.cli.settings import DEVICES, checked
+from tenfold.cli.verbs import new_folder
 
 EPILOG = (
     "Examples: [bold]dtnet eval runs/mini[/bold] · [bold]dtnet eval runs/coco/model --data data/coco --features "
@@ -63,13 +64,6 @@ def evaluate(
 
     from dtnet.evaluation.run import run_eval
 
-    found = run_eval(chosen, output or _new_folder())
+    found = run_eval(chosen, output or new_folder("dtnet", "eval"))
     if found is not None:
         console().print(found)
-
-
-def _new_folder() -> Path:
-    number = 1
-    while (folder := Path("runs", f"dtnet-eval-{number}")).exists():
-        number += 1
-    return folder

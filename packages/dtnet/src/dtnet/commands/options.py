@@ -16,10 +16,3 @@ Threshold = Annotated[float | None, typer.Option(help="Least weight of a passed 
 
 def names(files: list[Path] | None) -> list[str]:
     return [str(path.resolve()) for path in files or ()]
-
-
-def new_folder(verb: str) -> Path:
-    number = 1
-    while (folder := Path("runs", f"dtnet-{verb}-{number}")).exists():
-        number += 1
-    return folder

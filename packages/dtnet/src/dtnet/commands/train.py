@@ -14,6 +14,7 @@ from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import new_folder
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -58,7 +59,7 @@ def train(
         return
     if output is None and (resume or "WORLD_SIZE" in os.environ):
         raise UserError("no folder", "--output", "the folder of the training")
-    output = output or _new_folder()
+    output = output or new_folder("dtnet", "train")
     logging.getLogger("dtnet").setLevel(logging.INFO)
 
     from dtnet.training.run import run_train
@@ -95,10 +96,3 @@ def plan_tables(dry: "DryRun") -> "Group":
     for stage, epochs, rate in dry.rates():
         rates.add_row(stage.name, epochs, rate)
     return Group(model, stages, rates)
-
-
-def _new_folder() -> Path:
-    number = 1
-    while (folder := Path("runs", f"dtnet-train-{number}")).exists():
-        number += 1
-    return folder

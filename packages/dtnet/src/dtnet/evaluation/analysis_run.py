@@ -11,11 +11,8 @@ from typing import Any, Literal
 
 from PIL import Image
 from pydantic import Field, model_validator
-from rich.console import Group
-from rich.text import Text
 from torch import Tensor
 
-from dtnet.commands.tables import routing_tables
 from dtnet.data.grid_features import GridFeatures
 from dtnet.data.mini import KINDS, scene_kinds
 from dtnet.evaluation.analysis import collect_paths, image_paths, report
@@ -97,10 +94,6 @@ class Analysis:
 
     report: dict[str, Any]
     files: list[Path]
-
-    def __rich__(self) -> Group:
-        written = (Text(f"wrote {file}", overflow="fold") for file in self.files)
-        return Group(routing_tables(self.report), *written)
 
 
 def run_analyze(settings: AnalyzeSettings, output: Path, seed: int = 0) -> Analysis:

@@ -86,7 +86,7 @@ def mini_model_path() -> Path:
     Raises:
         UserError: this package has none.
     """
-    folder = Path(__file__).parent / "mini_model"
+    folder = Path(__file__).parents[1] / "mini_model"
     if not (folder / CONFIG).is_file():
         raise UserError("no mini model in this package", folder, "--model FOLDER, of `dtnet train --config mini`")
     return folder

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,16 @@ from tenfold.data.formats.coco_captions import (
 from tenfold.data.formats.records import Fields
 from tenfold.ledger import load_ledger
 from tenfold.metrics.captions.coco import Scores, check_metrics, lacks_spice, score_captions
-from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json, run, track
+from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json, track
+from tenfold.runs.evaluation import answer_left, open_log, shared_run
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.ranks import ranks as joined
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 # Beside the results, in a folder that is no result: see `tenfold.runs`.
 PREDICTIONS = "checkpoint-predictions"
 ALGORITHM = "dtnet"
@@ -158,14 +159,11 @@ def evaluate(settings: EvalSettings, output: Path, seed: int, ranks: Ranks, prog
     fingerprints = ranks.tell(work.fingerprints() if ranks.leads else {})
     read = {name: value for name, value in fingerprints.items() if name.startswith(("model", "features"))}
     header = {**read, "beams": settings.beams, "max_len": settings.max_len}
-    folder = output if ranks.leads else None
-    with run("dtnet", "eval", config=settings.model_dump(), seed=seed, output=folder, data=fingerprints) as current:
-        log = PredictionLog(output / PREDICTIONS, header, ranks.rank, ranks.world)
-        if ranks.leads and log.done:
-            logger.info("going on after %d captions in %s", len(log.done), output)
+    config = settings.model_dump()
+    with shared_run(ranks, "dtnet", "eval", config=config, seed=seed, output=output, data=fingerprints) as current:
+        log = open_log(ranks, output / PREDICTIONS, header)
         caption_images(work, settings, log, ranks, progress)
-        ranks.meet()
-        if not ranks.leads:
+        if current is None:
             return None
         predictions = {one: value for one, value in log.merged(work.ids).items() if isinstance(one, int)}
         captions = {image_id: one["caption"] for image_id, one in predictions.items()}
@@ -198,16 +196,19 @@ def caption_images(work: Work, settings: EvalSettings, log: PredictionLog, ranks
     vocabulary = work.models[0].vocabulary
     assert vocabulary is not None
     models = work.models if len(work.models) > 1 else work.models[0]
-    todo = log.todo(work.ids)
-    batches: Iterable[Any] = [todo[start : start + settings.batch] for start in range(0, len(todo), settings.batch)]
-    for ids in progress(batches, "captioning") if ranks.leads else batches:
+
+    def caption(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         features = work.features.batch(ids).to(ranks.device)
         with torch.inference_mode():
             beams = beam_search(models, features, settings.beams, settings.max_len, early_stop=True)
         texts = vocabulary.decode_all(beams.tokens[:, 0])
         log_probs = beams.log_probs[:, 0].sum(-1).tolist()
         made = zip(ids, texts, log_probs, strict=True)
-        log.extend((image_id, {"caption": text, "log_prob": log_prob}) for image_id, text, log_prob in made)
+        return ((image_id, {"caption": text, "log_prob": log_prob}) for image_id, text, log_prob in made)
+
+    answer_left(
+        ranks, log, work.ids, caption, batch=settings.batch, title="captioning", progress=progress, say=logger.info
+    )
 
 
 def open_work(settings: EvalSettings, device: str) -> Work:

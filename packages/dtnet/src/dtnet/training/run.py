@@ -11,8 +11,7 @@ holds `model/` in the end, which `dtnet caption` and `dtnet eval` take.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, tr
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.ranks import ranks as joined
 from tenfold.runs.record import RECORD_NAME
+from tenfold.runs.resumption import identity, require_same, threads
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     device = choose_device(settings.device)
     if settings.sync_bn and device.type != "cuda":
         raise UserError("sync_bn on the CPU", "--set sync_bn=true", "CUDA, or the statistics of each rank")
-    with _threads(settings.threads), joined(device) as ranks:
+    with threads(settings.threads), joined(device) as ranks:
         folder = Path(ranks.tell(str(find_folder(settings.data, output, draw=ranks.leads))))
         data = open_data(settings.data, folder, settings.model.grid)
         prints = ranks.tell(data.fingerprints() if ranks.leads else {})
@@ -231,11 +231,7 @@ class Training:
         if checkpoint is None:
             return 0
         state = torch.load(checkpoint / STATE, map_location=self.ranks.device, weights_only=True)
-        theirs = state["identity"]
-        changed = [name for name in sorted(self.identity | theirs) if self.identity.get(name) != theirs.get(name)]
-        if changed:
-            expected = ", ".join(f"{name}={theirs.get(name)}" for name in changed)
-            raise UserError(f"checkpoint was made with another {', '.join(changed)}", checkpoint, expected)
+        require_same(self.identity, state["identity"], checkpoint)
         self.model.load_state_dict(state["model"])
         self.best = {name: value.cpu() for name, value in state["best"].items()}
         self._optimizer_state = state["optimizer"]
@@ -286,32 +282,5 @@ def build_model(settings: TrainSettings, data: CaptionData, seed: int) -> DTNet:
 
 def _identity(settings: TrainSettings, seed: int, world: int, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint must agree in, to be gone on from: name -> value."""
-    values = dict(_flat(settings.model_dump(mode="json")))
-    for name in FREE:
-        values.pop(name, None)
-    return {
-        **values,
-        "seed": seed,
-        "ranks": world,
-        **{f"data set {name}": value for name, value in fingerprints.items()},
-    }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """So many threads of torch meanwhile."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    data = {f"set {name}": value for name, value in fingerprints.items()}
+    return identity(settings.model_dump(mode="json"), seed, world, data, FREE)

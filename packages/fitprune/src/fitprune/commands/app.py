@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fitprune.commands import compare as cli_compare
-from fitprune.commands import evaluate as cli_eval
-from fitprune.commands import recipe as cli_recipe
+from fitprune.commands import compare, evaluate, recipe
 from fitprune.commands.compare import Attention, Device, Dtype
 from fitprune.commands.verify import TOLERANCES, VERIFIERS
 from fitprune.evaluation.settings import DemoSettings
@@ -22,6 +20,7 @@ from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import absolute, new_folder
 
 package = Package(
     name="fitprune",
@@ -33,9 +32,9 @@ package = Package(
 app = build_app(
     package, lambda: import_module("fitprune.evidence.claims").checks(), VERIFIERS, experiments.experiments()
 )
-app.add_typer(cli_recipe.app, name="recipe")
-cli_eval.add_to(app)
-cli_compare.add_to(app)
+app.add_typer(recipe.app, name="recipe")
+evaluate.add_to(app)
+compare.add_to(app)
 
 
 @app.command(
@@ -63,7 +62,7 @@ def fit(
     """
     base = load_config(FitSettings, config, set_ or ()) if config else FitSettings()
     given = {"model": model, "ratios": ratio, "rounding": rounding, "limit": limit, "dtype": dtype, "device": device}
-    given |= {"attention": attention, "samples": _absolute(samples), "image_folder": _absolute(image_folder)}
+    given |= {"attention": attention, "samples": absolute(samples), "image_folder": absolute(image_folder)}
     if set_ and not config:
         raise UserError("--set without --config", None, "--config mini --set key=value")
     options = {name: value for name, value in given.items() if value is not None}
@@ -85,7 +84,7 @@ def demo(
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="Any image; default: a mini world scene.")] = None,
     question: Annotated[str | None, typer.Option(help="About the image; default: the scene's own.")] = None,
     model: Annotated[str | None, typer.Option(help="A folder, a hub id, or mini (the default).")] = None,
-    recipe: Annotated[str | None, typer.Option(help=f"{cli_recipe.RECIPE} Or a ratio to fit now.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{recipe.RECIPE} Or a ratio to fit now.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new folder in runs/.")] = None,
     seed: SeedOption = 0,
     dtype: Dtype = None,
@@ -93,12 +92,13 @@ def demo(
     attention: Attention = None,
 ) -> None:
     """Answer a question with and without pruning, and draw which patches survive at which layer."""
-    given = {"image": _absolute(image), "question": question, "model": model, "recipe": recipe, "dtype": dtype}
+    given = {"image": absolute(image), "question": question, "model": model, "recipe": recipe, "dtype": dtype}
     chosen = checked(DemoSettings, given | {"device": device, "attention": attention})
 
+    from fitprune.commands import tables
     from fitprune.evaluation.demo import run_demo
 
-    console().print(run_demo(chosen, seed, output or _new_folder("demo")))
+    console().print(tables.demo_tables(run_demo(chosen, seed, output or new_folder("fitprune", "demo"))))
 
 
 @app.command(epilog="Example: [bold]fitprune bench --device cuda --output bench-cuda.json[/bold]")
@@ -137,17 +137,6 @@ def convert(
     made = checkpoints.convert(source, target, to=to, vision_tower=vision_tower)
     total = made.language_model + made.projector + made.vision_tower
     typer.echo(f"wrote {made.output}: {total:,} parameters, vocabulary {made.words[0]} -> {made.words[1]}")
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())
-
-
-def _new_folder(verb: str) -> Path:
-    number = 1
-    while (folder := Path("runs", f"fitprune-{verb}-{number}")).exists():
-        number += 1
-    return folder
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from fitprune.evaluation.settings import COMPARED, AnalyzeSettings, CompareSetti
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import absolute
 
 SAMPLES = "JSON lines: question_id, image, text and, where known, answer and category."
 Samples = Annotated[Path | None, typer.Option(metavar="FILE", help=SAMPLES)]
@@ -54,9 +55,9 @@ def compare(
 
     A run that was killed goes on where it stopped when the same command is given again.
     """
-    given: dict[str, Any] = {"model": model, "samples": _absolute(samples), "image_folder": _absolute(image_folder)}
-    given |= {"benchmark": benchmark, "data": _absolute(data), "split": split, "ratios": ratio, "methods": methods}
-    given |= {"recipes": recipe and [_absolute(Path(one)) if Path(one).is_file() else one for one in recipe]}
+    given: dict[str, Any] = {"model": model, "samples": absolute(samples), "image_folder": absolute(image_folder)}
+    given |= {"benchmark": benchmark, "data": absolute(data), "split": split, "ratios": ratio, "methods": methods}
+    given |= {"recipes": recipe and [absolute(Path(one)) if Path(one).is_file() else one for one in recipe]}
     given |= {"seeds": seeds, "limit": limit, "batch": batch, "dtype": dtype, "device": device, "attention": attention}
     chosen = checked(CompareSettings, given)
 
@@ -80,8 +81,8 @@ def analyze(
     attention: Attention = None,
 ) -> None:
     """Measure where the attention to the image goes: mass by layer, its concentration, and the pull of the place."""
-    given: dict[str, Any] = {"model": model, "samples": _absolute(samples), "image_folder": _absolute(image_folder)}
-    given |= {"recipe": _absolute(Path(recipe)) if recipe and Path(recipe).is_file() else recipe, "limit": limit}
+    given: dict[str, Any] = {"model": model, "samples": absolute(samples), "image_folder": absolute(image_folder)}
+    given |= {"recipe": absolute(Path(recipe)) if recipe and Path(recipe).is_file() else recipe, "limit": limit}
     chosen = checked(AnalyzeSettings, given | {"dtype": dtype, "device": device, "attention": attention})
 
     from fitprune.commands.tables import analysis_table
@@ -96,7 +97,3 @@ def add_to(app: typer.Typer) -> None:
     """Give the command its verbs `compare` and `analyze`."""
     for verb in (compare, analyze):
         app.command(epilog=EPILOGS[verb.__name__])(verb)
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from fitprune.commands.recipe import RECIPE
 from fitprune.evaluation.settings import EvalSettings
-from tenfold import UserError
-from tenfold.cli import SeedOption, SetOption, find_package_file, load_config
+from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
-from tenfold.cli.settings import checked
+from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
 
 DATA = "The benchmark's folder, for all: of a folder for each. The mini host needs none. Files: below."
 EPILOG = (
@@ -23,17 +22,13 @@ EPILOG = (
 )
 
 
-class CommandWithTrees(TyperCommand):
-    """A command whose help ends with the files that each benchmark consists of."""
+def _trees() -> Iterator[str]:
+    from tenfold.data.benchmarks import BENCHMARKS
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from tenfold.data.benchmarks import BENCHMARKS
-
-        super().format_help(ctx, formatter)
-        typer.echo(" What --data holds, and the splits:\n")
-        for name, one in BENCHMARKS.items():
-            typer.echo(f" {name} ({one.title}; {', '.join(one.splits)})")
-            typer.echo("".join(f"   {line}\n" for line in one.tree.splitlines()))
+    yield " What --data holds, and the splits:\n"
+    for name, one in BENCHMARKS.items():
+        yield f" {name} ({one.title}; {', '.join(one.splits)})"
+        yield "".join(f"   {line}\n" for line in one.tree.splitlines())
 
 
 def evaluate(
@@ -60,21 +55,17 @@ def evaluate(
 
     A run that was killed goes on where it stopped when the same command is given again with its --output.
     """
-    base = load_config(EvalSettings, shipped_config(config), set_ or ()) if config else EvalSettings()
-    if set_ and not config:
-        raise UserError("--set without --config", None, "--config mini --set key=value")
     given: dict[str, Any] = {"model": model, "benchmark": benchmark, "split": split, "rule": rule}
-    given |= {"recipe": _recipe(recipe), "protocol": protocol, "limit": limit, "batch": batch}
+    given |= {"recipe": absolute_if_there(recipe), "protocol": protocol, "limit": limit, "batch": batch}
     given |= {"dtype": dtype, "device": device, "attention": attention}
-    given["data"] = None if data is None else str(data.resolve())
-    options = {name: value for name, value in given.items() if value is not None}
-    chosen = checked(EvalSettings, base.model_dump() | options)
-    folder = output or _new_folder()
+    given["data"] = absolute(data)
+    settings = chosen(EvalSettings, "fitprune", config, set_, given)
+    folder = output or new_folder("fitprune", "eval")
 
     from fitprune.commands.tables import eval_tables
     from fitprune.evaluation.run import run_eval
 
-    evaluations = run_eval(chosen, seed, folder, say=typer.echo)
+    evaluations = run_eval(settings, seed, folder, say=typer.echo)
     if evaluations:
         console().print(eval_tables(evaluations))
         for one in evaluations:
@@ -85,34 +76,4 @@ def evaluate(
 
 def add_to(app: typer.Typer) -> None:
     """Give the command its verb `eval`."""
-    app.command("eval", cls=CommandWithTrees, epilog=EPILOG)(evaluate)
-
-
-def shipped_config(name: str) -> str | Path:
-    """The file of a shipped configuration; other names as they are.
-
-    Raises:
-        UserError: neither a file's name nor a shipped configuration; lists those.
-    """
-    if Path(name).suffix in (".yaml", ".yml"):
-        return name
-    folder = find_package_file("fitprune", "configs/eval")
-    shipped = {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    if name not in shipped:
-        raise UserError("no such config", name, f"a .yaml file or one of: {', '.join(shipped)}")
-    return shipped[name]
-
-
-def _recipe(text: str | None) -> str | None:
-    return str(Path(text).resolve()) if text and Path(text).is_file() else text
-
-
-def _new_folder() -> Path:
-    from fitprune.ranks import world_size
-
-    if world_size() > 1:
-        raise UserError("several ranks without a common folder", "--output", "--output FOLDER")
-    number = 1
-    while (folder := Path("runs", f"fitprune-eval-{number}")).exists():
-        number += 1
-    return folder
+    app.command("eval", cls=command_with(_trees), epilog=EPILOG)(evaluate)

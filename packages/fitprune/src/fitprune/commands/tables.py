@@ -13,6 +13,7 @@ from rich.text import Text
 from fitprune.costs import DecoderShape, prompt_flops
 from fitprune.evaluation.analysis import MEASURES, Analysis
 from fitprune.evaluation.compare import ALL_KINDS, UNPRUNED, Comparison, Row
+from fitprune.evaluation.demo import Demonstration, saved
 from fitprune.evaluation.published import published
 from fitprune.evaluation.questions import paper_split
 from fitprune.recipe import Recipe
@@ -275,3 +276,21 @@ def analysis_table(found: Analysis) -> Table:
         removed = [] if found.recipe is None else [str(found.recipe.remove[layer])]
         table.add_row(str(layer), *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in cells), *removed)
     return table
+
+
+def demo_tables(shown: Demonstration) -> Group:
+    """Both answers, what was saved, and how many tokens the recipe leaves at each layer."""
+    metrics, recipe = shown.metrics, shown.recipe
+    drawn = "none: how this host's visual tokens lie in the image is not known"
+    facts = Table.grid(padding=(0, 2))
+    for label, value in (
+        ("question", shown.question.text),
+        (f"answer, all {recipe.visual_tokens} visual tokens", metrics["answer"]),
+        (f"answer, pruned to {recipe.alive()[-1]}", metrics["answer_pruned"]),
+        ("right answer", shown.question.gold),
+        ("FLOPs saved", saved(metrics)),
+        ("picture", drawn if shown.picture is None else str(shown.picture)),
+    ):
+        if value is not None:
+            facts.add_row(label, Text(value, style="bold", overflow="fold"))
+    return Group(layers_table([recipe], f"Visual tokens under the recipe of {recipe.model}"), facts)

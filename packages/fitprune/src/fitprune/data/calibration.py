@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import Host
 from fitprune.costs import DecoderShape, prompt_flops
-from fitprune.prompts import encode
 from fitprune.recipe import Recipe
-from fitprune.training.settings import FitSettings
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data.formats import CalibrationSample, read_calibration
+from tenfold.hosts.loading import Host
+from tenfold.hosts.prompts import encode
 from tenfold.runs import sample_rng
 
 MINI_SAMPLES = 16
@@ -47,21 +46,29 @@ def mini_calibration(seed: int, count: int) -> list[CalibrationSample]:
     return list(mini_sets.calibration(seed, count, mini_host.IMAGE_SIZE))
 
 
-def calibration_samples(settings: FitSettings, seed: int) -> list[CalibrationSample]:
+def calibration_samples(
+    model: str, samples: str | None, image_folder: str | None, limit: int | None, seed: int
+) -> list[CalibrationSample]:
     """The samples to calibrate on, in the order of their file.
+
+    Args:
+        model: its name; the mini host needs no file.
+        samples: a jsonl file of images and texts.
+        image_folder: of the images; None: that of the file.
+        limit: draw only so many; None: all.
 
     Raises:
         UserError: a broken or empty file, or no samples named for a model other than the mini host.
     """
-    if settings.samples is None:
-        if settings.model != MINI:
-            raise UserError("no calibration samples", settings.model, "--samples FILE.jsonl --image-folder DIR")
-        return mini_calibration(seed, settings.limit or MINI_SAMPLES)
-    samples = read_calibration(settings.samples, settings.image_folder or Path(settings.samples).parent)
-    if settings.limit is None or settings.limit >= len(samples):
-        return samples
-    drawn = sample_rng(seed, 0, 0).choice(len(samples), size=settings.limit, replace=False)
-    return [samples[number] for number in sorted(drawn.tolist())]
+    if samples is None:
+        if model != MINI:
+            raise UserError("no calibration samples", model, "--samples FILE.jsonl --image-folder DIR")
+        return mini_calibration(seed, limit or MINI_SAMPLES)
+    found = read_calibration(samples, image_folder or Path(samples).parent)
+    if limit is None or limit >= len(found):
+        return found
+    drawn = sample_rng(seed, 0, 0).choice(len(found), size=limit, replace=False)
+    return [found[number] for number in sorted(drawn.tolist())]
 
 
 def prompt_reduction(recipe: Recipe, text_tokens: float, shape: DecoderShape) -> float:

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from fitprune.attachment import Selection
-from fitprune.checkpoints.load import load_host
 from fitprune.data.calibration import Prompts, calibration_samples
 from fitprune.evaluation.settings import AnalyzeSettings
-from fitprune.fitting import Progress, model_name
-from fitprune.ragged import Tokens
+from fitprune.fitting import model_name
 from fitprune.recipe import Recipe, open_recipe
 from fitprune.search import ModelInputs, prefill
 from fitprune.statistics import token_mass
-from fitprune.training.settings import FitSettings
+from tenfold.hosts.loading import load_host
+from tenfold.hosts.ragged import Tokens
 from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, run, track
+from tenfold.runs.progress import Progress
 
 TOP_SHARE = 0.1
 MEASURES = ("cross_mass", "self_mass", "cross_top", "self_top", "self_place")
@@ -79,8 +79,7 @@ def run_analyze(settings: AnalyzeSettings, seed: int, output: Path, progress: Pr
     Raises:
         UserError: model, samples, recipe or folder cannot be used.
     """
-    fitting = FitSettings(**settings.model_dump(exclude={"recipe"}))
-    samples = calibration_samples(fitting, seed)
+    samples = calibration_samples(settings.model, settings.samples, settings.image_folder, settings.limit, seed)
     recipe = None if settings.recipe is None else open_recipe(settings.recipe)
     host = load_host(settings)
     if recipe is not None:

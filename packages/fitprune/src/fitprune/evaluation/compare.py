@@ -23,16 +23,16 @@ from torch import nn
 
 from fitprune import costs
 from fitprune.costs import DecoderShape
-from fitprune.evaluation.answers import Protocol, encode_batch
 from fitprune.evaluation.baselines import METHODS, drawn, solve
 from fitprune.evaluation.pruners import Method
-from fitprune.fitting import Progress
-from fitprune.host import unwrap, visual_mask
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.data.formats import Picture
+from tenfold.hosts.answers import Protocol, encode_batch
+from tenfold.hosts.structure import unwrap, visual_mask
 from tenfold.metrics import Interval, bootstrap, normalise_answer
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 
 UNPRUNED = "unpruned"
 ALL_KINDS = "all"

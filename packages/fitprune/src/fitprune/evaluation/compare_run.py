@@ -13,14 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import Host, load_host
 from fitprune.data.calibration import MINI_SAMPLES, Prompts, mini_calibration
-from fitprune.evaluation.answers import Protocol
 from fitprune.evaluation.compare import ALL_KINDS, Comparison, Item, Row, check_methods, check_ratio, compare
 from fitprune.evaluation.demo import SCENE
 from fitprune.evaluation.questions import find_benchmark, paper_split
 from fitprune.evaluation.settings import CompareSettings
-from fitprune.fitting import Calibration, Progress, model_name
+from fitprune.fitting import Calibration, model_name
 from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
@@ -28,8 +26,11 @@ from tenfold.data import miniworld
 from tenfold.data.benchmarks import Benchmark, Question
 from tenfold.data.formats import Picture, read_calibration
 from tenfold.data.mini_sets import SHORT_ANSWER
+from tenfold.hosts.answers import Protocol
+from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import atomic_write_json, atomic_write_text, fingerprint, read_jsonl, run, track
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 
 MINI_QUESTIONS = 96
 QUESTIONS_A_SCENE = 4

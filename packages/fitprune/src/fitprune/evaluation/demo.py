@@ -9,26 +9,23 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
-from fitprune.checkpoints.load import Host, load_host
-from fitprune.commands.tables import layers_table
 from fitprune.costs import DecoderShape, reduction
 from fitprune.data.calibration import Prompts, mini_calibration, prompt_reduction
 from fitprune.evaluation import picture
 from fitprune.evaluation.settings import DemoSettings
-from fitprune.fitting import Calibration, Progress, model_name
-from fitprune.host import unwrap
-from fitprune.prompts import encode
+from fitprune.fitting import Calibration, model_name
 from fitprune.pruner import Pruner
 from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data import mini_sets, miniworld
 from tenfold.data.formats import open_image
+from tenfold.hosts.loading import Host, load_host
+from tenfold.hosts.prompts import encode
+from tenfold.hosts.structure import unwrap
 from tenfold.runs import fingerprint, run, track
+from tenfold.runs.progress import Progress
 
 RATIO = 0.6
 PICTURE = "surviving-patches.png"
@@ -71,22 +68,6 @@ class Demonstration:
     recipe: Recipe
     picture: Path | None
     metrics: dict[str, Any]
-
-    def __rich__(self) -> Group:
-        metrics, recipe = self.metrics, self.recipe
-        drawn = "none: how this host's visual tokens lie in the image is not known"
-        facts = Table.grid(padding=(0, 2))
-        for label, value in (
-            ("question", self.question.text),
-            (f"answer, all {recipe.visual_tokens} visual tokens", metrics["answer"]),
-            (f"answer, pruned to {recipe.alive()[-1]}", metrics["answer_pruned"]),
-            ("right answer", self.question.gold),
-            ("FLOPs saved", _saved(metrics)),
-            ("picture", drawn if self.picture is None else str(self.picture)),
-        ):
-            if value is not None:
-                facts.add_row(label, Text(value, style="bold", overflow="fold"))
-        return Group(layers_table([recipe], f"Visual tokens under the recipe of {recipe.model}"), facts)
 
 
 def run_demo(settings: DemoSettings, seed: int, output: Path, progress: Progress = track) -> Demonstration:
@@ -185,15 +166,16 @@ def _ratio(text: str | None) -> float | None:
         return None
 
 
-def _saved(metrics: dict[str, Any]) -> str:
-    visual, prompt = metrics["visual_reduction"], metrics["prompt_reduction"]
-    return f"{visual:.1%} for the visual tokens, {prompt:.1%} for the whole prompt"
-
-
 def _caption(metrics: dict[str, Any]) -> str:
     whole, pruned = (shorten(metrics[name], 80, placeholder=" …") for name in ("answer", "answer_pruned"))
     left = metrics["left_after_layer"][-1]
     return (
         f"“{whole}” with all {metrics['visual_tokens']} visual tokens, “{pruned}” with {left} left. "
-        f"FLOPs saved: {_saved(metrics)}."
+        f"FLOPs saved: {saved(metrics)}."
     )
+
+
+def saved(metrics: dict[str, Any]) -> str:
+    """The shares of FLOPs that a demonstration saved, in words."""
+    visual, prompt = metrics["visual_reduction"], metrics["prompt_reduction"]
+    return f"{visual:.1%} for the visual tokens, {prompt:.1%} for the whole prompt"

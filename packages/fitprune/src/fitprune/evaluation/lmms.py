@@ -2,31 +2,27 @@
 
     lmms-eval --model fitprune --model_args pretrained=llava-hf/llava-1.5-7b-hf,recipe=llava-1.5-7b:60 --tasks pope
 
-Installing FitPrune beside lmms-eval is enough: it finds the model by the entry point `lmms_eval.models`. This is the
-only module that imports lmms-eval.
+Installing FitPrune beside lmms-eval is enough: it finds the model by the entry point `lmms_eval.models`. Beside
+`tenfold.hosts.lmms` this is the only module that imports lmms-eval.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from lmms_eval.protocol import ChatMessages
 
-from fitprune.checkpoints.load import load_host
-from fitprune.evaluation.answers import Prompt, conversation, cut, generate, sampling
 from fitprune.evaluation.run import choose_protocol, choose_recipe, find_rule
 from fitprune.evaluation.settings import EvalSettings
 from fitprune.pruner import Pruner
 from tenfold.cli.settings import MINI, checked
+from tenfold.hosts import lmms as lmms_frame
+from tenfold.hosts.answers import Prompt, conversation, generate
+from tenfold.hosts.loading import load_host
 from tenfold.runs import track
-
-NOT_OFFERED = "FitPrune's model for lmms-eval answers generate_until tasks; {name} is not offered"
 
 
 def manifest() -> ModelManifest:
@@ -49,7 +45,7 @@ class FitPrune(lmms):
         seed: of the rule "random".
 
     Raises:
-        UserError: an argument that cannot be used, or all that `fitprune.checkpoints.load.load_host` refuses.
+        UserError: an argument that cannot be used, or all that `tenfold.hosts.loading.load_host` refuses.
     """
 
     is_simple = False
@@ -68,12 +64,7 @@ class FitPrune(lmms):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            from accelerate import Accelerator
-
-            self.accelerator = Accelerator(cpu=device == "cpu")
-            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-            device = str(self.accelerator.device) if self.accelerator.device.index is not None else device
+        device = lmms_frame.own_device(self, device)
         given = {
             "model": pretrained,
             "recipe": None if recipe is None else str(recipe),
@@ -96,42 +87,25 @@ class FitPrune(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """An answer to every request, in their order; requests with equal settings share batches."""
-        alike: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(number)
-        batches = [
-            numbers[start : start + self.batch_size]
-            for numbers in alike.values()
-            for start in range(0, len(numbers), self.batch_size)
-        ]
-        found: dict[int, GenerationResult] = {}
-        for batch in track(batches, "answers") if self.rank == 0 else batches:
-            found |= zip(batch, self._answers([requests[number] for number in batch]), strict=True)
-        return [found[number] for number in range(len(requests))]
+        return lmms_frame.in_batches(self, requests, self._answers)
 
     def _answers(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         prompts = [self._prompt(request) for request in requests]
-        wanted = requests[0].args[2] or {}
-        options, until = sampling(wanted)
+        options, until = lmms_frame.wanted(requests)
         with nullcontext() if self._recipe is None else Pruner(self._recipe, self._rule)(self._model):
             answers = generate(self._model, self._processor, prompts, **options)
-        results = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            text = cut(answer.text, until)
-            self.cache_hook.add_partial("generate_until", (prompt.text, wanted), text)
-            counts = TokenCounts(answer.visual_tokens + answer.text_tokens, answer.new_tokens)
-            results.append(GenerationResult(text, counts))
-        return results
+        return [
+            lmms_frame.result(self, request, prompt.text, answer, until)
+            for request, prompt, answer in zip(requests, prompts, answers, strict=True)
+        ]
 
     def _prompt(self, request: Instance) -> Prompt:
-        _, messages_of, _, number, task, split = request.args
-        messages = ChatMessages(messages=messages_of(self.task_dict[task][split][number]))
-        return self._protocol.chat(self._processor, *conversation(messages.model_dump()["messages"]))
+        return self._protocol.chat(self._processor, *conversation(lmms_frame.messages(self, request)))
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the continuation's tokens would take part in choosing which visual tokens stay."""
-        raise NotImplementedError(NOT_OFFERED.format(name="loglikelihood"))
+        lmms_frame.not_offered("FitPrune", "loglikelihood")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Not offered."""
-        raise NotImplementedError(NOT_OFFERED.format(name="generate_until_multi_round"))
+        lmms_frame.not_offered("FitPrune", "generate_until_multi_round")

@@ -17,13 +17,14 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from fitprune import host, rules
+from fitprune import rules
 from fitprune.costs import DecoderShape, alive, base_macs, layer_macs, recipe_macs
 from fitprune.pruner import Pruner
-from fitprune.ragged import Tokens
 from fitprune.recipe import Recipe
 from fitprune.rules import Rule
 from tenfold import UserError
+from tenfold.hosts import structure
+from tenfold.hosts.ragged import Tokens
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Method(ABC):
     def attach(self, model: nn.Module, *, visual_mask: Tensor | None = None) -> None:
         """Start pruning; arguments and errors as in `Pruner.attach`, and those of `schedule`."""
         if not self._attached:
-            layers = DecoderShape.of(host.unwrap(model).config).layers
+            layers = DecoderShape.of(structure.unwrap(model).config).layers
             self._pruner = self.pruner(layers)
         self._running.attach(model, visual_mask=visual_mask)
         self._attached = True

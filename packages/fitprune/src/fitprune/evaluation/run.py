@@ -7,41 +7,48 @@ when the same command is given again, and ends with the same files, bit for bit.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fitprune import costs
-from fitprune.checkpoints.load import Host, load_host
 from fitprune.costs import DecoderShape
-from fitprune.evaluation.answers import Protocol, generate
 from fitprune.evaluation.demo import find_recipe
 from fitprune.evaluation.questions import ALL, benchmark_folders, paper_split, questions_fingerprint
 from fitprune.evaluation.settings import DemoSettings, EvalSettings
-from fitprune.fitting import Progress, model_name
-from fitprune.host import unwrap
+from fitprune.fitting import model_name
 from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from fitprune.rules import RULES, Random, Rule
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
-from tenfold.runs import Run, RunRecord, atomic_write_json, atomic_write_text, fingerprint, run, track
+from tenfold.hosts.answers import Protocol, generate
+from tenfold.hosts.loading import Host, load_host
+from tenfold.hosts.structure import unwrap
+from tenfold.runs import Run, RunRecord, fingerprint, track
+from tenfold.runs.evaluation import (
+    PROGRESS,
+    answer_left,
+    finished_before,
+    forget,
+    open_log,
+    shared_run,
+    write_predictions,
+)
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
 NONE = "none"
-PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
-PROGRESS = "checkpoint-predictions"  # by its name no part of a run's outcome
+PACKAGE = "fitprune"
 
 
 @dataclass(frozen=True)
@@ -122,33 +129,28 @@ class Task:
         """
         digest = self.group.tell(self.group.lead(lambda: questions_fingerprint(questions)))
         data = {"model": self.evaluator.host.fingerprint, "questions": digest}
-        if again and self.group.tell(self._is_done(data)):
-            say(f"{self.benchmark.title}: done before, in {self.output}")
-            return [self._evaluation(RunRecord.load(self.output))] if self.group.leads else []
         config = self.settings.model_dump()
-        with ExitStack() as stack:
-            current = self.group.lead(
-                lambda: stack.enter_context(
-                    run("fitprune", "eval", config=config, seed=self.seed, output=self.output, data=data)
-                )
-            )
-            log = self.group.lead(lambda: self._log(digest))
-            log = log or self._log(digest)
+        if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):
+            say(f"{self.benchmark.title}: done before, in {self.output}")
+            return [self._evaluation(record)] if self.group.leads else []
+        with shared_run(
+            self.group, PACKAGE, "eval", config=config, seed=self.seed, output=self.output, data=data
+        ) as current:
+            log = open_log(self.group, self.output / PROGRESS, self._header(digest))
             self._answer(questions, log, progress, say)
-            self.group.meet()
             if current is not None:
                 answers = log.merged(question.id for question in questions)
                 current.metrics.update(self._metrics(questions, answers))
                 self._write(questions, answers, current)
+        forget(self.group, log)
         if current is None:
             return []
         assert current.record is not None
-        shutil.rmtree(log.folder)
         return [self._evaluation(current.record)]
 
-    def _log(self, questions: str) -> PredictionLog:
+    def _header(self, questions: str) -> dict[str, Any]:
         evaluator, settings = self.evaluator, self.settings
-        header = {
+        return {
             "benchmark": self.benchmark.name,
             "model": evaluator.host.fingerprint,
             "recipe": NONE if evaluator.recipe is None else fingerprint(asdict(evaluator.recipe)),
@@ -164,19 +166,17 @@ class Task:
             "device": evaluator.host.model.device.type,
             "attention": settings.attention,
         }
-        return PredictionLog(self.output / PROGRESS, header, self.group.rank, self.group.world)
 
     def _answer(
         self, questions: Sequence[Question], log: PredictionLog, progress: Progress, say: Callable[[str], None]
     ) -> None:
         by_id: dict[Any, Question] = {question.id: question for question in questions}
-        if self.group.leads and (done := len(log.done & by_id.keys())):
-            say(f"{self.benchmark.title}: going on after {done} of {len(questions)} answers in {self.output}")
-        todo, batch = log.todo(list(by_id)), self.evaluator.batch
-        starts = range(0, len(todo), batch)
-        for start in progress(starts, self.benchmark.title) if self.group.leads else starts:
-            asked = [by_id[name] for name in todo[start : start + batch]]
-            log.extend(self.evaluator.answers(asked, self.benchmark.max_new_tokens))
+
+        def answer(ids: Sequence[Any]) -> list[tuple[Any, Any]]:
+            return self.evaluator.answers([by_id[one] for one in ids], self.benchmark.max_new_tokens)
+
+        batch, title = self.evaluator.batch, self.benchmark.title
+        answer_left(self.group, log, list(by_id), answer, batch=batch, title=title, progress=progress, say=say)
 
     def _metrics(self, questions: Sequence[Question], answers: Mapping[Any, Any]) -> dict[str, Any]:
         texts = {name: answer["text"] for name, answer in answers.items()}
@@ -192,20 +192,11 @@ class Task:
 
     def _write(self, questions: Sequence[Question], answers: Mapping[Any, Any], current: Run) -> None:
         rows = [{"id": question.id, "prompt": question.prompt, **answers[question.id]} for question in questions]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        atomic_write_text(current.file(PREDICTIONS), lines)
-        atomic_write_json(current.file(METRICS), current.metrics)
+        write_predictions(current, rows)
         if self.evaluator.recipe is not None:
             self.evaluator.recipe.save(current.file("recipe.json"))
         texts = {name: answer["text"] for name, answer in answers.items()}
         self.benchmark.write_submission(questions, texts, current.file("submission"))
-
-    def _is_done(self, data: Mapping[str, str]) -> bool:
-        if not self.group.leads or not (self.output / RECORD_NAME).exists():
-            return False
-        record = RunRecord.load(self.output)
-        same = record.config == self.settings.model_dump() and record.seed == self.seed
-        return same and record.verb == "eval" and record.data == data
 
     def _evaluation(self, record: RunRecord) -> Evaluation:
         files = [self.output / name for name in (*record.outputs, RECORD_NAME)]

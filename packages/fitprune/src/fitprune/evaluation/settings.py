@@ -53,7 +53,7 @@ class EvalSettings(HostSettings):
         recipe: a recipe file, `NAME:PERCENT` of a released one, "none", or for the mini host a ratio to fit live; None:
             the released 60 % recipe of the model, for the mini host a live fit at 0.6.
         rule: which tokens leave, by name in `fitprune.rules.RULES`.
-        protocol: how an image and a question become a prompt (`fitprune.evaluation.answers.Protocol`); "auto":
+        protocol: how an image and a question become a prompt (`tenfold.hosts.answers.Protocol`); "auto":
             LLaVA-1.5's own for LLaVA-1.5.
         limit: the first so many questions; None: all.
         batch: prompts at a time.

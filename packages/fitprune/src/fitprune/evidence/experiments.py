@@ -22,9 +22,9 @@ from tenfold.ledger.seeds import run_each
 from tenfold.runs import atomic_write_json, fingerprint, last_complete_checkpoint, read_json
 
 if TYPE_CHECKING:
-    from fitprune.checkpoints.load import Host
     from fitprune.evaluation.compare import Comparison, Item, Row
     from fitprune.fitting import Calibration
+    from tenfold.hosts.loading import Host
 
 SEEDS = (0, 1, 2)
 WORKERS = 2
@@ -64,7 +64,7 @@ def measure_seed(seed: int, folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from fitprune.checkpoints.load import load_host
+    from tenfold.hosts.loading import load_host
 
     torch.set_num_threads(1)
     model = trained(seed, folder / f"seed-{seed}")
@@ -162,8 +162,8 @@ def measure(
 
 def shipped(questions: int = 60, scenes: int = 8, draws: int = 3) -> dict[tuple[str, str], float]:
     """The host that ships, pruned by 60 % in three ways at equal FLOPs: accuracy by method and kind of question."""
-    from fitprune.checkpoints.load import load_host
     from fitprune.evaluation.compare import compare
+    from tenfold.hosts.loading import load_host
 
     host = load_host(HostSettings())
     recipe = calibrate(host, 0, scenes).recipe(0.6)

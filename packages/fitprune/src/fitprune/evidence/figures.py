@@ -107,14 +107,14 @@ def gates(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> Path:
 
 def mini_host(folder: Path, seed: int = 0, scenes: int = 8) -> tuple[Path, Path]:
     """A 60 % recipe of the host that ships, and the patches of a scene that are left under it: two pictures."""
-    from fitprune.checkpoints.load import load_host
     from fitprune.evaluation import picture
     from fitprune.evaluation.demo import SCENE, SCENE_PIXELS, generate
     from fitprune.evidence.experiments import calibrate
-    from fitprune.prompts import encode
     from fitprune.pruner import Pruner
     from tenfold.cli.settings import HostSettings
     from tenfold.data import mini_sets, miniworld
+    from tenfold.hosts.loading import load_host
+    from tenfold.hosts.prompts import encode
 
     host = load_host(HostSettings())
     recipe = calibrate(host, seed, scenes).recipe(0.6)

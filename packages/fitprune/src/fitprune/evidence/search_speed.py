@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fitprune.attachment import Selection
-from fitprune.ragged import Tokens
 from fitprune.search import candidates
 from fitprune.statistics import ascending, token_mass
+from tenfold.hosts.ragged import Tokens
 
 # Tolerances of the bisection at which the two are compared.
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)

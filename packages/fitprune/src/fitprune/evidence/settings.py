@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tenfold.cli.settings import DEVICE
+
 
 class BenchSettings(BaseModel):
     """Settings of `fitprune bench`.
@@ -23,7 +25,7 @@ class BenchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=DEVICE)
     layers: int | None = Field(default=None, ge=1, le=32)
     percent: int = 60
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitprune.checkpoints.load import load_host
 from fitprune.costs import DecoderShape
 from fitprune.data.calibration import Prompts, calibration_samples, prompt_reduction
-from fitprune.fitting import Calibration, Progress
+from fitprune.fitting import Calibration
 from fitprune.recipe import Recipe
 from fitprune.training.settings import FitSettings
 from tenfold import UserError
+from tenfold.hosts.loading import load_host
 from tenfold.runs import fingerprint, run, track
+from tenfold.runs.progress import Progress
 
 PROGRESS = "progress"
 DONE = "statistics.jsonl"  # of a Calibration's folder: one line for each sample that is measured
@@ -51,7 +52,7 @@ def run_fit(settings: FitSettings, seed: int, output: Path, progress: Progress =
     for ratio in settings.ratios:
         if not 0 < ratio < 1:
             raise UserError("not a share of the visual FLOPs", f"ratio {ratio:g}", "a number between 0 and 1")
-    samples = calibration_samples(settings, seed)
+    samples = calibration_samples(settings.model, settings.samples, settings.image_folder, settings.limit, seed)
     host = load_host(settings)
     data = {"model": host.fingerprint}
     data |= {"samples": fingerprint(Path(settings.samples))} if settings.samples else {}

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import InstDiffEditPipeline, load_inpaint
 from tenfold import UserError
+from tenfold.cli.files import package_file
+from tenfold.cli.settings import DEVICE
 from tenfold.runs import fingerprint, read_json
 from tenfold.runs.ranks import choose_device
 
@@ -54,7 +55,7 @@ def model_source(name: str) -> str | Path:
         UserError: neither.
     """
     if name == MINI:
-        return mini.path()
+        return package_file("inst_diff_edit", "assets/mini_model")
     folder = Path(name)
     if folder.is_file() or (folder.is_dir() and not (folder / INDEX).is_file()):
         raise UserError("not a model's folder", folder, f"diffusers' layout, with {INDEX}")
@@ -108,6 +109,6 @@ class ModelSettings(BaseModel):
 
     model: str = MINI
     inpaint: str | None = None
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=DEVICE)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     offload: bool = False

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from inst_diff_edit.commands import evaluate as cli_eval
-from inst_diff_edit.commands import train as cli_more
+from inst_diff_edit.commands import bench, evaluate, train
 from inst_diff_edit.commands.verify import TOLERANCES, VERIFIERS
 from inst_diff_edit.evaluation.settings import DEMO, EditSettings
+from inst_diff_edit.evidence.findings import experiments
 from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import new_folder
 
 package = Package(
     name="inst-diff-edit",
@@ -30,9 +31,11 @@ app = build_app(
     package,
     lambda: import_module("inst_diff_edit.evidence.claims").checks(),
     VERIFIERS,
-    cli_more.experiments(),
+    experiments(),
 )
-cli_more.register(app)
+app.command(epilog=train.TRAIN_EPILOG)(train.train)
+app.command(name="eval", epilog=evaluate.EVAL_EPILOG)(evaluate.evaluate)
+app.command(epilog=bench.BENCH_EPILOG)(bench.bench)
 
 Model = Annotated[str | None, typer.Option(help="A folder in diffusers' layout, a hub id, or mini (the default).")]
 Inpaint = Annotated[str | None, typer.Option(help="The inpainting model; without it latents are decoded directly.")]
@@ -81,7 +84,7 @@ def demo(
 def _edit(settings: EditSettings, seed: int, output: Path | None, verb: str) -> None:
     from inst_diff_edit.evaluation.edit import run_edit
 
-    folder = output or cli_eval.new_folder(verb)
+    folder = output or new_folder("inst-diff-edit", verb)
     metrics = run_edit(settings, seed, folder, verb).metrics
     words = ", ".join(f"{word.partition(':')[2]} ({role})" for word, role in metrics["words"].items())
     typer.echo(f'"{metrics["prompt"]}": {words}')

@@ -14,6 +14,7 @@ from tenfold import UserError
 from tenfold.cli import SeedOption, load_config
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import absolute_if_there, new_folder
 
 DATA_TREE = (
     "Holds Editing-Mask_list.txt, ImageNet_list.txt, Imagen_list.txt and, for each set, <set>/image/<file> (or "
@@ -63,8 +64,8 @@ def evaluate(
     paths = {"data": data, "lpips": lpips, "inception": inception, "real": real, "clip": clip}
     given: dict[str, Any] = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
     given |= {
-        "model": _absolute(model),
-        "inpaint": _absolute(inpaint),
+        "model": absolute_if_there(model),
+        "inpaint": absolute_if_there(inpaint),
         "method": method,
         "strength": strength,
         "limit": limit,
@@ -79,7 +80,7 @@ def evaluate(
     from inst_diff_edit.commands.tables import eval_tables
     from inst_diff_edit.evaluation.run import run_eval
 
-    found = run_eval(chosen, seed, output or new_folder("eval"))
+    found = run_eval(chosen, seed, output or new_folder("inst-diff-edit", "eval"))
     if found is not None:
         console().print(eval_tables(found))
 
@@ -91,16 +92,3 @@ def _sets(names: list[str]) -> tuple[str, ...]:
             raise UserError("no such set", f"--set {name}", f"{', '.join(EDITING_SETS)}, all or KEY=VALUE")
     spelt = [one for name in names for one in (EDITING_SETS if name == "all" else (name,))]
     return tuple(dict.fromkeys(spelt))
-
-
-def _absolute(model: str | None) -> str | None:
-    """A model's folder by its full name, so that `verify` finds it from anywhere; other names as they are."""
-    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
-
-
-def new_folder(verb: str) -> Path:
-    """One in runs/ that is not there yet."""
-    number = 1
-    while (folder := Path("runs", f"inst-diff-edit-{verb}-{number}")).exists():
-        number += 1
-    return folder

@@ -1,4 +1,4 @@
-"""Verbs of `inst-diff-edit` beside editing: train, and eval and bench from `cli_eval`."""
+"""`inst-diff-edit train`: the mini model, which the paper does not have."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inst_diff_edit.commands import evaluate as cli_eval
 from tenfold import UserError
-from tenfold.cli import Experiments, SeedOption
+from tenfold.cli import SeedOption
+from tenfold.cli.verbs import new_folder
 
 if TYPE_CHECKING:
     from inst_diff_edit.training.run import TrainSettings
@@ -17,20 +17,6 @@ if TYPE_CHECKING:
 TRAIN_EPILOG = (
     "Examples: [bold]inst-diff-edit train --output runs/mini[/bold] · [bold]inst-diff-edit train --dry-run[/bold]"
 )
-
-
-def experiments() -> Experiments:
-    """What `claims --train` does."""
-    from inst_diff_edit.evidence.findings import experiments
-
-    return experiments()
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the package's command."""
-    app.command(epilog=TRAIN_EPILOG)(train)
-    app.command(name="eval", epilog=cli_eval.EVAL_EPILOG)(cli_eval.evaluate)
-    app.command(epilog=cli_eval.BENCH_EPILOG)(cli_eval.bench)
 
 
 def train(
@@ -61,7 +47,7 @@ def train(
     if dry_run:
         typer.echo("\n".join(plan(settings, seed)))
         return
-    output = output or cli_eval.new_folder("train")
+    output = output or new_folder("inst-diff-edit", "train")
     done = train(settings, seed, output, every=checkpoint_every, resume=resume, project=wandb)
     if done.metrics["resumed_from"]:
         typer.echo(f"resumed after step {done.metrics['resumed_from']} of {settings.steps}")

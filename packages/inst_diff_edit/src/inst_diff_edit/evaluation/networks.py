@@ -10,7 +10,6 @@ the original FID in its PyTorch port (`pt_inception-2015-12-05`); CLIP score a f
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tenfold import UserError
+from tenfold.weights import read_weights
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 # Net -> torchvision's file; how many layers of `features` lead to each of the five activations; their channels.
@@ -106,7 +105,7 @@ def load_lpips(folder: Path, option: str = "--lpips") -> dict[str, Lpips]:
             )
         with torch.device("meta"):
             features = build[net]().features
-        weights = read_weights(backbone, option)
+        weights = state_dict(backbone, option)
         kept = {key.removeprefix("features."): value for key, value in weights.items() if key.startswith("features.")}
         fill(features, kept, backbone, f"torchvision's {stem}")
         widths = [features[depth - 2].out_channels for depth in DEPTHS[net]]
@@ -117,7 +116,7 @@ def load_lpips(folder: Path, option: str = "--lpips") -> dict[str, Lpips]:
 
 
 def _linear_weights(path: Path, widths: Sequence[int], option: str) -> list[Tensor]:
-    weights = read_weights(path, option)
+    weights = state_dict(path, option)
     for number, width in enumerate(widths):
         value = weights.get(f"lin{number}.model.1.weight")
         if value is None or value.shape != (1, width, 1, 1):
@@ -171,7 +170,7 @@ def load_inception(path: Path, option: str = "--inception") -> Inception:
         UserError: no such file, a broken one, or weights of another network; no torchvision.
     """
     models = _torchvision(option).models
-    weights = read_weights(path, option)
+    weights = state_dict(path, option)
     with torch.device("meta"):
         network = models.inception_v3(
             weights=None, aux_logits=False, transform_input=False, num_classes=INCEPTION_CLASSES, init_weights=False
@@ -243,26 +242,19 @@ def load_clip(folder: Path, option: str = "--clip") -> ClipScore:
     return ClipScore(model, tokenizer)
 
 
-def read_weights(path: Path, option: str) -> dict[str, Tensor]:
+def state_dict(path: Path, option: str) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors, .pth or .pt file; a pickle that holds more than tensors is refused.
+
+    Args:
+        option: that named the file, for messages.
 
     Raises:
         UserError: no such file, a broken one, or one without tensors by name.
     """
-    where = f"{option} {path}"
-    if not path.is_file():
-        raise UserError("no such file", where, "weights as .safetensors or .pth")
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"not a file of weights ({reason})", where, "weights as .safetensors or .pth") from error
-    if not isinstance(found, Mapping) or not all(torch.is_tensor(value) for value in found.values()):
-        raise UserError("not tensors by name", where, "a state dict")
-    return dict(found)
+    found = read_weights(path)
+    if not all(torch.is_tensor(value) for value in found.values()):
+        raise UserError("not tensors by name", f"{option} {path}", "a state dict")
+    return found
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path, expected: str) -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +36,18 @@ from inst_diff_edit.sampling import lms_scheduler, noise_seeds, noises, start_in
 from tenfold import UserError
 from tenfold.data.formats.editing import EditRecord, EditSample, list_file, read_edits, write_edits
 from tenfold.data.formats.records import Picture
-from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, run, track
+from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, track
+from tenfold.runs.evaluation import answer_left, open_log, shared_run
 from tenfold.runs.files import TEMPORARY_PREFIX
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+PACKAGE = "inst_diff_edit"
+
 # Beside the results, in a folder that is no result: see `tenfold.runs`.
 EDITS = "checkpoint-edits"
 IMAGES, MASKS, RESULTS, METRICS = "images", "masks", "results.jsonl", "metrics.json"
@@ -119,21 +122,16 @@ def evaluate(
         loaded.append(Networks.load(settings))
         return fingerprints(settings) | data_fingerprints(settings, folder, tasks), weight_fingerprints(settings)
 
-    read, weights = group.lead(look)
+    read, weights = group.tell(group.lead(look))
     pipe = load_pipeline(settings.model_copy(update={"device": str(choose_device(settings.device))}))
     kept = {name: value for name, value in settings.model_dump().items() if name not in _NOT_OF_EDITS}
     # A folder's fingerprint stands for its name: it may be moved between two halves of an evaluation.
     header = {"model": settings.model, "inpaint": settings.inpaint, **read, "seed": seed, **kept}
-    record_of = output if group.leads else None
-    with run(
-        "inst_diff_edit", "eval", config=settings.model_dump(), seed=seed, output=record_of, data=read | weights
-    ) as current:
-        log = PredictionLog(output / EDITS, header, group.rank, group.world)
-        if group.leads and log.done:
-            logger.info("going on after %d edits in %s", len(log.done), output)
+    config = settings.model_dump()
+    with shared_run(group, PACKAGE, "eval", config=config, seed=seed, output=output, data=read | weights) as current:
+        log = open_log(group, output / EDITS, header)
         edit_all(pipe, settings, seed, tasks, log, group, progress)
-        group.meet()
-        if not group.leads:
+        if current is None:
             return None
         facts = log.merged([task.id for task in tasks])
         current.metrics["sets"] = {}
@@ -169,19 +167,22 @@ def edit_all(
 ) -> None:
     """Edit this rank's pictures that are not done; pictures first, then the log that vouches for them."""
     by_id = {task.id: task for task in tasks}
-    todo = log.todo(list(by_id))
-    batches: Iterable[Any] = [todo[start : start + settings.batch] for start in range(0, len(todo), settings.batch)]
-    for ids in progress(batches, "editing") if group.leads else batches:
+
+    def made(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         chosen = [by_id[one] for one in ids]
-        made = edit_batch(pipe, [task.sample for task in chosen], settings, seed)
-        for task, (picture, mask, _) in zip(chosen, made, strict=True):
+        edits = edit_batch(pipe, [task.sample for task in chosen], settings, seed)
+        for task, (picture, mask, _) in zip(chosen, edits, strict=True):
             for kind, image in named(picture, mask):
                 if image is not None:
                     atomic_write_bytes(log.folder / task.set / kind / f"{task.key}.png", png(image))
-        log.extend(
+        return (
             (task.id, {"facts": facts, "files": [kind for kind, image in named(picture, mask) if image is not None]})
-            for task, (picture, mask, facts) in zip(chosen, made, strict=True)
+            for task, (picture, mask, facts) in zip(chosen, edits, strict=True)
         )
+
+    answer_left(
+        group, log, list(by_id), made, batch=settings.batch, title="editing", progress=progress, say=logger.info
+    )
 
 
 Made = tuple[Image.Image | None, Image.Image | None, dict[str, Any]]

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tenfold.cli.settings import DEVICE
+
 
 class BenchSettings(BaseModel):
     """Settings of `inst-diff-edit bench`.
@@ -16,6 +18,6 @@ class BenchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=DEVICE)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     repeats: int = Field(default=3, ge=1)

@@ -68,7 +68,7 @@ class _Certain(DiagonalGaussianDistribution):
 
 def path() -> Path:
     """The folder of the trained mini model that ships with the package."""
-    return Path(__file__).parent / "assets" / "mini_model"
+    return Path(__file__).parents[1] / "assets" / "mini_model"
 
 
 def load(folder: str | Path | None = None) -> InstDiffEditPipeline:

@@ -6,18 +6,13 @@ model, processor = llava_hr.load("favor123/llava-hr-7b-sft-1024", dtype="bfloat1
 from __future__ import annotations
 
 import logging
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
+from huggingface_hub.errors import HfHubHTTPError
 
 from llava_hr.checkpoints import release
 from llava_hr.checkpoints.keys import is_official
@@ -25,15 +20,13 @@ from llava_hr.configuration import LlavaHrConfig
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
+from tenfold.hosts.loading import HUB_ID, LOADING_ERRORS, first_sentence, quiet_transformers, refuse_misfits
 from tenfold.runs.ranks import choose_device
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIDE_FILES = ["*.json", "*.model", "*.jinja", "*.txt"]
-# What transformers and safetensors raise for a folder that is no model, or a broken one.
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 
 
 def load(
@@ -81,7 +74,7 @@ def find_model(name: str | Path) -> Path:
     path = Path(name)
     if path.is_dir():
         return path.resolve()
-    if path.exists() or not _HUB_ID.fullmatch(str(name)):
+    if path.exists() or not HUB_ID.fullmatch(str(name)):
         raise UserError("no such model", name, "a folder, or a hub id such as favor123/llava-hr-7b-sft-1024")
     try:
         # Releases often hold their weights twice: pickles are fetched where there is nothing else.
@@ -123,7 +116,7 @@ def from_state(
             output_loading_info=True,
         )
     model, loading = found
-    _refuse_misfits(loading, where)
+    refuse_misfits(loading, where, strict=True)
     return model
 
 
@@ -148,38 +141,5 @@ def _open_ours(
     except LOADING_ERRORS as error:
         raise UserError(first_sentence(error), folder, "a LLaVA-HR with its processor") from error
     model, loading = found
-    _refuse_misfits(loading, folder)
+    refuse_misfits(loading, folder, strict=True)
     return model, processor
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No report of keys, which becomes an error of one line; a progress bar on a terminal only."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _refuse_misfits(loading: dict[str, Any], where: str | Path) -> None:
-    mismatched = sorted(loading["mismatched_keys"])
-    if mismatched:
-        key, found, needed = mismatched[0]
-        what = f"{len(mismatched)} weights of another shape, first {key} {list(found)}"
-        raise UserError(what, where, f"{list(needed)}")
-    for kind in ("missing_keys", "unexpected_keys"):
-        if keys := sorted(loading[kind]):
-            what = f"{len(keys)} weights {kind.removesuffix('_keys')}, first {keys[0]}"
-            raise UserError(what, where, "exactly those of its config")
-
-
-def first_sentence(error: BaseException) -> str:
-    """What another library says, up to its first full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].partition(". ")[0].rstrip(".: ") if lines else type(error).__name__

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from llava_hr.evaluation.settings import DemoSettings, EvalSettings
-from tenfold import UserError
-from tenfold.cli import SeedOption, SetOption, find_package_file, load_config
+from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import absolute, chosen, command_with, new_folder
 
 MODEL = "A folder (this package's or an official release), a hub id, or mini (the default)."
 DATA = "The benchmark's folder, or LLaVA's playground/data/eval. The mini model needs none. Files: below."
@@ -26,18 +26,14 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Attention = Annotated[str | None, typer.Option(help="sdpa or eager.")]
 
 
-class CommandWithTrees(TyperCommand):
-    """A command whose help ends with the files that each benchmark consists of."""
+def _trees() -> Iterator[str]:
+    from llava_hr.evaluation.benchmarks import PAPER
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from llava_hr.evaluation.benchmarks import PAPER
-
-        super().format_help(ctx, formatter)
-        typer.echo(" What --data holds, the splits, and the folder's name in playground/data/eval:\n")
-        for name, one in PAPER.items():
-            splits = ", ".join(dict.fromkeys((one.split, *one.bench.splits)))
-            typer.echo(f" {name} ({one.title}; {splits}; {one.folder})")
-            typer.echo("".join(f"   {line}\n" for line in one.bench.tree.splitlines()))
+    yield " What --data holds, the splits, and the folder's name in playground/data/eval:\n"
+    for name, one in PAPER.items():
+        splits = ", ".join(dict.fromkeys((one.split, *one.bench.splits)))
+        yield f" {name} ({one.title}; {splits}; {one.folder})"
+        yield "".join(f"   {line}\n" for line in one.bench.tree.splitlines())
 
 
 def evaluate(
@@ -61,19 +57,15 @@ def evaluate(
 
     A run that was killed goes on where it stopped when the same command is given again with its --output.
     """
-    base = load_config(EvalSettings, shipped_config(config), set_ or ()) if config else EvalSettings()
-    if set_ and not config:
-        raise UserError("--set without --config", None, "--config mini --set key=value")
     given: dict[str, Any] = {"model": model, "benchmark": benchmark, "split": split, "limit": limit, "batch": batch}
-    given |= {"dtype": dtype, "device": device, "attention": attention, "data": _absolute(data)}
-    options = {name: value for name, value in given.items() if value is not None}
-    chosen = checked(EvalSettings, base.model_dump() | options)
-    folder = output or new_folder("eval")
+    given |= {"dtype": dtype, "device": device, "attention": attention, "data": absolute(data)}
+    settings = chosen(EvalSettings, "llava_hr", config, set_, given)
+    folder = output or new_folder("llava-hr", "eval")
 
     from llava_hr.commands.tables import eval_tables
     from llava_hr.evaluation.run import run_eval
 
-    evaluations = run_eval(chosen, seed, folder, say=typer.echo)
+    evaluations = run_eval(settings, seed, folder, say=typer.echo)
     if evaluations:
         console().print(eval_tables(evaluations))
         for one in evaluations:
@@ -93,9 +85,9 @@ def demo(
     attention: Attention = None,
 ) -> None:
     """Answer a question about an image; draw it at both resolutions, with the gates of the adapters."""
-    given = {"image": _absolute(image), "question": question, "model": model, "dtype": dtype, "device": device}
+    given = {"image": absolute(image), "question": question, "model": model, "dtype": dtype, "device": device}
     chosen = checked(DemoSettings, given | {"attention": attention})
-    folder = output or new_folder("demo")
+    folder = output or new_folder("llava-hr", "demo")
 
     from llava_hr.evaluation.demo import run_demo
 
@@ -104,41 +96,6 @@ def demo(
 
 def add_to(app: typer.Typer) -> None:
     """Give the command its verbs `eval` and `demo`."""
-    app.command("eval", cls=CommandWithTrees, epilog=EPILOG)(evaluate)
+    app.command("eval", cls=command_with(_trees), epilog=EPILOG)(evaluate)
     example = 'Example: [bold]llava-hr demo --model llava-hr-7b-sft-1024 --image shelf.jpg --question "What?"[/bold]'
     app.command("demo", epilog=example)(demo)
-
-
-def shipped_config(name: str) -> str | Path:
-    """The file of a shipped configuration; other names as they are.
-
-    Raises:
-        UserError: neither a file's name nor a shipped configuration; lists those.
-    """
-    if Path(name).suffix in (".yaml", ".yml"):
-        return name
-    folder = find_package_file("llava_hr", "configs/eval")
-    shipped = {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    if name not in shipped:
-        raise UserError("no such config", name, f"a .yaml file or one of: {', '.join(shipped)}")
-    return shipped[name]
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())
-
-
-def new_folder(verb: str) -> Path:
-    """One in runs/ that is not there yet.
-
-    Raises:
-        UserError: each of several ranks would make its own.
-    """
-    from tenfold.runs.ranks import world_size
-
-    if world_size() > 1:
-        raise UserError("several ranks without a common folder", "--output", "--output FOLDER")
-    number = 1
-    while (folder := Path("runs", f"llava-hr-{verb}-{number}")).exists():
-        number += 1
-    return folder

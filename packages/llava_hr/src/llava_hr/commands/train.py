@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_hr.commands.evaluate import new_folder
 from llava_hr.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
 from tenfold.cli.settings import checked
+from tenfold.cli.verbs import new_folder
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -79,7 +79,7 @@ def train(
         return
     if output is None and resume:
         raise UserError("no folder", "--output", "the folder of the training")
-    output = output or new_folder("train")
+    output = output or new_folder("llava-hr", "train")
     logging.getLogger("llava_hr").setLevel(logging.INFO)
 
     from llava_hr.training.run import run_train

@@ -10,7 +10,7 @@ questions about an image).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from tenfold import UserError
 from tenfold.data.conversation import IMAGE, Prompt, encode, get_conversation
 from tenfold.data.formats import Turn
 from tenfold.data.instruct import pad_rows
+from tenfold.hosts.answers import Answer, length
 
 Opener = Callable[[], Image.Image]
 _USER, _ASSISTANT = "human", "gpt"
@@ -93,22 +94,6 @@ class Query:
         return cls(Prompt(prompt.text, (), prompt.images[: len(images)]), tuple(images), name)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote.
-
-    Attributes:
-        text: without special tokens, ends stripped.
-        visual_tokens, text_tokens: of the prompt.
-        new_tokens: generated, the end token included.
-    """
-
-    text: str
-    visual_tokens: int
-    text_tokens: int
-    new_tokens: int
-
-
 class Answerer:
     """A model, ready to be asked.
 
@@ -144,7 +129,7 @@ class Answerer:
         written = self.model.generate(**batch, max_new_tokens=max_new_tokens, **given)[:, width:].tolist()
         ends = self._end_tokens()
         return [
-            self._answer(query, row, new[: _length(new, ends)])
+            self._answer(query, row, new[: length(new, ends)])
             for query, row, new in zip(queries, rows, written, strict=True)
         ]
 
@@ -180,29 +165,3 @@ class Answerer:
     def _end_tokens(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
         return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-
-def _length(tokens: Sequence[int], ends: set[int]) -> int:
-    return next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
-
-
-def sampling(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A harness's generation settings as options of `generate`, and the texts at which an answer ends.
-
-    A temperature of 0, or none, is greedy decoding, whatever `top_p` and `top_k` say; settings that `generate` does
-    not take (a harness passes its tasks' own along) are left out.
-    """
-    options: dict[str, Any] = {"max_new_tokens": int(wanted.get("max_new_tokens", 1024))}
-    if (beams := int(wanted.get("num_beams") or 1)) > 1:
-        options["num_beams"] = beams
-    if temperature := float(wanted.get("temperature") or 0):
-        options |= {"do_sample": True, "temperature": temperature}
-        options |= {name: wanted[name] for name in ("top_p", "top_k") if wanted.get(name) is not None}
-    until = wanted.get("until") or ()
-    return options, (until,) if isinstance(until, str) else tuple(until)
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """`text` up to the first of the stop texts."""
-    places = [text.find(stop) for stop in until if stop and stop in text]
-    return text[: min(places)].strip() if places else text

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_hr.checkpoints.load import find_model, load
-from llava_hr.evaluation.settings import MINI, HostSettings
 from llava_hr.miniature.model import mini_model_path
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
+from tenfold.cli.settings import MINI, HostSettings
 from tenfold.runs import fingerprint
 from tenfold.runs.ranks import choose_device
 

@@ -14,8 +14,9 @@ from typing import Any
 from PIL import Image
 
 from llava_hr.evaluation.benchmarks import MINI_SET, PAPER, PaperBenchmark, find_benchmark, plain
-from llava_hr.evaluation.settings import ALL, MINI, EvalSettings
+from llava_hr.evaluation.settings import ALL, EvalSettings
 from tenfold import UserError
+from tenfold.cli.settings import MINI
 from tenfold.data import formats, write
 from tenfold.data.benchmarks import Question
 from tenfold.data.formats import Picture, VQAv2Annotation, VQAv2Sample

@@ -8,15 +8,12 @@ same files, bit for bit.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from llava_hr.evaluation.answers import Answerer, Query
 from llava_hr.evaluation.benchmarks import PAPER, PaperBenchmark
@@ -33,21 +30,24 @@ from llava_hr.evaluation.questions import (
 from llava_hr.evaluation.settings import ALL, EvalSettings
 from tenfold import UserError
 from tenfold.data.benchmarks import Question
-from tenfold.runs import Run, RunRecord, atomic_write_json, atomic_write_text, run, track
+from tenfold.runs import Run, RunRecord, track
+from tenfold.runs.evaluation import (
+    PROGRESS,
+    answer_left,
+    finished_before,
+    forget,
+    open_log,
+    shared_run,
+    write_predictions,
+)
 from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
-PROGRESS = "checkpoint-predictions"  # by its name no part of a run's outcome
-
-
-class Progress(Protocol):
-    """Wraps an iteration to show how far it is."""
-
-    def __call__(self, items: Iterable[Any], description: str) -> Iterable[Any]: ...
+PACKAGE = "llava_hr"
 
 
 @dataclass(frozen=True)
@@ -100,34 +100,28 @@ class Task:
         """
         digest = self.group.tell(self.group.lead(lambda: questions_fingerprint(questions)))
         data = {"model": self.host.fingerprint, "questions": digest}
-        if again and self.group.tell(self._is_done(data)):
-            say(f"{self.benchmark.title}: done before, in {self.output}")
-            return [self._evaluation(RunRecord.load(self.output))] if self.group.leads else []
         config = self.settings.model_dump()
-        with ExitStack() as stack:
-            current = self.group.lead(
-                lambda: stack.enter_context(
-                    run("llava_hr", "eval", config=config, seed=self.seed, output=self.output, data=data)
-                )
-            )
-            log = self.group.lead(lambda: self._log(digest))
-            log = log or self._log(digest)
-            self.group.meet()  # all have seen the same answers before the first new one is kept
+        if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):
+            say(f"{self.benchmark.title}: done before, in {self.output}")
+            return [self._evaluation(record)] if self.group.leads else []
+        with shared_run(
+            self.group, PACKAGE, "eval", config=config, seed=self.seed, output=self.output, data=data
+        ) as current:
+            log = open_log(self.group, self.output / PROGRESS, self._header(digest))
             self._answer(questions, log, progress, say)
-            self.group.meet()
             if current is not None:
                 answers = log.merged(question.id for question in questions)
                 current.metrics.update(self._metrics(questions, answers))
                 self._write(questions, answers, current)
+        forget(self.group, log)
         if current is None:
             return []
         assert current.record is not None
-        shutil.rmtree(log.folder)
         return [self._evaluation(current.record)]
 
-    def _log(self, questions: str) -> PredictionLog:
+    def _header(self, questions: str) -> dict[str, Any]:
         model, settings = self.host.model, self.settings
-        header = {
+        return {
             "benchmark": self.benchmark.name,
             "model": self.host.fingerprint,
             "questions": questions,
@@ -140,20 +134,32 @@ class Task:
             "device": model.device.type,
             "attention": settings.attention,
         }
-        return PredictionLog(self.output / PROGRESS, header, self.group.rank, self.group.world)
 
     def _answer(
         self, questions: Sequence[Question], log: PredictionLog, progress: Progress, say: Callable[[str], None]
     ) -> None:
-        if self.group.leads and (done := sum(question.id in log.done for question in questions)):
-            say(f"{self.benchmark.title}: going on after {done} of {len(questions)} answers in {self.output}")
-        left = [question for question in questions if question.id not in log.done]
-        mine = share(left, self.group.rank, self.group.world)
-        starts = range(0, len(mine), self.settings.batch)
-        for start in progress(starts, self.benchmark.title) if self.group.leads else starts:
-            asked = mine[start : start + self.settings.batch]
+        by_id: dict[Any, Question] = {question.id: question for question in questions}
+
+        def answer(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            asked = [by_id[one] for one in ids]
             found = self.answerer.answers([self._query(one) for one in asked], self.benchmark.max_new_tokens)
-            log.extend((one.id, asdict(answer)) for one, answer in zip(asked, found, strict=True))
+            return ((one.id, asdict(answer)) for one, answer in zip(asked, found, strict=True))
+
+        def mine(ids: Sequence[Any]) -> list[Any]:
+            chosen = share([by_id[one] for one in ids], self.group.rank, self.group.world)
+            return [question.id for question in chosen]
+
+        answer_left(
+            self.group,
+            log,
+            list(by_id),
+            answer,
+            batch=self.settings.batch,
+            title=self.benchmark.title,
+            progress=progress,
+            say=say,
+            share=mine,
+        )
 
     def _query(self, question: Question) -> Query:
         picture, processor = question.picture, self.host.processor
@@ -178,18 +184,9 @@ class Task:
 
     def _write(self, questions: Sequence[Question], answers: Mapping[Any, Any], current: Run) -> None:
         rows = [{"id": question.id, "prompt": question.prompt, **answers[question.id]} for question in questions]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        atomic_write_text(current.file(PREDICTIONS), lines)
-        atomic_write_json(current.file(METRICS), current.metrics)
+        write_predictions(current, rows)
         texts = {name: answer["text"] for name, answer in answers.items()}
         self.benchmark.write_submission(questions, texts, current.file("submission"))
-
-    def _is_done(self, data: Mapping[str, str]) -> bool:
-        if not self.group.leads or not (self.output / RECORD_NAME).exists():
-            return False
-        record = RunRecord.load(self.output)
-        same = record.config == self.settings.model_dump() and record.seed == self.seed
-        return same and record.verb == "eval" and record.data == data
 
     def _evaluation(self, record: RunRecord) -> Evaluation:
         files = [self.output / name for name in (*record.outputs, RECORD_NAME)]

@@ -5,32 +5,12 @@ No torch here: the command line reads settings before it loads a model.
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import Field
 
-from pydantic import BaseModel, ConfigDict, Field
+from tenfold.cli.settings import HostSettings
 
-# The model that ships with the package, by name.
-MINI = "mini"
 # All benchmarks that a data folder holds.
 ALL = "all"
-
-
-class HostSettings(BaseModel):
-    """Which model, and how it is loaded.
-
-    Attributes:
-        model: "mini", a folder (this package's or an official release), or a hub id.
-        device: "auto" takes CUDA where there is a device, else the CPU.
-        dtype: "auto" is that of the checkpoint; the authors evaluate in float16; the mini model computes in float32.
-        attention: the language model's and the ViT's attention implementation.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = MINI
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["sdpa", "eager"] = "sdpa"
 
 
 class EvalSettings(HostSettings):

@@ -30,7 +30,7 @@ from llava_hr.data.mini_questions import COARSE, FINE, TEST
 from llava_hr.miniature.model import mini_model_path
 from tenfold import UserError
 from tenfold.cli import Experiments, Finding
-from tenfold.ledger.seeds import counts, paired, run_each, show, spread, told_apart
+from tenfold.ledger.seeds import counts, kept, paired, run_each, show, spread, told_apart
 from tenfold.runs import atomic_write_json, read_json
 
 if TYPE_CHECKING:
@@ -87,11 +87,6 @@ def conduct(folder: Path, plan: Plan | None = None, per_kind: int = PER_KIND, wo
     run_each([(measure_run, arm, seed, folder, plan, per_kind) for arm, seed in missing], workers)
     measured = {arm: [read_json(kept(folder, arm, seed)) for seed in SEEDS] for arm in ARMS}
     return judge(measured, step_zero())
-
-
-def kept(folder: Path, arm: str, seed: int) -> Path:
-    """Where a run's measurements lie."""
-    return folder / f"{arm}-{seed}.json"
 
 
 def measure_run(arm: str, seed: int, folder: Path, plan: Plan, per_kind: int, world: int = TEST) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tenfold.cli.settings import DEVICE
+
 
 class BenchSettings(BaseModel):
     """Settings of `llava-hr bench`.
@@ -27,7 +29,7 @@ class BenchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=DEVICE)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     layers: int | None = Field(default=None, ge=1)
     vit_layers: int | None = Field(default=None, ge=4, multiple_of=4)

@@ -27,7 +27,7 @@ PARTS = ("convnext", "vit", "vit_double", "language_model")
 
 def path() -> Path:
     """The folder of the pre-trained parts that ship."""
-    return Path(__file__).parent / "assets" / "mini_encoders"
+    return Path(__file__).parents[1] / "assets" / "mini_encoders"
 
 
 def initialise(model: LlavaHrForConditionalGeneration, folder: str | Path | None = None) -> None:

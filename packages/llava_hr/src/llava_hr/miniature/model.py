@@ -237,4 +237,4 @@ def answer_ids() -> dict[str, int]:
 
 def mini_model_path() -> Path:
     """The folder of the trained miniature that ships: variant (d), seed 0, made by `llava-hr train --config mini`."""
-    return Path(__file__).parent / "assets" / "mini_model"
+    return Path(__file__).parents[1] / "assets" / "mini_model"

@@ -9,9 +9,7 @@ A killed training goes on from its last complete checkpoint with the same bits. 
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -35,23 +33,22 @@ from tenfold import UserError
 from tenfold.runs import (
     Run,
     atomic_write_bytes,
-    atomic_write_json,
     checkpoint_step,
     fingerprint,
     last_complete_checkpoint,
-    read_json,
     read_jsonl,
     run,
 )
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 from tenfold.weights import StoredTensor, write_weights
 
 logger = logging.getLogger(__name__)
 
 # Checkpoints of a stage, and what they must agree in; by their names no part of a run's result.
-STAGE_FOLDER, IDENTITY = "checkpoint-{}", "checkpoint-identity.json"
+STAGE_FOLDER = "checkpoint-{}"
 # What may differ between a training and its continuation: it moves no bit of the weights.
 FREE = ("device", "checkpoint_steps", "keep", "log_steps", "wandb", "data.folder", "data.workers")
 DATA = "data"
@@ -95,8 +92,8 @@ def run_train(
         raise UserError("holds a finished run", output, "a new folder")
     device = choose_device(settings.device)
     deepspeed = any(zero_stage(settings.stage(name)) for name in settings.running)
-    with _threads(settings.threads), join(device, "llava-hr", deepspeed) as ranks, _readable_workers():
-        ranks.lead(lambda: _check_output(output, resume))
+    with threads(settings.threads), join(device, "llava-hr", deepspeed) as ranks, _readable_workers():
+        ranks.lead(lambda: require_new(output, resume, own=(DATA,)))
         ranks.lead(lambda: _check_folder(settings))
         named = settings
         if factory is None:
@@ -108,7 +105,7 @@ def run_train(
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
         with run("llava_hr", "train", config=named.model_dump(mode="json"), seed=seed, **options) as current:
             training = Training(settings, seed, output, folder, device, ranks, current, factory)
-            ranks.lead(lambda: _check_identity(output, _identity(named, seed, ranks.world, prints)))
+            ranks.lead(lambda: keep_identity(output, _identity(named, seed, ranks.world, prints)))
             resumed = training.done()
             training.run()
             if ranks.leads:
@@ -259,44 +256,9 @@ class Training:
         processor.save_pretrained(folder)
 
 
-def _check_output(output: Path, resume: bool) -> None:
-    there = {path.name for path in output.iterdir()} - {DATA} if output.is_dir() else set()
-    if output.exists() and not output.is_dir():
-        raise UserError("not a folder", output, "a new folder")
-    if there and not resume:
-        raise UserError(f"not empty ({sorted(there)[0]})", output, "--resume, or a new folder")
-
-
-def _check_identity(output: Path, identity: Mapping[str, Any]) -> None:
-    """Keep what a continuation must agree in, or compare with what an earlier call kept.
-
-    Raises:
-        UserError: other settings, seed, ranks or data (names them).
-    """
-    path = output / IDENTITY
-    if not path.exists():
-        atomic_write_json(path, identity)
-        return
-    theirs, ours = read_json(path), json.loads(json.dumps(identity))
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    if changed:
-        expected = ", ".join(f"{name}={theirs.get(name)}" for name in changed)
-        raise UserError(f"begun with another {', '.join(changed)}", output, expected)
-
-
 def _identity(settings: TrainSettings, seed: int, world: int, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    values = dict(_flat(settings.model_dump(mode="json")))
-    for name in (*FREE, *(f"model.{part.replace(' ', '_')}" for part in fingerprints)):
-        values.pop(name, None)
-    return {**values, "seed": seed, "ranks": world, **{f"data {name}": value for name, value in fingerprints.items()}}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    free = (*FREE, *(f"model.{part.replace(' ', '_')}" for part in fingerprints))
+    return identity(settings.model_dump(mode="json"), seed, world, fingerprints, free)
 
 
 def _check_folder(settings: TrainSettings) -> None:
@@ -327,20 +289,6 @@ def _fingerprints(settings: TrainSettings, folder: Path) -> dict[str, str]:
         if path is not None:
             found[name.replace("_", " ")] = Path(path)
     return {name: fingerprint(path) for name, path in found.items()}
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """So many threads of torch meanwhile."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-        # Where it is not set, accelerate gives each rank as many threads as it thinks good.
-        os.environ.setdefault("OMP_NUM_THREADS", str(count))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From what a user names (a model, an image, a recipe) to the object, or one line that says what is wrong with it."""
+"""From the model that a user names to the model and its processor, or one line that says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from tenfold import UserError
 from tenfold.cli.settings import MINI, HostSettings
+from tenfold.errors import UserError
 from tenfold.runs import fingerprint, read_json
 from tenfold.runs.ranks import choose_device
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What transformers and safetensors raise for a folder that is no model, or a broken one.
-LOADING_ERRORS = (OSError, ValueError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_host(settings: HostSettings) -> Host:
     local = {"local_files_only": folder is not None}
     dtype = "float32" if settings.model == MINI and settings.dtype == "auto" else settings.dtype
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, loading = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -76,13 +77,12 @@ def load_host(settings: HostSettings) -> Host:
             if is_torchvision_available():
                 processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **local)
     except ImportError as error:  # of a processor, Qwen2-VL's for one: it wants torchvision
-        needed = "the library that is named; torchvision comes with fitprune[eval]"
-        raise UserError(_first_sentence(error), source, needed) from error
+        raise UserError(first_sentence(error), source, "the library that is named") from error
     except LOADING_ERRORS as error:
         reachable = "a local folder, or the id of a model on a hub that can be reached"
         layout = "a transformers vision-language model with its processor"
-        raise UserError(_first_sentence(error), source, layout if folder else reachable) from error
-    _refuse_misfits(loading, source)
+        raise UserError(first_sentence(error), source, layout if folder else reachable) from error
+    refuse_misfits(loading, source)
     pinned = folder or {"hub": settings.model, "commit": model.config._commit_hash}
     return Host(model.eval().to(device), processor, fingerprint(pinned))
 
@@ -110,12 +110,12 @@ def _refuse_official(folder: Path) -> None:
         raise UserError(f"{type(content).__name__} instead of settings", config, "a JSON object")
     if "mm_vision_tower" in content:
         raise UserError(
-            "a LLaVA release in its official layout", folder, "the folder that fitprune convert makes of it"
+            "a LLaVA release in its official layout", folder, "transformers' layout, as the verb convert writes it"
         )
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No report of keys, which becomes an error of one line; a progress bar on a terminal only."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -129,7 +129,15 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _refuse_misfits(loading: dict[str, Any], source: str | Path) -> None:
+def refuse_misfits(loading: dict[str, Any], source: str | Path, *, strict: bool = False) -> None:
+    """Weights as the config wants them, by transformers' loading report.
+
+    Args:
+        strict: weights that have no place in the model are refused too; else a warning names them.
+
+    Raises:
+        UserError: weights of another shape, or missing; names the first.
+    """
     mismatched = sorted(loading["mismatched_keys"])
     if mismatched:
         key, found, needed = mismatched[0]
@@ -140,12 +148,16 @@ def _refuse_misfits(loading: dict[str, Any], source: str | Path) -> None:
         )
     missing = sorted(loading["missing_keys"])
     if missing:
-        raise UserError(f"{len(missing)} weights are missing", source, f"{missing[0]} and all others of its config")
+        raise UserError(f"{len(missing)} weights missing, first {missing[0]}", source, "exactly those of its config")
     unexpected = sorted(loading["unexpected_keys"])
+    if unexpected and strict:
+        what = f"{len(unexpected)} weights unexpected, first {unexpected[0]}"
+        raise UserError(what, source, "exactly those of its config")
     if unexpected:
         logger.warning("%s: %d weights have no place in the model, first %s", source, len(unexpected), unexpected[0])
 
 
-def _first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
+    """What another library says, up to its first full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].partition(". ")[0].rstrip(".: ") if lines else type(error).__name__

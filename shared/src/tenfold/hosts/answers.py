@@ -1,8 +1,7 @@
 """Answers of a host to prompts with images: in batches, padded on the left, the same as one prompt at a time.
 
     prompts = [protocol.prompt(processor, image, "What is it?\\nAnswer the question using a single word or phrase.")]
-    with fitprune.Pruner(recipe)(model):
-        answers = generate(model, processor, prompts, max_new_tokens=128)
+    answers = generate(model, processor, prompts, max_new_tokens=128)
 
 Two protocols turn an image and a question into a prompt. `Protocol.processor` takes the host's chat template and image
 processor as they are. `Protocol.llava` is LLaVA-1.5's own evaluation, on which published numbers rest: the template
@@ -21,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fitprune.host import unwrap, visual_mask
-from fitprune.prompts import prompt_text
-from tenfold import UserError
 from tenfold.data.conversation import get_conversation
 from tenfold.data.formats import Turn
+from tenfold.errors import UserError
+from tenfold.hosts.prompts import prompt_text
+from tenfold.hosts.structure import unwrap, visual_mask
 
 VICUNA = get_conversation("vicuna_v1")
 SPEAKERS = {"user": "human", "assistant": "gpt"}
@@ -45,7 +44,7 @@ class Answer:
 
     Attributes:
         text: without special tokens, ends stripped.
-        visual_tokens: of the prompt, before pruning.
+        visual_tokens: of the prompt.
         text_tokens: the prompt's other tokens.
         new_tokens: generated, the end token included.
     """
@@ -175,7 +174,7 @@ def generate(
     tokens = inputs["attention_mask"].sum(1).tolist() if "attention_mask" in inputs else [width] * len(prompts)
     ends = _end_tokens(model)
     return [
-        Answer(text.strip(), images, real - images, _length(row.tolist(), ends))
+        Answer(text.strip(), images, real - images, length(row.tolist(), ends))
         for text, images, real, row in zip(
             processor.batch_decode(rows, skip_special_tokens=True), visual, tokens, rows, strict=True
         )
@@ -187,7 +186,8 @@ def _end_tokens(model: nn.Module) -> set[int]:
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
-def _length(tokens: list[int], ends: set[int]) -> int:
+def length(tokens: list[int], ends: set[int]) -> int:
+    """New tokens up to the first end token, that included."""
     return next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
 
 

@@ -74,7 +74,7 @@ def blow_glass(folder: Path) -> list[Finding]:
 
 app = build_app(
     package,
-    lambda: importlib.import_module("glass_beads.claims").checks(),
+    lambda: importlib.import_module("glass_beads.evidence.claims").checks(),
     {"count": count_again},
     Experiments("blows glass with 2 seeds: no time at all", blow_glass),
 )
