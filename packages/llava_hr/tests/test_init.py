@@ -68,7 +68,7 @@ def parts(tmp_path_factory):
     renamed = {name.replace(".gamma", ".weight"): value for name, value in state.items()}
     torch.save(renamed, folder / "renamed.bin")
     projector = {name: value for name, value in tiny_model(seed=3).state_dict().items() if name in stage1.NAMES}
-    projector.write(folder / "mm_projector.bin", projector)
+    stage1.write(folder / "mm_projector.bin", projector)
     expected = {f"model.language_model.{name}": value for name, value in language.model.state_dict().items()}
     expected |= {"lm_head.weight": language.lm_head.weight.detach()}
     expected |= {f"model.vision_tower.convnext.{name}": value for name, value in trunk(state).items()}
