@@ -27,9 +27,13 @@ class EpochOrder(Sampler[int]):
         count: how many of them an epoch takes.
         seed: of the run.
         grouped: the order of an epoch where it is not a plain shuffle.
+        name: of the stage that it is for.
     """
 
-    def __init__(self, samples: int, count: int, seed: int, grouped: ModalityLengthSampler | None = None) -> None:
+    def __init__(
+        self, samples: int, count: int, seed: int, grouped: ModalityLengthSampler | None = None, name: str = ""
+    ) -> None:
+        self.name = name
         self.samples, self.count, self.seed, self.grouped, self.epoch = samples, count, seed, grouped, 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -46,7 +46,7 @@ def order_of(data: InstructData, plan: StagePlan, seed: int) -> EpochOrder:
     if settings.sampler == "modality":
         together = (settings.group or settings.batch) // settings.per_device
         grouped = ModalityLengthSampler(data.modality_lengths, settings.per_device, together, seed=seed)
-    return EpochOrder(len(data), plan.epoch_samples, seed, grouped)
+    return EpochOrder(len(data), plan.epoch_samples, seed, grouped, plan.name)
 
 
 class ModelFactory(Protocol):
