@@ -216,7 +216,7 @@ def check_opcodes(data: bytes, persistent: bool = False) -> None:
         elif kind == "stop":
             return
         elif kind == "refused":
-            raise pickle.UnpicklingError(f"has opcode {pickletools.code2op[code.decode('latin1')].name}")
+            raise pickle.UnpicklingError(f"has an opcode that no file needs, at byte {start - 1}")
         if stack and stack[-1][0] > MAX_DEPTH:
             raise pickle.UnpicklingError(f"nests deeper than {MAX_DEPTH}")
         if opcodes > MAX_OPCODES:

@@ -39,7 +39,7 @@ def benchmark_folders(settings: EvalSettings, seed: int) -> Iterator[dict[str, P
         drawn |= mini_sets(PAPER, MINI_WORLD + seed, MINI_SCENES, MINI_PIXELS)
     with question_sets.benchmark_folders(
         {name: (one.folder, name) for name, one in PAPER.items()},
-        wanted and wanted.bench,
+        None if wanted is None else wanted.bench,
         settings.data,
         asked=settings.benchmark,
         drawn=drawn,
