@@ -184,9 +184,9 @@ class Training:
         self.progress.step += 1
         if self.progress.step % self.settings.log_steps == 0:
             logged = {"loss": loss.detach(), **values}
-            summed = {name: summed(self.ranks, value).item() for name, value in logged.items()}
+            totals = {name: summed(self.ranks, value).item() for name, value in logged.items()}
             used = optimizer.param_groups[0]["lr"]
-            self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=used, **summed)
+            self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=used, **totals)
 
     def _train_mode(self) -> None:
         self.model.train()

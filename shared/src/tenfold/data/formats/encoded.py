@@ -13,6 +13,7 @@ from tenfold.data.formats.records import Fields, Picture
 from tenfold.data.pictures import decode_picture
 from tenfold.errors import UserError
 from tenfold.runs import read_text
+from tenfold.runs.parse import parse_json
 
 
 def read_keyed(path: str | Path) -> list[tuple[str, Fields]]:
@@ -30,10 +31,9 @@ def read_keyed(path: str | Path) -> list[tuple[str, Fields]]:
             raise UserError(f"key {twice!r} twice", path, "unique ids")
         return found
 
-    try:
-        values = json.loads(read_text(path), object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(f"broken JSON ({error.msg})", f"{path}, line {error.lineno}", "valid JSON") from error
+    text = read_text(path)
+    parse_json(text, path)  # refuses what is no plain JSON; keys that occur twice are found below
+    values = json.loads(text, object_pairs_hook=pairs)
     if not isinstance(values, dict):
         raise UserError(f"{type(values).__name__} instead of an object", path, "{...}")
     return [(key, Fields(value, f"{path}, {key}")) for key, value in values.items()]

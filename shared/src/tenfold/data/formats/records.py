@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tenfold.data.pictures import open_picture
 from tenfold.errors import UserError
+from tenfold.runs.parse import parse_json
 
 # What Pillow's decoders raise on broken files, besides UnidentifiedImageError (an OSError).
 
@@ -177,11 +177,7 @@ def read_lines(path: str | Path) -> Iterator[Fields]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     where = f"{path}, line {number}"
-                    try:
-                        values = json.loads(line)
-                    except ValueError as error:
-                        raise UserError("broken JSON", where, "one JSON object a line") from error
-                    yield Fields(values, where)
+                    yield Fields(parse_json(line, where), where)
     except UnicodeDecodeError as error:
         raise UserError("is not text", f"{path}, after line {number}", "UTF-8") from error
     except OSError as error:
