@@ -57,7 +57,7 @@ def initial(
         clip: CLIP's folder or hub id, the whole or its image half.
         convnext: a timm or open_clip file, a folder of one, a hub id, or a name of `CONVNEXT_TAGS`; None:
             `vision_config.high_res_weights`.
-        projector: what stage 1 trained (`stage1.read`).
+        projector: what stage 1 trained (`projector.read`).
 
     Raises:
         UserError: a broken, missing or foreign file; a weight that is missing or does not fit the config.

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from tenfold.data.formats.records import _DECODING_ERRORS, Fields, Picture
+from tenfold.data.formats.records import Fields, Picture
+from tenfold.data.pictures import decode_picture
 from tenfold.errors import UserError
 from tenfold.runs import read_text
 from tenfold.runs.parse import parse_json
@@ -49,8 +50,4 @@ def encode_image(picture: Picture) -> bytes:
 
 def decode_image(content: bytes, where: str) -> Image.Image:
     """The bytes of an image file, decoded to the last one, RGB. Raises UserError naming `where` when they are none."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except _DECODING_ERRORS as error:
-        raise UserError(f"broken image ({error})", where, "a whole PNG, JPEG or other image") from error
+    return decode_picture(content, where)
