@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from tenfold.runs.context import Run
+from tenfold.runs.finite import require_finite_loss
 from tenfold.runs.plan import StagePlan
 from tenfold.runs.progress import track
 from tenfold.runs.trainer import AtomicCheckpointMixin
@@ -48,15 +49,28 @@ class StageTrainer(AtomicCheckpointMixin, Trainer):
         mean: what the loss is the mean of. "batch": the tokens of the whole optimiser step, over all ranks, so that two
             ranks compute what one does, and so does accumulation. "micro_batch": those of one device's forward pass, of
             which the mean is taken, as LLaVA's code does.
+        name: of the stage, for messages.
     """
 
-    def __init__(self, *arguments: Any, order: Sampler[int], mean: str, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, order: Sampler[int], mean: str, name: str = "training", **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self.order = order
+        self.order, self.name = order, name
         if mean == "micro_batch":
             # Then the Trainer counts no tokens, and the model takes the mean of each forward pass.
             self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """One forward and backward pass; a loss that is not finite ends the training before the weights take it up.
+
+        Raises:
+            UserError: names stage and step.
+        """
+        loss = super().training_step(*arguments, **options)
+        require_finite_loss(loss, self.name, self.state.global_step + 1)
+        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -179,6 +193,8 @@ def stage_arguments(
         save_total_limit=keep,
         logging_strategy="steps",
         logging_steps=log_steps,
+        # A loss that is not finite ends the training; a zero in its place would hide it.
+        logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
         log_level="error",

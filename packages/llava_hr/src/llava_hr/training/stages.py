@@ -129,5 +129,6 @@ def train_stage(
         callbacks=[Curve(plan, current)],
         order=order_of(data, plan, options.seed),
         mean=settings.loss,
+        name=plan.name,
     )
     return train_to_end(trainer, checkpoint)
