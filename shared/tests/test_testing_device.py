@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from tenfold.testing.device import CUDA, DeviceTensor, stand_in_cuda
+from tenfold.testing.processes import apart
 
 
+@apart
 def test_values_are_those_of_the_cpu():
     """Fails if a kernel sees other values, or a result is not on the device."""
     layer, x = torch.nn.Linear(4, 3), torch.randn(2, 4)
@@ -17,6 +19,7 @@ def test_values_are_those_of_the_cpu():
         assert sum(device.waits.values()) == 0, device.waits
 
 
+@apart
 def test_devices_do_not_mix():
     """Fails if a CPU tensor slips into an operation on the device, as a real one refuses."""
     with stand_in_cuda(), pytest.raises(RuntimeError, match="on cuda:0 and on the CPU"):
@@ -34,6 +37,7 @@ def test_devices_do_not_mix():
         ("is_nonzero", lambda x: bool((x > 0).all())),
     ],
 )
+@apart
 def test_every_wait_is_counted(what, work):
     """Fails if the host can learn a value without a count."""
     with stand_in_cuda() as device:
@@ -41,6 +45,7 @@ def test_every_wait_is_counted(what, work):
         assert any(place.startswith((what, "local_scalar_dense")) for place in device.waits), device.waits
 
 
+@apart
 def test_the_machine_is_as_before():
     with stand_in_cuda():
         assert torch.cuda.is_available()

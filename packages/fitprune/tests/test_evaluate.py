@@ -1,7 +1,4 @@
-"""Evaluation: answers, scores, delivered FLOPs, several ranks, and runs that were killed.
-
-Forks of this process stand for processes that die or share the work: torch is imported once.
-"""
+"""Evaluation: answers, scores, delivered FLOPs; forks stand for processes that die or share the work."""
 
 import copy
 import json

@@ -52,9 +52,7 @@ class StageTrainer(AtomicCheckpointMixin, Trainer):
         name: of the stage, for messages.
     """
 
-    def __init__(
-        self, *arguments: Any, order: Sampler[int], mean: str, name: str = "training", **options: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, order: Sampler[int], mean: str, name: str = "training", **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.order, self.name = order, name
         if mean == "micro_batch":

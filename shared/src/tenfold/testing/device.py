@@ -9,6 +9,7 @@
 Values are kept and computed on the CPU, so results equal the CPU's bit for bit; what is tested is where tensors live,
 and where the host asks for a value (``.item()``, ``.tolist()``, ``nonzero``, a boolean index, a copy to the CPU) and so
 waits for all work that a real device has queued. It serves forward passes: the autograd engine asks for a real context.
+In tests, put `tenfold.testing.processes.apart` around it: a process that had it cannot fork and differentiate later.
 Not covered: backward passes, cuDNN, compiled code, the numerics of other kernels.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -36,6 +37,18 @@ def fork(work: Callable[[], object], **environment: str) -> int:
 def killed(work: Callable[[], object]) -> bool:
     """Whether `work`, in a fork, was ended by SIGKILL."""
     return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1]) == -signal.SIGKILL
+
+
+def apart(test: Callable[..., object]) -> Callable[..., None]:
+    """A test in a fork of its own: what it does to the process (a device that is not there) ends with it."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **options: Any) -> None:
+        child = fork(functools.partial(test, *arguments, **options))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == 0, f"failed in a process of its own, exit code {code}: see its traceback on standard error"
+
+    return run
 
 
 def die_at(place: Any, name: str, number: int) -> None:
