@@ -12,6 +12,7 @@ import torch
 
 import fitprune
 from fitprune import fitting
+from fitprune.fitting import Calibration
 from fitprune.search import candidates
 from tenfold import UserError
 from tenfold.runs import read_jsonl
