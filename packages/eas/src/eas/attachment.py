@@ -206,7 +206,7 @@ class AttachedLayer:
             setattr(cache, STATE, state)
         if call.weights is None:
             assert state is not None
-            if self.number not in state.router:
+            if self.number not in (state.globe if isinstance(part, PIA) else state.router):
                 raise UserError("this cache was made with another skip list", f"layer {self.number}", "a new cache")
             router = state.router[self.number]
             return (router, state.globe[self.number]) if isinstance(part, PIA) else (router,)

@@ -65,16 +65,18 @@ class Skipper:
         shared: dict[str, Any] = {"groups": plan.groups, "scale": plan.scale, "temperature": plan.temperature}
         shared["dropout"] = plan.dropout
         generator = torch.Generator().manual_seed(self.seed)
-        with torch.device("cpu" if device is None else device):
+        with torch.device("meta"):  # torch's own start would draw from the generator that all share
             for layer in range(plan.layers):
                 if plan.adapter_rank and (self.both or layer not in plan.skip):
                     self.adapters[layer] = Adapter(width, plan.adapter_rank, router_bias=False, **shared)
                 if self.both or layer in plan.skip:
                     options = {"identity_start": plan.identity_start, "use_global": plan.use_global}
                     self.pias[layer] = PIA(width, plan.pia_rank, **options, **shared)
+        if device == "meta":
+            return
         for module in self.modules():
-            if next(module.parameters()).device.type != "meta":
-                module.start(generator)
+            module.to_empty(device="cpu" if device is None else device)
+            module.start(generator)
             module.to(dtype=dtype)
 
     def modules(self) -> list[Adapter]:
