@@ -32,6 +32,12 @@ def greedy(model, inputs, steps=4, **options):
     """New tokens and the logits of every step."""
     marks = [3, 4, 7, 8, 9]  # placeholders of pictures, which only a prompt may hold
     out = model.generate(
-        **inputs, suppress_tokens=marks, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
+        **inputs,
+        suppress_tokens=marks,
+        max_new_tokens=steps,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
     )
     return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)

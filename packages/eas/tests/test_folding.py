@@ -83,7 +83,8 @@ def test_a_quantised_matrix_is_refused_and_runs_unfolded():
     with torch.no_grad(), skipper()(model) as attached:
         plain = decode(model, prefill(model))
         model.model.language_model.layers[1].mlp.gate_proj.__class__ = Quantised
-        assert torch.equal(decode(model, cache := prefill(model)), plain)
+        cache = prefill(model)
+        assert torch.equal(decode(model, prefill(model)), plain)
         with pytest.raises(UserError, match="gate_proj of layer 1 cannot be folded: Quantised"), attached.folded(cache):
             pass
         assert not any(layer.folded for layer in attached.attachment.layers)

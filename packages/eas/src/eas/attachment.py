@@ -251,7 +251,9 @@ def _refuse(module: nn.Module, number: int, name: str) -> None:
     norm: Callable[..., Any] | None = getattr(module, "post_attention_layernorm", None)
     gain = getattr(norm, "weight", None)
     if not is_plain_pre_norm(module) or gain is None or getattr(norm, "bias", None) is not None:
-        raise UserError(f"block {number} is no plain pre-norm block", name, "norm, attention, norm, mlp; gains, no shifts")
+        raise UserError(
+            f"block {number} is no plain pre-norm block", name, "norm, attention, norm, mlp; gains, no shifts"
+        )
     if gain.device.type == "meta" or number:
         return
     with torch.no_grad():  # a norm of another form (1 + weight) would need its gain elsewhere

@@ -140,7 +140,7 @@ def language_model_parameters(shape: Shape) -> int:
 
 
 def dense_fold_macs(shape: Shape, removed: int) -> int:
-    """A request's folding as the authors do it, ``W @ M`` with d x d matrices: q, k, v where kept, gate, up where not."""
+    """A request's folding as the authors do it, ``W @ M`` with dense M: q, k, v where kept, gate and up where not."""
     kept = 3 * (shape.layers - removed) * shape.width**3
     return kept + 2 * removed * shape.ffn * shape.width**2
 

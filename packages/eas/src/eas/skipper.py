@@ -1,9 +1,9 @@
 """EAS on a transformers vision-language model: attach a plan, train it, save it, take it off again.
 
-    skipper = eas.Skipper(eas.Plan(layers=32, skip=eas.released("llava-scienceqa-12"), pia_rank=256))
-    with skipper(model):
-        model.generate(**inputs)
-    skipper.save("adapters")
+skipper = eas.Skipper(eas.Plan(layers=32, skip=eas.released("llava-scienceqa-12"), pia_rank=256))
+with skipper(model):
+    model.generate(**inputs)
+skipper.save("adapters")
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Skipper:
         self.plan, self.both, self.means, self.seed = plan, both, means, seed
         self.adapters: dict[int, Adapter] = {}
         self.pias: dict[int, PIA] = {}
+        self.projector: dict[str, nn.Parameter] = {}  # what a tuning made of the host's, by the host's names
+        self._aside: list[tuple[nn.Module, str, nn.Parameter]] = []  # the host's own, while it is attached
         self._attachment: Attachment | None = None
 
     @contextmanager
@@ -86,7 +88,10 @@ class Skipper:
 
     def parameters(self) -> list[nn.Parameter]:
         """What training moves, beside a projector."""
-        return [parameter for module in self.modules() for parameter in module.parameters()]
+        return [
+            *(parameter for module in self.modules() for parameter in module.parameters()),
+            *self.projector.values(),
+        ]
 
     def attach(self, model: nn.Module) -> None:
         """Start skipping.
@@ -112,12 +117,41 @@ class Skipper:
                     place: Tensor = layer.input_layernorm.weight  # type: ignore[union-attr,assignment]
                     module.to(device=place.device, dtype=place.dtype if fresh else None)
                     module.train(layer.training)
+        try:
+            self._put_projector(host)
+        except UserError:
+            self.detach()
+            raise
+
+    def take_projector(self, model: nn.Module) -> None:
+        """Make a copy of the host's projector, to be trained beside the adapters (before `attach`)."""
+        module = find_projector(unwrap(model))
+        self.projector = {name: nn.Parameter(value.detach().clone()) for name, value in module.named_parameters()}
+
+    def _put_projector(self, host: nn.Module) -> None:
+        if not self.projector:
+            return
+        places = dict(find_projector(host).named_modules())
+        for name, parameter in self.projector.items():
+            path, _, leaf = name.rpartition(".")
+            own = getattr(places.get(path), leaf, None)
+            if own is None or own.shape != parameter.shape:
+                found = "none" if own is None else list(own.shape)
+                raise UserError(f"projector {name} {list(parameter.shape)}", type(host).__name__, f"{found}")
+            parameter.data = parameter.data.to(device=own.device)
+            self._aside.append((places[path], leaf, own))
+            setattr(places[path], leaf, parameter)
 
     def detach(self) -> None:
         """Stop skipping and restore the model; without effect when not attached."""
         if self._attachment is not None:
             if any(not hasattr(layer.module, "self_attn") for layer in self._attachment.layers):
-                raise UserError("the skipped attentions were dropped", type(self._attachment.model).__name__, "reload it")
+                raise UserError(
+                    "the skipped attentions were dropped", type(self._attachment.model).__name__, "reload it"
+                )
+            for module, leaf, own in self._aside:
+                setattr(module, leaf, own)
+            self._aside = []
             self._attachment.detach()
             self._attachment = None
 
@@ -163,7 +197,9 @@ class Skipper:
             part = layer.pia if layer.skipped else layer.adapter
             if part is not None:
                 globe = state.globe.get(layer.number)
-                maps[layer.number] = affine(part, state.router[layer.number][row], None if globe is None else globe[row])
+                maps[layer.number] = affine(
+                    part, state.router[layer.number][row], None if globe is None else globe[row]
+                )
         return maps
 
     @contextmanager
@@ -189,7 +225,9 @@ class Skipper:
                 for name in SKIPPED_TARGETS if layer.skipped else KEPT_TARGETS:
                     linear = getattr(block, name, None)
                     if type(linear) is not nn.Linear or not torch.is_floating_point(linear.weight):
-                        raise UserError(f"{name} of layer {layer.number} cannot be folded", type(linear).__name__, "nn.Linear")
+                        raise UserError(
+                            f"{name} of layer {layer.number} cannot be folded", type(linear).__name__, "nn.Linear"
+                        )
                     one = fold(linear.weight, maps[layer.number], bias=linear.bias, gain=gain, as_released=as_released)
                     undo.append((block, name, linear))
                     setattr(block, name, _linear(one))
@@ -205,6 +243,14 @@ class Skipper:
                 layer.folded = False
 
 
+def find_projector(host: nn.Module) -> nn.Module:
+    """The module between vision tower and decoder. Raises UserError where the host has none of that name."""
+    for name, module in host.named_modules():
+        if name.rpartition(".")[2] == "multi_modal_projector":
+            return module
+    raise UserError("no multi_modal_projector", type(host).__name__, "a LLaVA host: only its projector is tuned")
+
+
 def _linear(folded: Folded) -> nn.Linear:
     out, width = folded.weight.shape
     with torch.device("meta"):
@@ -216,4 +262,6 @@ def _linear(folded: Folded) -> nn.Linear:
 def _refuse_rows(state: PromptState) -> None:
     for rows in (*state.router.values(), *state.globe.values()):
         if rows.shape[0] > 1 and not bool((rows == rows[:1]).all()):
-            raise UserError(f"{rows.shape[0]} different prompts in this cache", "folding", "one: a fold is one prompt's")
+            raise UserError(
+                f"{rows.shape[0]} different prompts in this cache", "folding", "one: a fold is one prompt's"
+            )

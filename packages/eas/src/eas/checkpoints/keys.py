@@ -2,7 +2,8 @@
 
     model.layers.{i}.adapter_attn.conv_A.weight [h, d, 1]       layers.{i}.adapter.A.weight [h, d]
     model.layers.{i}.replaced_adapter.expert_weights.bias [2]   layers.{i}.pia.router.bias [2]
-    model.mm_projector.*                                        projector.*
+    model.mm_projector.{0|2}.weight                             projector.linear_{1|2}.weight
+    model.mm_projector.weight (LLaVA's first version)           projector.linear.weight
 
 Projections are 1x1 convolutions there, whose last axis is dropped here. ``adapter_attn.expert_weights`` has no bias and
 ``replaced_adapter.expert_weights`` has one; nothing is filled in on either way.
@@ -24,15 +25,16 @@ OURS = re.compile(r"layers\.(\d+)\.(adapter|pia)\.([ABCD]|router)\.(weight|bias)
 PROJECTOR_OFFICIAL, PROJECTOR = "model.mm_projector.", "projector."
 KINDS = {"adapter_attn": "adapter", "replaced_adapter": "pia"}
 KINDS_BACK = {ours: official for official, ours in KINDS.items()}
-# LLaVA-1.5's projector is a sequence with an activation at 1, transformers' names its two layers; the linear one of
-# LLaVA's first version has no number.
-PROJECTOR_PARTS = {"0": "linear_1", "2": "linear_2"}
+# LLaVA-1.5's projector is a sequence with an activation at 1; transformers names its two layers.
+PROJECTOR_PARTS = {"0.": "linear_1.", "2.": "linear_2.", "": "linear."}
+PROJECTOR_LEAVES = re.compile(r"(0\.|2\.|)(weight|bias)")
 
 
 def from_official(key: str) -> str | None:
     """Our name of an official weight; None for one that is not of the method (the frozen language model)."""
     if key.startswith(PROJECTOR_OFFICIAL):
-        return PROJECTOR + key.removeprefix(PROJECTOR_OFFICIAL)
+        leaf = PROJECTOR_LEAVES.fullmatch(key.removeprefix(PROJECTOR_OFFICIAL))
+        return PROJECTOR + PROJECTOR_PARTS[leaf[1]] + leaf[2] if leaf else None
     match = OFFICIAL.fullmatch(key)
     if match is None:
         return None
@@ -42,8 +44,9 @@ def from_official(key: str) -> str | None:
 
 def to_official(key: str) -> str:
     """The official name of one of our weights."""
-    if key.startswith(PROJECTOR):
-        return PROJECTOR_OFFICIAL + key.removeprefix(PROJECTOR)
+    for official, ours in PROJECTOR_PARTS.items():
+        if key.startswith(PROJECTOR + ours):
+            return PROJECTOR_OFFICIAL + official + key.removeprefix(PROJECTOR + ours)
     match = OURS.fullmatch(key)
     if match is None:
         raise KeyError(key)

@@ -55,4 +55,3 @@ def pia_units(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: C
         compare.close(f"{name} b", one.bias, tensors[f"out/{name}_rep_bias_b0"], "units")
         merged = tokens[:1] @ one.matrix().T + one.bias
         compare.close(f"{name} as one matrix", merged, tensors[f"out/{name}_merged_b0"], "units")
-
