@@ -161,6 +161,10 @@ class Skipper:
             raise UserError("this skipper is not attached", None, "with skipper(model): ...")
         return self._attachment
 
+    def host_layers(self) -> Iterator[Any]:
+        """The decoder blocks of the host that it is attached to."""
+        return (layer.module for layer in self.attachment.layers)
+
     def set_skip(self, skip: tuple[int, ...]) -> None:
         """Skip these attentions from the next forward on (a skipper made with `both`)."""
         self.attachment.set_skip(skip)
