@@ -34,7 +34,8 @@ class About:
         host: fingerprint or name of the frozen model it was tuned on; "" where it is not known.
         prompt_format: of a ScienceQA tuning, such as "QCM-ALE"; None: another task.
         search: SHA-256 of the search result that gave the skip list; None: the list was given.
-        run: id of the run that made it; None: converted.
+        run: id of the run that made it, where it is kept apart from its run.json; a training leaves it to that file, so
+            that the same training writes the same bytes.
     """
 
     width: int
@@ -134,7 +135,7 @@ def load_folder(folder: str | Path) -> tuple[Skipper, About]:
 def card(plan: Plan, about: About) -> str:
     """The model card that a folder carries."""
     host = about.host or "unknown"
-    run = f"\nMade by run `{about.run}`." if about.run else "\nConverted from a release."
+    run = f"\nMade by run `{about.run}`." if about.run else ""
     search = f"\nThe list was found by the search with SHA-256 `{about.search}`." if about.search else ""
     return (
         "---\nlicense: other\nlibrary_name: eas\ntags: [eas, attention-skipping, adapters]\n---\n"

@@ -4,7 +4,8 @@ r"""LLaVA's json of conversations, as the LLaVA host's three tasks use it: AID, 
       "conversations": [{"from": "human", "value": "<image>\nWhat is the label for this image?\n..."},
                         {"from": "gpt", "value": "airport"}]}, ...]
 
-One question and one answer a record; ``image`` may be absent (a third of ScienceQA), ``answer_type`` is Slake's and AID's.
+One question and one answer a record; ``image`` may be absent (half of ScienceQA), ``answer_type`` is Slake's and
+AID's.
 """
 
 from __future__ import annotations

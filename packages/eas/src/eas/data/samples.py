@@ -15,11 +15,10 @@ from torch import Tensor
 
 from eas.data.records import Record
 from tenfold import UserError
+from tenfold.data.conversation import get_conversation
+from tenfold.hosts.answers import pad_to_square
 
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-)
+SYSTEM = f"{get_conversation('vicuna_v1').system} "
 IGNORED = -100
 
 
@@ -87,13 +86,10 @@ class Encoder:
 
     def _picture(self, record: Record) -> Image.Image | None:
         picture = record.picture()
-        if picture is None or not self.pad or picture.width == picture.height:
+        if picture is None or not self.pad:
             return picture
         mean = getattr(self.processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
-        side = max(picture.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        return square
+        return pad_to_square(picture, mean)
 
     def _ids(self, text: str, picture: Image.Image | None) -> dict[str, Tensor]:
         encoded = self.processor(images=None if picture is None else [picture], text=[text], return_tensors="pt")

@@ -1,8 +1,8 @@
 """A task that the mini host was not trained on: the colour behind one more look, answered by a letter.
 
 "Find the red circle. What color is next?" is the host's own question; its answer, one of eight colours, becomes one of
-four letters (colours 0 and 4 are A, 1 and 5 are B, ...), so that all four are equally likely and the host, which answers
-by a colour, begins at zero. Adapters must learn the letters; the looks that lead to the colour are the host's.
+four letters (colours 0 and 4 are A, 1 and 5 are B, ...), so that all four are equally likely and the host, which
+answers by a colour, begins at zero. Adapters must learn the letters; the looks that lead to the colour are the host's.
 
 The questions are written as LLaVA's json of conversations with pictures beside it, so that a training and an evaluation
 of the miniature read what they read at full size.

@@ -6,20 +6,17 @@ A killed training goes on from its last complete checkpoint with the same bits. 
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eas.checkpoints.folder import About, save_folder
-from eas.checkpoints.load import MINI, Host, load_host
 from eas.data.records import Record, check_format, prompt_format, read_records
 from eas.data.samples import Encoder
 from eas.miniature import task
@@ -30,17 +27,20 @@ from eas.training.plan import StagePlan, check_layers, plan_of, skip_of, stage_p
 from eas.training.settings import StageName, TrainSettings
 from eas.training.stages import Kept, Stage
 from tenfold import UserError
-from tenfold.runs import Run, atomic_write_json, fingerprint, read_json, run, track
+from tenfold.cli.settings import MINI, HostSettings
+from tenfold.hosts.loading import Host, load_host
+from tenfold.runs import Run, fingerprint, read_jsonl, run, track
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
-from tenfold.runs.record import RECORD_NAME
+from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 
 logger = logging.getLogger(__name__)
 
 SEARCH, ADAPTERS, DATA = "search.json", "adapters", "data"
-CHECKPOINTS, IDENTITY = "checkpoint-{}", "checkpoint-identity.json"
+CHECKPOINTS = "checkpoint-{}"
 # What may differ between a training and its continuation: it moves no bit of the weights.
-FREE = ("device", "checkpoint_steps", "keep", "log_steps", "wandb")
+FREE = ("device", "checkpoint_steps", "keep", "log_steps", "wandb", "data.folder", "from_search")
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     if (output / RECORD_NAME).exists():
         raise UserError("holds a finished run", output, "a new folder")
     device = choose_device(settings.device)
-    with _threads(settings.threads), join(device, "eas") as group:
-        group.lead(lambda: _check_output(output, resume))
+    with threads(settings.threads), join(device, "eas") as group:
+        group.lead(lambda: require_new(output, resume, (DATA,)))
         result = SearchResult.load(settings.from_search) if settings.from_search else None
         dtype = "bfloat16" if settings.precision == "bf16" else "float32"
-        host = load_host(settings.model, device=str(device), dtype=dtype)
+        host = load_host(HostSettings(model=settings.model, device=str(device), dtype=dtype))
         check_layers(settings, host.model.config)
         records, prints = _data(settings, output, group, seed)
         prints |= {"model": host.fingerprint} | ({"search": result.sha256} if result else {})
-        identity = _identity(settings, seed, group.world, prints)
-        group.lead(lambda: _check_identity(output, identity))
+        known_by = identity(settings.model_dump(mode="json"), seed, group.world, prints, FREE)
+        group.lead(lambda: keep_identity(output, known_by))
         options: dict[str, Any] = {"output": output, "data": prints, "wandb_project": settings.wandb}
         with run(
             "eas",
@@ -206,20 +206,14 @@ class _Training:
             host=self.host.fingerprint,
             prompt_format=self.format,
             search=None if result is None else result.sha256,
-            run=self.current.id,
         )
         target = self.current.file(ADAPTERS)
         if target.exists():  # written by a run that was killed before its record
-            import shutil
-
             shutil.rmtree(target)
         save_folder(skipper, target, about)
 
 
 def _logged(output: Path, stage: str, until: int) -> list[float]:
-    from tenfold.runs import read_jsonl
-    from tenfold.runs.record import METRICS_NAME
-
     path = output / METRICS_NAME
     rows = read_jsonl(path) if path.exists() else []
     return [row["loss"] for row in rows if row.get("stage") == stage and row["step"] <= until]
@@ -235,40 +229,3 @@ def _data(settings: TrainSettings, output: Path, group: Ranks, seed: int) -> tup
     records = read_records(folder / settings.data.train, folder / settings.data.images)
     check_format(settings.prompt_format, records, folder / settings.data.train)
     return records, {"train": fingerprint(folder / settings.data.train)}
-
-
-def _check_output(output: Path, resume: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise UserError("not a folder", output, "a new folder")
-    there = {path.name for path in output.iterdir()} - {DATA} if output.is_dir() else set()
-    if there and not resume:
-        raise UserError(f"not empty ({sorted(there)[0]})", output, "--resume, or a new folder")
-
-
-def _identity(settings: TrainSettings, seed: int, world: int, prints: Mapping[str, str]) -> dict[str, Any]:
-    values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in FREE}
-    values["data"] = {name: value for name, value in values["data"].items() if name != "folder"}
-    return {**values, "seed": seed, "ranks": world, **{f"print of {name}": value for name, value in prints.items()}}
-
-
-def _check_identity(output: Path, identity: Mapping[str, Any]) -> None:
-    path = output / IDENTITY
-    if not path.exists():
-        output.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(path, dict(identity))
-        return
-    theirs, ours = read_json(path), json.loads(json.dumps(identity))
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    if changed:
-        raise UserError(f"begun with another {', '.join(changed)}", output, "the settings that it was begun with")
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
