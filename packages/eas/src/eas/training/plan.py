@@ -12,6 +12,7 @@ from eas.plan import Plan, released
 from eas.result import SearchResult
 from eas.training.settings import AdapterSettings, StageName, StageSettings, TrainSettings
 from tenfold import UserError
+from tenfold.cli.settings import MINI
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,18 @@ def check_layers(settings: TrainSettings, config: Any) -> None:
     plan_of(settings.adapters, layers, skip_of(settings.adapters) or ())
     if settings.adapters.removed >= layers and "search" in settings.stages:
         raise UserError(f"removed {settings.adapters.removed}", f"a host of {layers} layers", f"1 to {layers - 1}")
+
+
+def host_shape(settings: TrainSettings) -> tuple[costs.Shape, int]:
+    """The decoder's shape and the projector's parameters of the host that a training names, without its weights.
+
+    A host that is not here counts as the 7B that the config was written for.
+    """
+    if settings.model == MINI:
+        from tenfold.data import mini_host
+
+        text, vision = mini_host.config().get_text_config(), mini_host.config().vision_config
+        width = text.hidden_size
+        return costs.Shape.of(mini_host.config()), vision.hidden_size * width + width + width * width + width
+    kind = "linear" if settings.prompt_format else "mlp"
+    return costs.LLAMA_7B, costs.projector_parameters(costs.LLAMA_7B.width, kind)
