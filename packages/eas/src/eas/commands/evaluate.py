@@ -124,4 +124,6 @@ def add_to(app: typer.Typer) -> None:
     )
     app.command("eval", cls=command_with(_trees), epilog=example)(evaluate)
     app.command("demo", epilog="Example: [bold]eas demo[/bold]")(demo)
-    app.command("sensitivity", epilog="Example: [bold]eas sensitivity --removed 2 --output runs/list[/bold]")(sensitivity)
+    app.command("sensitivity", epilog="Example: [bold]eas sensitivity --removed 2 --output runs/list[/bold]")(
+        sensitivity
+    )

@@ -46,9 +46,7 @@ def run_sensitivity(settings: SensitivitySettings, seed: int, output: Path) -> S
         encoder = Encoder(host.processor)
         samples = [encoder.sample(record) for record in records]
     with run("eas", "sensitivity", config=settings.model_dump(), seed=seed, output=output, data=data) as current:
-        batches = [
-            encoder.collate(samples[at : at + settings.batch]) for at in range(0, len(samples), settings.batch)
-        ]
+        batches = [encoder.collate(samples[at : at + settings.batch]) for at in range(0, len(samples), settings.batch)]
         losses = []
         for layer in track(list(range(layers)), "layers"):
             plan = Plan(layers=layers, skip=(layer,), adapter_rank=0, pia_rank=2, identity_start=True)
