@@ -4,9 +4,11 @@ import torch
 
 from eas.plan import Plan
 from eas.skipper import Skipper
-from tenfold.testing.hosts import HOSTS, PAD, SCENARIOS, Prompts, build
+from tenfold.testing.hosts import HOSTS, IMAGE, PAD, SCENARIOS, Prompts, build
 
-__all__ = ["HOSTS", "PAD", "SCENARIOS", "Prompts", "build", "greedy", "plan", "randomise", "skipper"]
+__all__ = ["HOSTS", "IMAGE_IDS", "PAD", "SCENARIOS", "Prompts", "build", "greedy", "plan", "randomise", "skipper"]
+
+IMAGE_IDS = IMAGE
 
 
 def plan(skip=(1, 3), layers=4, **options):

@@ -11,6 +11,7 @@ predicted by MACs, decoding by the bytes that a step reads. Rounds alternate; me
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def measure(settings: BenchSettings, device: torch.device, seed: int) -> dict[st
                 for part, value in found.items():
                     seconds[name][part].append(value)
                 peaks[name] = peak
-    shape = costs.Shape(4096, 11008, layers, 32000, 32, 32)
+    shape = replace(costs.LLAMA_7B, layers=layers)
     predicted = _predicted(shape, settings, removed, ranks)
     rows: dict[str, Any] = {}
     for name in subjects:
@@ -147,7 +148,7 @@ class Subject:
         self.model, self.skipper, self.settings, self.folded = model, skipper, settings, folded
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(1)
-        self.ids = torch.randint(32000, (1, settings.prompt), generator=generator).to(device)
+        self.ids = torch.randint(costs.LLAMA_7B.vocabulary, (1, settings.prompt), generator=generator).to(device)
 
     def once(self, clock: Clock) -> tuple[dict[str, float], int | None]:
         """Seconds of the prefill, of folding, and of one decoded token."""
