@@ -60,7 +60,7 @@ def stage(group=None, steps=4, per_device=4, batch=4, search=None, kept=None, ra
     settings = StageSettings(batch=batch, per_device=per_device, learning_rate=rate)
     planned = StagePlan("tune" if search is None else "search", settings, 8, steps, 1, (group or Ranks()).world)
     extra = {} if log is None else {"log": log}
-    return Stage(model, skipper, Tiny(), planned, seed=3, group=group, search=search, removed=1, kept=kept, **extra)
+    return Stage(model, skipper, Tiny(), planned, seed=3, group=group, search=search, removed=2, kept=kept, **extra)
 
 
 def weights(made):
@@ -188,7 +188,7 @@ def test_tune_from_a_search_file(trained, tmp_path):
     )
     assert made.exit_code == 0, made.output
     record = json.loads((tmp_path / "tune" / "run.json").read_text())
-    assert record["data"]["search"] == done.search.sha256
+    assert record["data"]["search"] == f"sha256:{done.search.sha256}"
     assert record["metrics"]["tune"]["skip"] == sorted(done.search.skip)
 
 

@@ -10,8 +10,8 @@ import typer
 from tenfold import UserError
 
 EPILOG = (
-    "Examples: [bold]eas convert llava-eas-scienceqa adapters[/bold] · [bold]eas convert adapters release --to official "
-    "--base vicuna-7b[/bold] · [bold]eas convert --check llava15_7b_aid_slake[/bold]"
+    "Examples: [bold]eas convert llava-eas-scienceqa adapters[/bold] · [bold]eas convert adapters release "
+    "--to official --base vicuna-7b[/bold] · [bold]eas convert --check llava15_7b_aid_slake[/bold]"
 )
 
 

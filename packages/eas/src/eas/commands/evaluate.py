@@ -120,7 +120,7 @@ def add_to(app: typer.Typer) -> None:
     """Give the command its verbs `eval`, `demo` and `sensitivity`."""
     example = (
         "Examples: [bold]eas eval --config mini[/bold] · [bold]eas eval llava-1.5-7b-hf --adapters runs/aid20/adapters "
-        "--benchmark aid --data aid --output runs/eval[/bold] · [bold]torchrun --nproc_per_node 4 -m eas eval ...[/bold]"
+        "--benchmark aid --data aid --output runs/e[/bold] · [bold]torchrun --nproc_per_node 4 -m eas eval ...[/bold]"
     )
     app.command("eval", cls=command_with(_trees), epilog=example)(evaluate)
     app.command("demo", epilog="Example: [bold]eas demo[/bold]")(demo)

@@ -1,4 +1,4 @@
-"""`eas train`, `eas search` and `eas tune`: options into settings, a plan or a training, and what it says in the end."""
+"""`eas train`, `eas search` and `eas tune`: options into settings, a plan or a training, and its outcome."""
 
 # Annotations are not deferred: typer evaluates them.
 
@@ -30,8 +30,8 @@ Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without data or weights.")]
 EPILOG = (
-    "Examples: [bold]eas train --config mini --output runs/mini[/bold] · [bold]eas train --config aid20 --dry-run[/bold] "
-    "· [bold]torchrun --nproc_per_node 4 -m eas train --config aid20 --data aid --output runs/aid20[/bold]"
+    "Examples: [bold]eas train --config mini --output runs/mini[/bold] · [bold]eas train --config aid20 --dry-run"
+    "[/bold] · [bold]torchrun --nproc_per_node 4 -m eas train --config aid20 --data aid --output runs/aid20[/bold]"
 )
 
 
@@ -156,5 +156,5 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(train)
     app.command(epilog="Example: [bold]eas search --config aid20 --data aid --output runs/search[/bold]")(search)
     app.command(
-        epilog="Example: [bold]eas tune --from runs/search/search.json --config aid20 --data aid --output runs/tune[/bold]"
+        epilog="Example: [bold]eas tune --from runs/search/search.json --config aid20 --data aid --output runs/t[/bold]"
     )(tune)

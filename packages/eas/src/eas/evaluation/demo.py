@@ -1,4 +1,4 @@
-"""`eas demo`: the miniature's questions, answered by the host as it is and by the host without the skipped attentions."""
+"""`eas demo`: the miniature's questions, answered by the host as it is and without the skipped attentions."""
 
 from __future__ import annotations
 

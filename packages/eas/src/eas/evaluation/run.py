@@ -111,10 +111,11 @@ def run_eval(
         The evaluation, on rank 0.
 
     Raises:
-        UserError: model, adapters, data or split cannot be used, or do not go together; `output` holds a finished run of
-            something else.
+        UserError: model, adapters, data or split cannot be used, or do not go together; `output` holds a finished run
+            of something else.
     """
     one = BENCHMARKS[settings.benchmark]
+    adapters_folder(settings.adapters, settings.model)  # before the model, whose loading takes longest
     with ranks() as group, _asked(settings, one) as asked:
         host = load_host(settings.model_copy(update={"device": str(choose_device(settings.device))}))
         skipper, about = _adapters(settings, host)

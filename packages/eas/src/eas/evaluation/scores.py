@@ -59,7 +59,7 @@ def aid(records: Sequence[Record], texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def slake(records: Sequence[Record], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Per cent: open and closed answers that hold the right one, and token precision, recall and F1 of the open ones."""
+    """Per cent: open and closed answers that hold the right one; precision, recall and F1 of the open ones' words."""
     scores: dict[str, Any] = {}
     for kind in ("OPEN", "CLOSED"):
         asked = [record for record in records if record.answer_type == kind]

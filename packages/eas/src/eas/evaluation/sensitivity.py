@@ -1,4 +1,8 @@
-"""The cheap baseline: the loss without one attention at a time, nothing trained (x + FFN(gamma2 * norm1(x)))."""
+"""The cheap baseline: one attention at a time is taken out, nothing is trained (x + FFN(gamma2 * norm1(x))).
+
+What is scored is how far the host then is from what it says with all attentions, where the records have their answers:
+the answers themselves are of a task that it has not learnt.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eas.data.records import read_records
 from eas.data.samples import Encoder
@@ -47,11 +51,12 @@ def run_sensitivity(settings: SensitivitySettings, seed: int, output: Path) -> S
         samples = [encoder.sample(record) for record in records]
     with run("eas", "sensitivity", config=settings.model_dump(), seed=seed, output=output, data=data) as current:
         batches = [encoder.collate(samples[at : at + settings.batch]) for at in range(0, len(samples), settings.batch)]
+        said = [labelled(host.model, batch).argmax(-1) for batch in batches]
         losses = []
         for layer in track(list(range(layers)), "layers"):
             plan = Plan(layers=layers, skip=(layer,), adapter_rank=0, pia_rank=2, identity_start=True)
             with Skipper(plan)(host.model):
-                losses.append(mean_loss(host.model, batches))
+                losses.append(mean_loss(host.model, batches, said))
         order = sorted(range(layers), key=lambda site: losses[site])
         removed = settings.removed
         result = SearchResult(
@@ -76,17 +81,21 @@ def metrics(result: SearchResult) -> dict[str, Any]:
     return {"skip": list(result.skip), "margin": result.margin}
 
 
+def mean_loss(model: Any, batches: list[dict[str, Tensor]], said: list[Tensor]) -> float:
+    """Cross entropy of the tokens that the whole host says, over all labelled positions."""
+    losses = [
+        nn.functional.cross_entropy(labelled(model, batch), tokens, reduction="sum")
+        for batch, tokens in zip(batches, said, strict=True)
+    ]
+    return float(sum(losses)) / max(1, sum(len(tokens) for tokens in said))
+
+
 @torch.inference_mode()
-def mean_loss(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
-    """Cross entropy of the answers' tokens, over all batches."""
-    total, count = 0.0, 0
+def labelled(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Logits ``[labels, vocabulary]`` float32 of the positions that predict a label."""
     place = next(model.parameters())
-    for batch in batches:
-        given = {name: value.to(place.device) for name, value in batch.items()}
-        if "pixel_values" in given:
-            given["pixel_values"] = given["pixel_values"].to(place.dtype)
-        logits = model(**given, use_cache=False).logits[:, :-1].float()
-        labels = given["labels"][:, 1:]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-        total, count = total + float(loss), count + int((labels != -100).sum())
-    return total / max(1, count)
+    given = {name: value.to(place.device) for name, value in batch.items() if name != "labels"}
+    if "pixel_values" in given:
+        given["pixel_values"] = given["pixel_values"].to(place.dtype)
+    logits = model(**given, use_cache=False).logits[:, :-1].float()
+    return logits[(batch["labels"][:, 1:] != -100).to(place.device)]

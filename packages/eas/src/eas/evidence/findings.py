@@ -2,10 +2,10 @@
 
 Decided before the record (worlds and seeds of the record were not used to choose anything):
 
-- One frozen host, the mini host. Seeds are those of the adapters' start, the order of the data, the search and the random
-  lists; arms of one seed share the first two. Accuracy on TEST questions that no arm saw, first token only.
-- "searched" is ahead of "random" when the paired difference to the mean of that seed's random lists (none holds layer 0)
-  exceeds its spread over the seeds and LEAST points; alike for the other comparisons.
+- One frozen host, the mini host. Seeds are those of the adapters' start, the order of the data, the search and the
+  random lists; arms of one seed share the first two. Accuracy on TEST questions that no arm saw, first token only.
+- "searched" is ahead of "random" when the paired difference to the mean of that seed's random lists (none holds layer
+  0) exceeds its spread over the seeds and LEAST points; alike for the other comparisons.
 - Gates, without which comparisons of lists have no verdict: the reference (nothing skipped, equal parameters) answers
   between 35 and 95 % (chance is 25 %), and after tuning the best single removal is GAP points above the worst.
 - The host's own answers are colours: before tuning it is right in no more than 5 %.
@@ -38,8 +38,8 @@ ARMS = (SEARCHED, SENSITIVITY, RANDOM, REVERSED, NO_GLOBAL, NOTHING, EQUAL, BEST
 def experiments() -> Experiments:
     """What `claims --train` does."""
     return Experiments(
-        f"searches and tunes {len(ARMS) + 2} lists of skipped attentions on the mini host with {len(SEEDS)} seeds: about "
-        f"{MINUTES} minutes of one core, half of it on two",
+        f"searches and tunes {len(ARMS) + 2} lists of skipped attentions on the mini host with {len(SEEDS)} seeds: "
+        f"about {MINUTES} minutes of one core, half of it on two",
         conduct,
     )
 
@@ -162,7 +162,7 @@ def judge(seeds: Seeds) -> list[Finding]:
             "mini-correlation",
             float(np.mean(correlations)),
             None,
-            f"Spearman's, preferences against one-at-a-time sensitivity: {', '.join(f'{one:+.2f}' for one in correlations)}; "
+            f"Spearman's, preferences against sensitivity: {', '.join(f'{one:+.2f}' for one in correlations)}; "
             f"margins {', '.join(format(one['margin'], '.4f') for one in seeds)}",
         ),
     ]

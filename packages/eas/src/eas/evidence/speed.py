@@ -52,8 +52,7 @@ def build(settings: BenchSettings, device: torch.device, layers: int) -> LlamaFo
                 parameter.normal_(0, 0.02, generator=generator)
             else:
                 parameter.fill_(1)
-        rotary: Any = model.model.rotary_emb
-        rotary.__init__(config=config, device=device)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies are no parameters
     return model.eval()
 
 

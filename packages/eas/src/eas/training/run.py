@@ -83,7 +83,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         host = load_host(HostSettings(model=settings.model, device=str(device), dtype=dtype))
         check_layers(settings, host.model.config)
         records, prints = _data(settings, output, group, seed)
-        prints |= {"model": host.fingerprint} | ({"search": result.sha256} if result else {})
+        prints |= {"model": host.fingerprint} | ({"search": f"sha256:{result.sha256}"} if result else {})
         known_by = identity(settings.model_dump(mode="json"), seed, group.world, prints, FREE)
         group.lead(lambda: keep_identity(output, known_by))
         options: dict[str, Any] = {"output": output, "data": prints, "wandb_project": settings.wandb}
