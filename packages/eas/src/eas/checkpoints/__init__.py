@@ -1,0 +1,1 @@
+"""Official checkpoints and this package's folders."""

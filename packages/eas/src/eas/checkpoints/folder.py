@@ -1,0 +1,145 @@
+"""This package's format: a folder with ``eas.json`` (the plan and where it comes from) and ``adapters.safetensors``.
+
+The frozen host is not in it: a tuning of a 7B host is 0.1 GB. ``README.md`` is a model card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from eas.checkpoints import keys
+from eas.plan import Plan
+from eas.skipper import Skipper
+from tenfold import UserError
+from tenfold.runs import atomic_directory, atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from tenfold.weights import read_weights
+
+CONFIG, WEIGHTS, CARD = "eas.json", "adapters.safetensors", "README.md"
+FORMAT = "eas-adapters"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a folder says of itself beside its plan.
+
+    Attributes:
+        width: of the host's decoder.
+        host: fingerprint or name of the frozen model it was tuned on; "" where it is not known.
+        prompt_format: of a ScienceQA tuning, such as "QCM-ALE"; None: another task.
+        search: SHA-256 of the search result that gave the skip list; None: the list was given.
+        run: id of the run that made it, where it is kept apart from its run.json; a training leaves it to that file, so
+            that the same training writes the same bytes.
+    """
+
+    width: int
+    host: str = ""
+    prompt_format: str | None = None
+    search: str | None = None
+    run: str | None = None
+
+
+def fill(skipper: Skipper, weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Put weights under our names into a built skipper: all that its plan needs, and no other but a projector's.
+
+    Raises:
+        UserError: one is missing, unexpected, of another shape, or not finite; the first is named.
+    """
+    wanted = keys.named(skipper.adapters, skipper.pias)
+    missing = sorted(wanted.keys() - weights.keys())
+    if missing:
+        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", where, "all of the plan's modules")
+    projector = {name: value for name, value in weights.items() if name.startswith(keys.PROJECTOR)}
+    unexpected = sorted(weights.keys() - wanted.keys() - projector.keys())
+    if unexpected:
+        raise UserError(f"{len(unexpected)} weights have no place, first {unexpected[0]}", where, "the plan's modules")
+    for name, tensor in weights.items():
+        shape = wanted[name].shape if name in wanted else tensor.shape
+        if tensor.shape != shape:
+            raise UserError(f"{name} {list(tensor.shape)}", where, f"{list(shape)}")
+        if not torch.is_floating_point(tensor) or not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{name} is not finite", where, "finite floating-point weights")
+    for kind, modules in (("adapter", skipper.adapters), ("pia", skipper.pias)):
+        for layer, module in modules.items():
+            state = {leaf: weights[f"layers.{layer}.{kind}.{leaf}"].detach().clone() for leaf in module.state_dict()}
+            module.load_state_dict(state, assign=True)  # also into modules that have no memory yet
+    # The linear projector of LLaVA's first version is the first layer of transformers' two, the second an identity.
+    renamed = {
+        name.removeprefix(keys.PROJECTOR).replace("linear.", "linear_1."): value for name, value in projector.items()
+    }
+    skipper.projector = {name: nn.Parameter(value.detach().clone()) for name, value in renamed.items()}
+
+
+def weights_of(skipper: Skipper, linear: bool = False) -> dict[str, Tensor]:
+    """All that a tuning made, under our names.
+
+    Args:
+        linear: the projector is LLaVA's first, one linear layer.
+    """
+    found: dict[str, Tensor] = {
+        key: value.detach() for key, value in keys.named(skipper.adapters, skipper.pias).items()
+    }
+    for name, value in skipper.projector.items():
+        found[keys.PROJECTOR + (name.replace("linear_1.", "linear.") if linear else name)] = value.detach()
+    return found
+
+
+def save_folder(skipper: Skipper, folder: str | Path, about: About, *, linear: bool = False) -> None:
+    """Write a tuning into a new folder, whole or not at all."""
+    weights = {name: value.cpu().contiguous() for name, value in weights_of(skipper, linear).items()}
+    with atomic_directory(folder) as place:
+        atomic_write_json(place / CONFIG, _content(skipper.plan, about))
+        atomic_write_bytes(place / WEIGHTS, save(weights, metadata={"format": "pt"}))
+        atomic_write_text(place / CARD, card(skipper.plan, about))
+
+
+def _content(plan: Plan, about: About) -> dict[str, Any]:
+    return {"format": FORMAT, "plan": plan.to_dict(), **vars(about)}
+
+
+def read_about(folder: str | Path) -> tuple[Plan, About]:
+    """A folder's plan and what it says of itself. Raises UserError for a missing or broken ``eas.json``."""
+    path = Path(folder) / CONFIG
+    content = read_json(path)
+    names = set(About.__dataclass_fields__)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or set(content) != {"format", "plan", *names}:
+        raise UserError("no EAS adapters", path, f"format {FORMAT}, plan, {', '.join(sorted(names))}")
+    about = {name: content[name] for name in names}
+    if type(about["width"]) is not int or about["width"] < 1 or not isinstance(about["host"], str):
+        raise UserError("width or host of another type", path, "a whole number and a text")
+    if any(about[name] is not None and not isinstance(about[name], str) for name in ("prompt_format", "search", "run")):
+        raise UserError("prompt_format, search or run of another type", path, "texts, or null")
+    return Plan.from_dict(content["plan"], path), About(**about)
+
+
+def load_folder(folder: str | Path) -> tuple[Skipper, About]:
+    """Open a tuning.
+
+    Raises:
+        UserError: no such folder, a broken file, weights that do not fit the plan or are not finite.
+    """
+    plan, about = read_about(folder)
+    skipper = Skipper(plan)
+    skipper.build(about.width, device="meta")
+    path = Path(folder) / WEIGHTS
+    fill(skipper, read_weights(path), path)
+    return skipper, about
+
+
+def card(plan: Plan, about: About) -> str:
+    """The model card that a folder carries."""
+    host = about.host or "unknown"
+    run = f"\nMade by run `{about.run}`." if about.run else ""
+    search = f"\nThe list was found by the search with SHA-256 `{about.search}`." if about.search else ""
+    return (
+        "---\nlicense: other\nlibrary_name: eas\ntags: [eas, attention-skipping, adapters]\n---\n"
+        f"# EAS adapters\n\nSkips the attention of layers {', '.join(map(str, plan.skip)) or 'none'} of {plan.layers}; "
+        f"adapter rank {plan.adapter_rank}, PIA rank {plan.pia_rank}. Frozen host: `{host}`, whose licence holds for "
+        f"what is derived from it.{search}{run}\n"
+    )

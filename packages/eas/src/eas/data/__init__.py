@@ -1,0 +1,1 @@
+"""What is read from disk: LLaVA's records, ScienceQA, and the samples that a tuning sees."""

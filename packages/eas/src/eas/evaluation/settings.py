@@ -1,0 +1,59 @@
+"""What `eas eval`, `eas demo` and `eas sensitivity` can be told, by option, by config file, and from a run record.
+
+No torch here: the command line reads settings before it loads a model.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tenfold.cli.settings import HostSettings
+
+SHIPPED = "mini"  # the adapters that ship with the package, by name
+
+
+class EvalSettings(HostSettings):
+    """Settings of `eas eval`.
+
+    Attributes:
+        adapters: a folder of ours, "mini" (what ships, for the mini host), or None: the host as it is.
+        benchmark: "mini", "scienceqa", "aid" or "slake".
+        data: its folder; None: the miniature's questions, drawn.
+        split: of ScienceQA; for the others the json's name. None: the paper's.
+        train: json of the training, refused where it shares questions with what is asked.
+        limit: the first so many questions. batch: prompts at a time.
+        folded: decode with folded matrices, one prompt at a time.
+    """
+
+    adapters: str | None = SHIPPED
+    benchmark: Literal["mini", "scienceqa", "aid", "slake"] = "mini"
+    data: str | None = None
+    split: str | None = None
+    train: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=8, ge=1)
+    folded: bool = False
+
+
+class DemoSettings(HostSettings):
+    """Settings of `eas demo`: how many questions are asked, and of which adapters."""
+
+    adapters: str | None = SHIPPED
+    questions: int = Field(default=24, ge=1)
+
+
+class SensitivitySettings(HostSettings):
+    """Settings of `eas sensitivity`, the cheap baseline: one attention at a time is taken out, nothing is trained.
+
+    Attributes:
+        data: LLaVA's json. images: the folder of its pictures. None: the miniature's questions.
+        samples: so many of its first records are scored. removed: K of the list.
+    """
+
+    data: str | None = None
+    images: str | None = None
+    samples: int = Field(default=64, ge=1)
+    batch: int = Field(default=8, ge=1)
+    removed: int = Field(default=12, ge=1)

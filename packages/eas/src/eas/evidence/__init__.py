@@ -1,0 +1,1 @@
+"""What backs the claims: golden data, measurements, the miniature's experiments."""

@@ -1,0 +1,234 @@
+"""The miniature's runs: search, sensitivity and tunings of many skip lists on one frozen host, all arms alike.
+
+Arms of one seed share the start of their adapters, the order of the data and every batch. The host is frozen, so what
+its tower and projector make of the pictures is computed once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eas import costs
+from eas.data.samples import Encoder
+from eas.miniature import task
+from eas.plan import Plan
+from eas.search import Search
+from eas.skipper import Skipper
+from eas.training.plan import StagePlan
+from eas.training.settings import SearchSettings, StageSettings
+from eas.training.stages import Stage
+from tenfold.data import mini_host
+
+
+@dataclass(frozen=True)
+class Design:
+    """The sizes of the miniature's experiments, fixed before the record.
+
+    Attributes:
+        removed: K. adapter, pia: ranks.
+        train, test: questions. steps, search_steps: of a tuning and of the search. batch: questions a step.
+        rate: highest learning rate. randoms: lists without layer 0 a seed.
+        worlds: of training and test questions.
+    """
+
+    removed: int = 4
+    adapter: int = 4
+    pia: int = 16
+    train: int = 800
+    test: int = 300
+    steps: int = 150
+    search_steps: int = 150
+    batch: int = 8
+    rate: float = 5e-3
+    randoms: int = 3
+    worlds: tuple[int, int] = (task.TRAIN_WORLD, task.TEST_WORLD)
+
+
+class Cached:
+    """Questions of one world, encoded, with the decoder's inputs computed once."""
+
+    def __init__(self, world: int, count: int, model: Any, processor: Any) -> None:
+        encoder = Encoder(processor)
+        tokenizer, end = processor.tokenizer, processor.tokenizer.eos_token
+        self.embeds: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.answers: list[int] = []
+        for picture, text, letter in task.questions(world, count):
+            mark = f"{processor.image_token}\n"
+            prompt = f"{encoder.system}USER: {mark}{text} ASSISTANT:"
+            encoded = processor(images=[picture], text=[f"{prompt} {letter}{end}"], return_tensors="pt")
+            length = len(processor(images=[picture], text=[prompt], return_tensors="pt")["input_ids"][0])
+            labels = encoded["input_ids"][0].clone()
+            labels[:length] = -100
+            self.embeds.append(_embedded(model, encoded))
+            self.labels.append(labels)
+            self.answers.append(tokenizer(letter, add_special_tokens=False)["input_ids"][0])
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        pad = nn.utils.rnn.pad_sequence
+        embeds = pad([self.embeds[number] for number in numbers], batch_first=True)
+        labels = pad([self.labels[number] for number in numbers], batch_first=True, padding_value=-100)
+        lengths = torch.tensor([len(self.labels[number]) for number in numbers])
+        mask = torch.arange(embeds.shape[1])[None] < lengths[:, None]
+        return {"inputs_embeds": embeds, "attention_mask": mask.long(), "labels": labels}
+
+
+@torch.no_grad()
+def _embedded(model: Any, encoded: Mapping[str, Tensor]) -> Tensor:
+    """The decoder's input ``[tokens, width]`` for one encoded question."""
+    found: list[Tensor] = []
+
+    def catch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append(kwargs["inputs_embeds"])
+
+    handle = model.model.language_model.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        model(**encoded, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return found[0][0].clone()
+
+
+class Bench:
+    """The frozen mini host with its questions; every arm begins here."""
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        self.model, processor = mini_host.load()
+        self.model.requires_grad_(False)
+        self.train = Cached(design.worlds[0], design.train, self.model, processor)
+        self.test = Cached(design.worlds[1], design.test, self.model, processor)
+        self.layers = self.model.config.get_text_config().num_hidden_layers
+        self.shape = costs.Shape.of(self.model.config)
+
+    def plan(self, skip: Sequence[int], **changes: Any) -> Plan:
+        design = self.design
+        sizes: dict[str, Any] = {"adapter_rank": design.adapter, "pia_rank": design.pia, "dropout": 0.0}
+        return Plan(layers=self.layers, skip=tuple(sorted(skip)), **(sizes | changes))
+
+    def tune(self, skip: Sequence[int], seed: int, **changes: Any) -> dict[str, Any]:
+        """Tune from the start without the attention of these layers; accuracy on the test questions in per cent."""
+        begin = time.process_time()
+        skipper = Skipper(self.plan(skip, **changes), seed=seed)
+        losses: list[float] = []
+        with skipper(self.model):
+            stage = Stage(
+                self.model,
+                skipper,
+                self.train,
+                self._stage("tune", self.design.steps),
+                seed=seed,
+                log=lambda step, values: losses.append(values["loss"]),
+            )
+            stage.run()
+            right = self.right()
+        tail = losses[-10:]
+        return {
+            "skip": sorted(skip),
+            "accuracy": 100 * sum(right) / len(right),
+            "right": "".join("1" if one else "0" for one in right),
+            "loss": sum(tail) / len(tail),
+            "parameters": sum(parameter.numel() for parameter in skipper.parameters()),
+            "cpu_seconds": round(time.process_time() - begin, 1),
+        }
+
+    def _stage(self, name: Any, steps: int) -> StagePlan:
+        design = self.design
+        settings = StageSettings(batch=design.batch, per_device=design.batch, learning_rate=design.rate)
+        return StagePlan(name, settings, len(self.train), steps, max(1, steps // 10), 1)
+
+    def search(self, seed: int) -> tuple[Search, float]:
+        """The search of the LLaVA host; its CPU seconds."""
+        begin = time.process_time()
+        design = self.design
+        settings = SearchSettings(rule="llava", idle=design.search_steps // 5, ramp=True, scored="prompt")
+        skipper = Skipper(self.plan((), pia_rank=design.pia), both=True, seed=seed)
+        with skipper(self.model):
+            stage = Stage(
+                self.model,
+                skipper,
+                self.train,
+                self._stage("search", design.search_steps),
+                seed=seed,
+                search=settings,
+                removed=design.removed,
+            )
+            stage.run()
+        assert stage.search is not None
+        return stage.search, time.process_time() - begin
+
+    @torch.no_grad()
+    def right(self) -> list[bool]:
+        """Of every test question, whether the most likely first token is the answer's."""
+        found: list[bool] = []
+        self.model.eval()
+        for at in range(0, len(self.test), 50):
+            numbers = range(at, min(at + 50, len(self.test)))
+            batch = self.test.batch(numbers)
+            logits = self.model(**batch, use_cache=False).logits
+            first = (batch["labels"] != -100).int().argmax(1)
+            chosen = logits[torch.arange(len(numbers)), first - 1].argmax(-1).tolist()
+            found += [token == self.test.answers[number] for token, number in zip(chosen, numbers, strict=True)]
+        return found
+
+    def dense(self) -> float:
+        """Accuracy of the host as it is: it answers by colours, so near zero."""
+        right = self.right()
+        return 100 * sum(right) / len(right)
+
+    @torch.no_grad()
+    def sensitivity(self, count: int = 200) -> list[float]:
+        """The loss of the host's own words when one attention goes, nothing trained: the cheap baseline.
+
+        Scored on the training questions against what the whole host says, so that no label is needed.
+        """
+        numbers = range(min(count, len(self.train)))
+        whole = self._said(numbers)
+        losses = []
+        for layer in range(self.layers):
+            plan = self.plan((layer,), adapter_rank=0, pia_rank=2, identity_start=True)
+            with Skipper(plan)(self.model):
+                logits = self._logits(numbers)
+            losses.append(float(nn.functional.cross_entropy(logits, whole)))
+        return losses
+
+    def _said(self, numbers: Sequence[int]) -> Tensor:
+        return self._logits(numbers).argmax(-1)
+
+    def _logits(self, numbers: Sequence[int]) -> Tensor:
+        self.model.eval()
+        found = []
+        for at in range(0, len(numbers), 50):
+            batch = self.train.batch(list(numbers)[at : at + 50])
+            logits = self.model(**batch, use_cache=False).logits
+            first = (batch["labels"] != -100).int().argmax(1)
+            found.append(logits[torch.arange(len(first)), first - 1])
+        return torch.cat(found)
+
+
+@lru_cache(maxsize=1)
+def bench(design: Design) -> Bench:
+    """Made once a process."""
+    return Bench(design)
+
+
+def equal_rank(shape: costs.Shape, design: Design) -> int:
+    """The adapter rank with which nothing skipped trains as many weights."""
+    ranks = costs.Ranks(design.adapter, design.pia)
+    return costs.equal_parameter_rank(shape, design.removed, ranks, router_bias=False)
+
+
+def smaller(design: Design, share: float) -> Design:
+    """A design with a share of the steps and questions, for tests."""
+    scaled = {name: max(8, round(getattr(design, name) * share)) for name in ("train", "test", "steps", "search_steps")}
+    return replace(design, **scaled)

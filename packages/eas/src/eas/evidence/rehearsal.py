@@ -1,0 +1,188 @@
+"""A rehearsal at full width: from an official checkpoint of random weights to an evaluated sample, every step timed.
+
+    python -m eas.evidence.rehearsal --layers 32 --output runs/rehearsal
+
+Writes a LLaVA-EAS checkpoint in the official layout and a frozen host in transformers' layout, converts, loads in
+bfloat16, drops the skipped attentions, and answers AID records from a file in the official format. 32 layers take 28 GB
+of disk and more than 14 GB of memory; fewer layers keep every width.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from eas import costs
+from eas.checkpoints import keys
+from eas.checkpoints.convert import convert
+from eas.checkpoints.folder import weights_of
+from eas.checkpoints.load import open_adapters
+from eas.data.records import Record, read_records, write_records
+from eas.data.samples import Encoder
+from eas.evaluation import scores
+from eas.evaluation.answers import answer
+from eas.plan import Plan
+from eas.skipper import Skipper
+from tenfold.cli.settings import HostSettings
+from tenfold.data import mini_host
+from tenfold.hosts.loading import load_host
+from tenfold.runs import atomic_write_json
+from tenfold.weights import StoredTensor, write_weights
+
+Result = TypeVar("Result")
+FULL_LAYERS = 32
+
+
+class Steps:
+    """What was done, in seconds, with the peak of this process's memory in GiB."""
+
+    def __init__(self) -> None:
+        self.done: list[dict[str, Any]] = []
+
+    def take(self, name: str, work: Callable[[], Result]) -> Result:
+        begin = time.perf_counter()
+        result = work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.done.append({"step": name, "seconds": round(time.perf_counter() - begin, 1), "peak_gib": round(peak, 2)})
+        typer.echo(f"{name}: {self.done[-1]['seconds']} s, peak {self.done[-1]['peak_gib']} GiB")
+        return result
+
+
+def host_config(layers: int) -> LlavaConfig:
+    """LLaVA-1.5-7B's, of so many layers."""
+    shape, token = costs.LLAMA_7B, mini_host.tokenizer().convert_tokens_to_ids("<image>")
+    text = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=token, image_seq_length=576)
+
+
+def write_host(folder: Path, layers: int) -> None:
+    """A frozen host of random weights, with a processor of the real sizes and the mini host's words."""
+    config = host_config(layers)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, value in model.state_dict().items():
+        tensors[name] = StoredTensor(tuple(value.shape), torch.bfloat16, _draw(value.shape, generator))
+    folder.mkdir(parents=True)
+    write_weights(folder, tensors)
+    config.dtype, config.architectures = torch.bfloat16, ["LlavaForConditionalGeneration"]
+    config.save_pretrained(folder)
+    size = {"height": 336, "width": 336}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=size),
+        tokenizer=mini_host.tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=mini_host.CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+
+
+def _draw(shape: torch.Size, generator: torch.Generator) -> Callable[[], torch.Tensor]:
+    def draw() -> torch.Tensor:
+        return (
+            (torch.randn(shape, generator=generator) * 0.02).bfloat16()
+            if len(shape) > 1
+            else torch.ones(shape).bfloat16()
+        )
+
+    return draw
+
+
+def write_release(folder: Path, layers: int) -> Plan:
+    """A LLaVA-EAS checkpoint of random weights in the official layout: language model, projector, adapters."""
+    removed = max(1, round(12 / 32 * layers))
+    plan = Plan(layers=layers, skip=tuple(range(layers - removed, layers)), adapter_rank=128, pia_rank=128)
+    skipper = Skipper(plan)
+    skipper.build(costs.LLAMA_7B.width, dtype=torch.bfloat16)
+    for name, shape in (("linear_1", (4096, 1024)), ("linear_2", (4096, 4096))):
+        skipper.projector[f"{name}.weight"] = torch.nn.Parameter(torch.randn(shape).bfloat16() * 0.02)
+        skipper.projector[f"{name}.bias"] = torch.nn.Parameter(torch.zeros(shape[:1]).bfloat16())
+    own = {name: StoredTensor.of(value) for name, value in keys.tensors_to_official(weights_of(skipper)).items()}
+    with torch.device("meta"):
+        language = LlavaForConditionalGeneration(host_config(layers)).model.language_model
+    generator = torch.Generator().manual_seed(1)
+    for name, value in language.state_dict().items():
+        if ".self_attn." in name and int(name.split(".")[1]) in plan.skip:
+            continue
+        own[f"model.{name}"] = StoredTensor(tuple(value.shape), torch.bfloat16, _draw(value.shape, generator))
+    folder.mkdir(parents=True)
+    write_weights(folder, own)
+    return plan
+
+
+def write_records_of_aid(folder: Path, count: int) -> None:
+    """Records in the official form, with pictures of AID's size."""
+    records = []
+    for number in range(count):
+        file = folder / "images" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (600, 600), (40 * number % 255, 120, 80)).save(file)
+        text = "What is the label for this image?\nAnswer the question using a single word."
+        records.append(Record(str(number), text, "square", file, "CLOSED"))
+    write_records(folder / "test20.json", records, folder / "images")
+
+
+def rehearse(
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="A new folder; its large files are removed at the end.")
+    ],
+    layers: Annotated[int, typer.Option(help="Of the decoder; every width is the real one.")] = FULL_LAYERS,
+    samples: Annotated[int, typer.Option(help="Records that are answered.")] = 2,
+) -> None:
+    """Walk the whole path once and write rehearsal.json."""
+    steps, work = Steps(), output / "work"
+    plan = steps.take("write a checkpoint in the official layout", lambda: write_release(work / "release", layers))
+    steps.take("write a frozen host in transformers' layout", lambda: write_host(work / "host", layers))
+    made = steps.take("convert", lambda: convert(work / "release", work / "adapters"))
+    assert made.plan == plan
+    settings = HostSettings(model=str(work / "host"), device="cpu", dtype="bfloat16")
+    host = steps.take("load the host", lambda: load_host(settings))
+    skipper, _ = steps.take("attach the adapters", lambda: open_adapters(work / "adapters", host.model))
+    gone = steps.take("drop the skipped attentions", skipper.drop_attention)
+    write_records_of_aid(work / "aid", samples)
+    records = read_records(work / "aid" / "test20.json", work / "aid" / "images")
+    encoder = Encoder(host.processor)
+    answers = steps.take(
+        f"answer {samples} AID records",
+        lambda: answer(host.model, encoder, records, max_new_tokens=4),
+    )
+    texts = {record.id: one.text for record, one in zip(records, answers, strict=True)}
+    scores.aid(records, texts)
+    shutil.rmtree(work)
+    record = {"layers": layers, "full": layers == FULL_LAYERS, "dropped_parameters": gone, "steps": steps.done}
+    record["prompt_tokens"] = answers[0].prompt_tokens
+    atomic_write_json(output / "rehearsal.json", record)
+
+
+if __name__ == "__main__":
+    typer.run(rehearse)

@@ -1,0 +1,1 @@
+"""The search for what can go, and the tuning without it."""
