@@ -21,13 +21,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gamma_mod.arank import arank, head_ranks
     from gamma_mod.cache import kv_lengths
     from gamma_mod.calibration import Calibration, calibrate
     from gamma_mod.config import GammaModConfig
     from gamma_mod.conversion import Conversion, convert, train_only
     from gamma_mod.forward_pass import choosing
     from gamma_mod.placement import place, select_layers
+    from gamma_mod.ranks import arank, head_ranks
     from gamma_mod.report import Skips, measure_skips
 
 __version__ = "0.1.0"
@@ -37,18 +37,34 @@ _HOME = {
     "Conversion": "gamma_mod.conversion",
     "GammaModConfig": "gamma_mod.config",
     "Skips": "gamma_mod.report",
-    "arank": "gamma_mod.arank",
+    "arank": "gamma_mod.ranks",
     "calibrate": "gamma_mod.calibration",
     "choosing": "gamma_mod.forward_pass",
     "convert": "gamma_mod.conversion",
-    "head_ranks": "gamma_mod.arank",
+    "head_ranks": "gamma_mod.ranks",
     "kv_lengths": "gamma_mod.cache",
     "measure_skips": "gamma_mod.report",
     "place": "gamma_mod.placement",
     "select_layers": "gamma_mod.placement",
     "train_only": "gamma_mod.conversion",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "Calibration",
+    "Conversion",
+    "GammaModConfig",
+    "Skips",
+    "__version__",
+    "arank",
+    "calibrate",
+    "choosing",
+    "convert",
+    "head_ranks",
+    "kv_lengths",
+    "measure_skips",
+    "place",
+    "select_layers",
+    "train_only",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from gamma_mod import choosing, convert, kv_lengths, measure_skips
-from gamma_mod.arank import arank as mean_ranks
-from gamma_mod.arank import attention_ranks, head_ranks
 from gamma_mod.checkpoints import keys
+from gamma_mod.ranks import arank as mean_ranks
+from gamma_mod.ranks import attention_ranks, head_ranks
 from gamma_mod.routing import choose_top_k
 from tenfold.hosts import structure
 from tenfold.ledger.goldens import Comparison
