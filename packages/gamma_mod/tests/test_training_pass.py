@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from gamma_mod_fixtures import LAYERS, converted, labels_of, prompts
-
 from gamma_mod import convert, measure_skips, train_only
 from gamma_mod.routing import budget
 from gamma_mod.segments import routable_tokens
+from gamma_mod_fixtures import LAYERS, converted, labels_of, prompts
+
 from tenfold import UserError
 from tenfold.hosts import structure
 from tenfold.testing.hosts import build
@@ -113,7 +113,7 @@ def test_fifty_steps_in_bfloat16_stay_finite(clip):
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         p = torch.cat([found[0] for found in skips.probabilities.values()])
-        assert torch.isfinite(output.loss) and 0 < p.min() and p.max() < 1
+        assert torch.isfinite(output.loss) and p.min() > 0 and p.max() < 1
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gamma_mod.cache import kv_lengths
     from gamma_mod.calibration import Calibration, calibrate
+    from gamma_mod.checkpoints.load import load, restore
     from gamma_mod.config import GammaModConfig
     from gamma_mod.conversion import Conversion, convert, train_only
     from gamma_mod.forward_pass import choosing
@@ -43,8 +44,10 @@ _HOME = {
     "convert": "gamma_mod.conversion",
     "head_ranks": "gamma_mod.ranks",
     "kv_lengths": "gamma_mod.cache",
+    "load": "gamma_mod.checkpoints.load",
     "measure_skips": "gamma_mod.report",
     "place": "gamma_mod.placement",
+    "restore": "gamma_mod.checkpoints.load",
     "select_layers": "gamma_mod.placement",
     "train_only": "gamma_mod.conversion",
 }
@@ -60,8 +63,10 @@ __all__ = [
     "convert",
     "head_ranks",
     "kv_lengths",
+    "load",
     "measure_skips",
     "place",
+    "restore",
     "select_layers",
     "train_only",
 ]
