@@ -8,9 +8,10 @@ from math import prod
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from gamma_mod.checkpoints.keys import RELEASES, ReleaseShape, Shapes, is_derived, router_key, vision_shapes
+from gamma_mod.checkpoints.official import llama_config
 from gamma_mod.conversion import convert
 from tenfold.ledger import Outcome
 
@@ -32,15 +33,8 @@ def expand_patterns(patterns: Mapping[str, Any]) -> Shapes:
 
 def official_model(shape: ReleaseShape) -> tuple[Shapes, int]:
     """Official names and shapes of a release, and its number of parameters, the shared router counted once."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-    )
     with torch.device("meta"):
-        model = convert(LlamaForCausalLM(config), shape.converted)
+        model = convert(LlamaForCausalLM(llama_config(shape)), shape.converted)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | vision_shapes(shape)
     total = sum(prod(found) for found in own.values())
     router = own.pop("model.router.weight")
