@@ -92,13 +92,13 @@ class Conversion:
         self._check_attention()
         for number in config.layers:
             _refuse_block(layers[number], number)
-        self._decoder = next(module for module in model.modules() if layers in module.children())
-        self.positions = Positions(self._decoder, self.text_config, config.positions)
+        self.decoder = next(module for module in model.modules() if layers in module.children())
+        self.positions = Positions(self.decoder, self.text_config, config.positions)
         self._parameters = list(inspect.signature(model.forward).parameters)
         weight = layers[config.layers[0]].input_layernorm.weight
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         router = Router(self.hidden, 1 if config.shared_router else len(config.layers))
-        self._decoder.add_module("router", router.to(device=weight.device, dtype=dtype))
+        self.decoder.add_module("router", router.to(device=weight.device, dtype=dtype))
         self._routed = [RoutedLayer(self, index, number, layers[number]) for index, number in enumerate(config.layers)]
         self._handles = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -112,7 +112,7 @@ class Conversion:
     @property
     def router(self) -> Router:
         """The router; looked up by name, so that one wrapped by an adapter is found."""
-        return self._decoder.router  # type: ignore[return-value]
+        return self.decoder.router  # type: ignore[return-value]
 
     @property
     def attention(self) -> str:
@@ -149,7 +149,7 @@ class Conversion:
             routed.remove()
         if self._save is not None:
             del self._model.save_pretrained
-        del self._decoder.router
+        del self.decoder.router
         del self._model.gamma_mod
 
     def save_pretrained(self, folder: Any, *args: Any, **kwargs: Any) -> Any:

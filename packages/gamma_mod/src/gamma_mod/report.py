@@ -34,6 +34,7 @@ class Skips:
         tokens, skipped: (phase, layer) -> number, padding left out.
         probabilities: (phase, layer) -> of every pass, p ``[batch, tokens]``; only when asked for.
         kept: the same, the chosen tokens, bool.
+        counts: (phase, layer) -> of every pass, how many tokens of each row were kept.
     """
 
     keep_tensors: bool = False
@@ -41,6 +42,7 @@ class Skips:
     skipped: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     probabilities: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     kept: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def layers(self) -> list[int]:
@@ -124,6 +126,8 @@ def note(layer: int, run: ForwardPass, keep_prob: Tensor, chosen: Tensor | None,
     real = batch * tokens if run.num_real is None else run.num_real
     skips.tokens[phase, layer] += real
     skips.skipped[phase, layer] += real - sum(counts)
+    if not run.training:  # a training is long, and its budgets are known
+        skips.counts[phase, layer].append(counts)
     if skips.keep_tensors:
         skips.probabilities[phase, layer].append(keep_prob.detach())
         skips.kept[phase, layer].append(torch.ones_like(keep_prob, dtype=torch.bool) if chosen is None else chosen)
