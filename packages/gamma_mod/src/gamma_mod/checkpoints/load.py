@@ -7,21 +7,16 @@ gamma_mod.restore(model, "gamma-mod-llava-hr-7b")      # a host that its own pac
 from __future__ import annotations
 
 import importlib
-import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
-from transformers.utils import logging as transformers_logging
 
 from gamma_mod.checkpoints.release import is_release, read_settings
 from gamma_mod.conversion import Conversion
@@ -29,12 +24,10 @@ from gamma_mod.storage import CONFIG, WEIGHTS, read_beside
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.hosts import structure
+from tenfold.hosts.loading import HUB_ID, LOADING_ERRORS, first_sentence, quiet_transformers, refuse_misfits
 from tenfold.runs.ranks import choose_device
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What transformers and safetensors raise for a folder that is no model, or a broken one.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 
 
 def load(
@@ -122,24 +115,9 @@ def find_folder(name: str) -> Path | None:
     path = Path(name)
     if path.is_dir():
         return path.resolve()
-    if path.exists() or not _HUB_ID.fullmatch(name):
+    if path.exists() or not HUB_ID.fullmatch(name):
         raise UserError("no such model", name, f"a folder, a hub id such as llava-hf/llava-1.5-7b-hf, or {MINI}")
     return None
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No report of keys, which becomes an error of one line; a progress bar on a terminal only."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[Any, Any]:
@@ -159,11 +137,15 @@ def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[
             if is_torchvision_available() and hasattr(processor, "image_processor"):
                 processor.image_processor = _pillow(source, processor.image_processor, options)
     except ImportError as error:
-        raise UserError(_first(error), source, "the library that is named; torchvision: gamma-mod[eval]") from error
-    except _LOADING_ERRORS as error:
+        raise UserError(
+            first_sentence(error), source, "the library that is named; torchvision: gamma-mod[eval]"
+        ) from error
+    except LOADING_ERRORS as error:
         expected = "a transformers vision-language model with its processor"
-        raise UserError(_first(error), source, expected if local else f"{expected}, on a hub in reach") from error
-    _refuse_misfits(report, source)
+        raise UserError(
+            first_sentence(error), source, expected if local else f"{expected}, on a hub in reach"
+        ) from error
+    refuse_misfits(report, source)
     return model, processor
 
 
@@ -184,7 +166,7 @@ def _beside(folder: Path | None, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(_first(error), name, "a model on a hub in reach") from error
+        raise UserError(first_sentence(error), name, "a model on a hub in reach") from error
 
 
 def _refuse_official(folder: Path) -> None:
@@ -195,17 +177,3 @@ def _refuse_official(folder: Path) -> None:
         raise UserError(
             "a host in its official layout", folder, "its own package's folder (LLaVA-HR: llava-hr convert), restored"
         )
-
-
-def _refuse_misfits(report: Any, source: Path | str) -> None:
-    if mismatched := sorted(report["mismatched_keys"]):
-        key, found, needed = mismatched[0]
-        what = f"{len(mismatched)} weights of another shape, first {key} {list(found)}"
-        raise UserError(what, source, f"{list(needed)}")
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{len(missing)} weights are missing", source, f"{missing[0]} and all others of its config")
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].partition(". ")[0].rstrip(".: ")[:200] if lines else type(error).__name__

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from gamma_mod.calibration import calibrate
-from gamma_mod.checkpoints.load import find_folder, load, quiet_transformers
+from gamma_mod.checkpoints.load import find_folder, load
 from gamma_mod.conversion import convert
 from gamma_mod.data.instruct import InstructData
 from gamma_mod.data.prompts import IGNORED, collate
@@ -37,6 +37,7 @@ from gamma_mod.training.stage import arguments, reset, train_stage
 from tenfold import UserError
 from tenfold.data import write
 from tenfold.hosts import structure
+from tenfold.hosts.loading import quiet_transformers
 from tenfold.runs import (
     Run,
     atomic_write_json,

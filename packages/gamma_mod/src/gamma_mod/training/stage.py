@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from gamma_mod.conversion import train_only
@@ -211,13 +212,14 @@ def train_stage(
     weights = trainer.weights()
     if trainer.is_deepspeed_enabled:
         trainer.model_wrapped.destroy()
+        # What the first rank loads from here on is whole, and the other ranks are not asked for a share of it.
+        unset_hf_deepspeed_config()
     return weights
 
 
 def reset() -> None:
     """Forget a training that is done: its memory, and what accelerate and transformers keep of it for the process."""
     from accelerate.state import AcceleratorState, GradientState
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
     AcceleratorState._reset_state(reset_partial_state=True)
