@@ -79,7 +79,7 @@ def test_llava_hr_trains_converted(host):
 
 
 def test_a_release_becomes_a_llava_hr_with_its_router(host, tmp_path):
-    """An official gamma-MoD release, split by this package, its router given to a LLaVA-HR. Fails if the host's official
+    """An official release, split by this package, its router given to a LLaVA-HR. Fails if the host's official
     names are touched, or the conversion is lost."""
     from llava_hr.checkpoints.keys import to_official
 

@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from gamma_mod import convert, measure_skips, train_only
-from gamma_mod.routing import budget
-from gamma_mod.segments import routable_tokens
+from gamma_mod.routing import budget, routable_tokens
 from gamma_mod_fixtures import LAYERS, converted, labels_of, prompts
 
 from tenfold import UserError

@@ -22,24 +22,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gamma_mod.cache import kv_lengths
-    from gamma_mod.calibration import Calibration, calibrate
     from gamma_mod.checkpoints.load import load, restore
     from gamma_mod.config import GammaModConfig
     from gamma_mod.conversion import Conversion, convert, train_only
     from gamma_mod.forward_pass import choosing
     from gamma_mod.placement import place, select_layers
     from gamma_mod.ranks import arank, head_ranks
-    from gamma_mod.report import Skips, measure_skips
+    from gamma_mod.report import Calibration, Skips, calibrate, measure_skips
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Calibration": "gamma_mod.calibration",
+    "Calibration": "gamma_mod.report",
     "Conversion": "gamma_mod.conversion",
     "GammaModConfig": "gamma_mod.config",
     "Skips": "gamma_mod.report",
     "arank": "gamma_mod.ranks",
-    "calibrate": "gamma_mod.calibration",
+    "calibrate": "gamma_mod.report",
     "choosing": "gamma_mod.forward_pass",
     "convert": "gamma_mod.conversion",
     "head_ranks": "gamma_mod.ranks",

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from gamma_mod.routing import INITIALISATIONS
-from gamma_mod.segments import PROTECT
+from gamma_mod.routing import INITIALISATIONS, PROTECT
 from tenfold import UserError
 
 PRESETS = {"paper": {"protect": "question"}, "released": {"protect": "question+answer"}}
@@ -27,7 +26,7 @@ class GammaModConfig:
     Attributes:
         layers: decoder layers that become mixture-of-depths layers, counted from 0.
         routing_ratio: r, in training the share of each row's routable tokens that are skipped.
-        protect: what may not be skipped in training (`gamma_mod.segments`).
+        protect: what may not be skipped in training (`gamma_mod.routing`).
         aux_coefficient: lambda, weight of the sum of the auxiliary losses.
         prefill_threshold: a prompt's token is computed if its keep probability lies above it.
         decode_threshold: a generated token is computed if its keep probability is at least this.

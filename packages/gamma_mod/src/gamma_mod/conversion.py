@@ -24,8 +24,8 @@ from torch import nn
 
 from gamma_mod.config import GammaModConfig
 from gamma_mod.forward_pass import ForwardPass, open_pass
+from gamma_mod.layer import Positions
 from gamma_mod.placement import place
-from gamma_mod.rotary import Positions
 from gamma_mod.routed import RoutedLayer
 from gamma_mod.routing import Router
 from gamma_mod.storage import write_beside

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gamma_mod.config import GammaModConfig
-from gamma_mod.routing import budget, choose_above, choose_top_k
-from gamma_mod.segments import IGNORED, routable_tokens
+from gamma_mod.routing import IGNORED, budget, choose_above, choose_top_k, routable_tokens
 from tenfold import UserError
 from tenfold.hosts import structure
 from tenfold.hosts.ragged import cache_length, kv_cache

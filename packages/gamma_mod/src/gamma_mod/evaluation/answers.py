@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gamma_mod.calibration import calibrate
 from gamma_mod.checkpoints.load import find_folder, load
 from gamma_mod.conversion import convert
 from gamma_mod.data.prompts import batch_prompts
 from gamma_mod.evaluation.settings import ConvertedHostSettings
-from gamma_mod.report import measure_skips
+from gamma_mod.report import calibrate, measure_skips
 from tenfold import UserError
 from tenfold.hosts import structure
 from tenfold.runs import fingerprint

@@ -216,10 +216,9 @@ def shipped_host() -> Outcome:
     """The mini host, converted, calibrated on some scenes and measured on others."""
     import torch
 
-    from gamma_mod.calibration import calibrate
     from gamma_mod.conversion import convert
     from gamma_mod.data.prompts import batch_prompts
-    from gamma_mod.report import measure_skips
+    from gamma_mod.report import calibrate, measure_skips
     from tenfold.data import mini_host, mini_sets
 
     model, processor = mini_host.load()

@@ -247,9 +247,8 @@ def accuracy_of(
 
 def threshold_curve(model: nn.Module, processor: Any, seed: int) -> list[dict[str, float]]:
     """Accuracy at inference against the realised skip, by calibrated thresholds, and at the released 0.005."""
-    from gamma_mod.calibration import calibrate
     from gamma_mod.data.scenes import encode, samples
-    from gamma_mod.report import measure_skips
+    from gamma_mod.report import calibrate, measure_skips
     from tenfold.hosts import structure
 
     model.eval()

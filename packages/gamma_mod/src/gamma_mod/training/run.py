@@ -23,14 +23,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gamma_mod.calibration import calibrate
 from gamma_mod.checkpoints.load import find_folder, load
 from gamma_mod.conversion import convert
 from gamma_mod.data.instruct import InstructData
 from gamma_mod.data.prompts import IGNORED, collate
 from gamma_mod.placement import place, select_layers
 from gamma_mod.ranks import arank
-from gamma_mod.report import measure_skips
+from gamma_mod.report import calibrate, measure_skips
 from gamma_mod.training.plan import StagePlan, plan, zero_stage
 from gamma_mod.training.settings import TrainSettings
 from gamma_mod.training.stage import arguments, reset, train_stage
