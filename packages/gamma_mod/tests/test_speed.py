@@ -69,8 +69,8 @@ def test_the_bench_times_training_steps():
 
 
 def test_waits_of_a_decoding_step_are_one_a_converted_layer(monkeypatch):
-    """A skip decision has to reach the host, nothing else of ours does; without decode skipping nothing at all. Fails if
-    a second value is read, or if one is read where nothing may be skipped."""
+    """A skip decision has to reach the host, nothing else of ours does; without decode skipping nothing at all. Fails
+    if a second value is read, or if one is read where nothing may be skipped."""
     reads = []
     for name in ("tolist", "item", "__bool__", "__int__"):
         own = getattr(torch.Tensor, name)

@@ -7,8 +7,8 @@
 Section 8's "skip ratio" is skipped over all tokens of the converted layers, prompt and generated ones together. The
 routing ratio r is what training enforces on routable tokens; of a whole row training skips ``(T - k) / T``.
 
-`calibrate` sets the threshold of prompts (section 3.4; the released constant is 0.005, which serves models whose routers
-were trained for an epoch: after a short adaptation no probability lies below it and nothing is skipped):
+`calibrate` sets the threshold of prompts (section 3.4; the released constant is 0.005, for models whose routers were
+trained for an epoch: after a short adaptation no probability lies below it and nothing is skipped):
 
     found = gamma_mod.calibrate(model, samples, skip=0.5)      # sets model.gamma_mod.config.prefill_threshold
 """
