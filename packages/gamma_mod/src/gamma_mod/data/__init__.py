@@ -1,0 +1,1 @@
+"""What is read from disk: conversations for training, questions, prompts."""

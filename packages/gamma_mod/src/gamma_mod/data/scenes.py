@@ -1,0 +1,112 @@
+"""Sparse scenes of the mini world for the miniature: three or four objects, so that most patches are empty.
+
+With the world's usual four to nine objects even a perfect choice of tokens gains little over a random one; with three
+or four, tokens that may be skipped differ from those that may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tenfold.data import mini_host, miniworld
+from tenfold.runs import sample_rng
+
+OBJECTS = miniworld.SceneConfig(min_objects=3, max_objects=4)
+KINDS = ("shape", "colour", "place", "two_hop")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question about a scene.
+
+    Attributes:
+        image: the picture. occupied: ``[visual tokens]`` bool, patches that show a part of an object.
+        question, answer: in words; the answer is one.
+    """
+
+    image: Image.Image
+    occupied: Tensor
+    question: str
+    answer: str
+
+
+def samples(world: int, first: int, count: int, noise: float) -> list[Sample]:
+    """Question ``first``, ``first + 1``, ... of a world, one a scene.
+
+    Args:
+        noise: standard deviation of the picture's noise, in grey levels.
+    """
+    found = []
+    for index in range(first, first + count):
+        rng = sample_rng(world, 0, index)
+        draws = miniworld.Draws(rng.bit_generator)
+        scene = miniworld.draw_scene(draws, OBJECTS)
+        (question,) = miniworld.draw_questions(scene, draws, 1, KINDS)
+        clean = np.asarray(miniworld.render(scene, mini_host.IMAGE_SIZE), dtype=np.float64)
+        grain = sample_rng(world, 1, index).normal(0.0, noise, clean.shape) if noise else 0.0
+        image = Image.fromarray(np.clip(clean + grain, 0, 255).round().astype(np.uint8))
+        found.append(Sample(image, _occupied(scene), question.text, question.answer))
+    return found
+
+
+def encode(processor: Any, chosen: Sequence[Sample], *, answers: bool) -> dict[str, Tensor]:
+    """A batch, one question a row, padded on the right.
+
+    Args:
+        answers: with the answer behind each question and labels on it, for training.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``pixel_values``, with answers ``labels``; ``occupied [batch, tokens]`` bool,
+        True at text; ``last [batch]``, the column that predicts the answer.
+    """
+    tokenizer = processor.tokenizer
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    rows = []
+    for sample in chosen:
+        text = mini_host.prompt(sample.question).replace("<image>", "<image>" * mini_host.VISUAL_TOKENS)
+        ids = tokenizer(text)["input_ids"]
+        end = tokenizer(sample.answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        rows.append((ids, end if answers else []))
+    width = max(len(ids) + len(end) for ids, end in rows)
+    shape = (len(rows), width)
+    batch = {
+        "input_ids": torch.full(shape, tokenizer.pad_token_id),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, IGNORED),
+        "occupied": torch.ones(shape, dtype=torch.bool),
+    }
+    last = []
+    for row, ((ids, end), sample) in enumerate(zip(rows, chosen, strict=True)):
+        whole = torch.tensor(ids + end)
+        batch["input_ids"][row, : len(whole)] = whole
+        batch["attention_mask"][row, : len(whole)] = 1
+        batch["labels"][row, len(ids) : len(whole)] = whole[len(ids) :]
+        batch["occupied"][row, : len(whole)][whole == image_id] = sample.occupied
+        last.append(len(ids) - 1)
+    batch["last"] = torch.tensor(last)
+    batch["pixel_values"] = processor.image_processor([sample.image for sample in chosen], return_tensors="pt")[
+        "pixel_values"
+    ]
+    return batch
+
+
+def answer_ids(processor: Any, chosen: Sequence[Sample]) -> Tensor:
+    """The first token of every answer, ``[batch]``."""
+    return torch.tensor([processor.tokenizer(one.answer, add_special_tokens=False)["input_ids"][0] for one in chosen])
+
+
+def _occupied(scene: miniworld.Scene) -> Tensor:
+    edge = mini_host.IMAGE_SIZE // mini_host.PATCH_SIZE
+    shown = np.zeros((mini_host.IMAGE_SIZE, mini_host.IMAGE_SIZE), dtype=bool)
+    for mask in miniworld.masks(scene, mini_host.IMAGE_SIZE):
+        shown |= mask
+    patches = shown.reshape(edge, mini_host.PATCH_SIZE, edge, mini_host.PATCH_SIZE).any(axis=(1, 3))
+    return torch.from_numpy(patches.reshape(-1))

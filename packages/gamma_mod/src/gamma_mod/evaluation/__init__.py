@@ -1,0 +1,1 @@
+"""Evaluation: settings, answers, benchmarks, the demonstration."""

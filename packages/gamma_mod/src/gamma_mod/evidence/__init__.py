@@ -1,0 +1,1 @@
+"""What supports the ledger's claims."""

@@ -1,0 +1,1 @@
+"""Training: settings, plan, the stage, the run."""
