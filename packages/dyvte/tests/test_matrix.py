@@ -13,6 +13,7 @@ from tenfold import UserError
 from tenfold.testing.hosts import HOSTS, SCENARIOS, Prompts, build
 
 SPECIAL = [0, 3, 4, 7, 8, 9]  # padding and placeholders: a random model would generate them
+THRESHOLD = 10.0  # spreads the exits over all layers
 STEPS = 4
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 MAIN = ("llava", "qwen2_vl")
@@ -27,7 +28,7 @@ CELLS = [
 def host(request):
     name, attention = request.param
     model = build(name, attention)
-    return name, model, spread_gates(model)
+    return name, model, spread_gates(model, seed=1)
 
 
 @pytest.fixture(params=list(SCENARIOS))
@@ -49,8 +50,8 @@ def test_prefill_equals_the_reference(host, scenario, compact_every):
     that have left are seen, or cached, until the compaction."""
     name, model, gates = host
     inputs = Prompts(name).batch(*SCENARIOS[scenario])
-    expected, exits, survivors = logits_of(model, gates, **inputs)
-    exit = VisualExit(gates, compact_every=compact_every)
+    expected, exits, survivors = logits_of(model, gates, THRESHOLD, **inputs)
+    exit = VisualExit(gates, THRESHOLD, compact_every=compact_every)
     with exit(model):
         output = model(**inputs, use_cache=True)
         assert exit.exit_layers() == [row[0] for row in exits]
@@ -72,7 +73,7 @@ def test_generation_equals_the_reference(host, scenario, way):
     inputs = Prompts(name).batch(*SCENARIOS[scenario])
     options = {"max_new_tokens": STEPS, "num_beams": 2 if way == "beam" else 1, "do_sample": False}
     options["suppress_tokens"] = SPECIAL
-    exit = VisualExit(gates)
+    exit = VisualExit(gates, THRESHOLD)
     if scenario == "right padding":
         with exit(model), pytest.raises(UserError, match="right padding under generate"):
             model.generate(**inputs, **options)
@@ -80,7 +81,7 @@ def test_generation_equals_the_reference(host, scenario, way):
     lengths = inputs["attention_mask"].sum(1).tolist()
     with exit(model):
         fast = model.generate(**inputs, use_cache=way != "uncached", **options)
-    with slow(model, gates, 0.0, lengths):
+    with slow(model, gates, THRESHOLD, lengths):
         expected = model.generate(**inputs, use_cache=False, **options)
     assert torch.equal(fast, expected)
 
@@ -120,7 +121,7 @@ def test_second_turn_is_gated_again_and_keeps_the_first_turn(host, scenario, com
         count = [0] + [int(real[row, bound - 1]) for bound in bounds[1:]]
         spans.append([(count[0], count[1]), (count[2], count[3])])
 
-    exit = VisualExit(gates, compact_every=compact_every)
+    exit = VisualExit(gates, THRESHOLD, compact_every=compact_every)
     with exit(model):
         cache, got, stops = None, [], []
         for start, stop, extra in steps(bounds, first, second):
@@ -143,7 +144,7 @@ def test_second_turn_is_gated_again_and_keeps_the_first_turn(host, scenario, com
         expected, exits, survivors = logits_of(
             model,
             gates,
-            0.0,
+            THRESHOLD,
             present,
             input_ids=ids[:, :stop],
             attention_mask=mask[:, :stop],

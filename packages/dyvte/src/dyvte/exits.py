@@ -161,6 +161,12 @@ class VisualExit:
             lengths.append([keys.shape[2]] * keys.shape[0] if real is None else real.sum(1).tolist())
         return lengths
 
+    def images(self) -> tuple[bool, ...]:
+        """Per row of this thread's latest pass with an image, whether that row has one."""
+        exits = self._last().exits
+        assert exits is not None
+        return exits.images
+
     def present(self) -> Tokens:
         """The tokens at the input of the layer that is running in this thread."""
         running = self._attached().running
