@@ -48,7 +48,7 @@ def profile(
         ``[batch, 5]`` float32 in the order of `MEASURES`; 0 where no visual token is left.
     """
     query, key = observed.query.float() * observed.scaling, observed.key.float()
-    batch, heads, width, head_dim = query.shape
+    batch, heads, width = query.shape[:3]
     key = key.repeat_interleave(heads // key.shape[1], dim=1).transpose(2, 3)
     rows = block_rows or max(1, BLOCK_BYTES // (4 * batch * heads * width))
     v, t = visual.float(), text.float()
@@ -60,7 +60,9 @@ def profile(
         if real is not None:
             unseen = (unseen | ~real[:, None, :stop])[:, None]
         logits = query[:, :, start:stop] @ key[..., :stop]
-        attention = logits.masked_fill_(unseen, torch.finfo(torch.float32).min).softmax(-1).amax(1)  # [batch, rows, stop]
+        attention = (
+            logits.masked_fill_(unseen, torch.finfo(torch.float32).min).softmax(-1).amax(1)
+        )  # [batch, rows, stop]
         surprise = torch.special.entr(attention)  # - a ln a
         from_v, from_t = (mask[:, None, start:stop] for mask in (v, t))
         to_v, to_t = (mask[:, :stop, None] for mask in (v, t))

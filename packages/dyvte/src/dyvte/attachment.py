@@ -233,9 +233,7 @@ class HeldDecisions:
     def decide(self, layer: int, running: ForwardPass) -> Tensor:
         assert self.exits is not None
         if self.exits.layer.shape != (running.batch,):
-            raise UserError(
-                "kept decisions of another batch", f"{running.batch} rows", f"{len(self.exits.layer)} rows"
-            )
+            raise UserError("kept decisions of another batch", f"{running.batch} rows", f"{len(self.exits.layer)} rows")
         return self.exits.layer == layer
 
 

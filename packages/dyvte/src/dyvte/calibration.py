@@ -91,8 +91,6 @@ def threshold_for(margins: Tensor, mean_exit: float) -> float:
     return float(candidates[best])
 
 
-def calibrate(
-    model: nn.Module, gates: Gates, samples: Iterable[Mapping[str, Any]], *, mean_exit: float
-) -> float:
+def calibrate(model: nn.Module, gates: Gates, samples: Iterable[Mapping[str, Any]], *, mean_exit: float) -> float:
     """The threshold for a mean exit layer on these samples; arguments and errors as in `margins`, `threshold_for`."""
     return threshold_for(margins(model, gates, samples), mean_exit)

@@ -107,7 +107,9 @@ def prefill_flops(
     return full * layer_flops(tokens, shape) + (shape.layers - full) * layer_flops(tokens - visual, shape) + gated
 
 
-def mean_exit_tflops(benchmark: str, mean_exit: float | None, shape: DecoderShape, visual: int = VISUAL_TOKENS) -> float:
+def mean_exit_tflops(
+    benchmark: str, mean_exit: float | None, shape: DecoderShape, visual: int = VISUAL_TOKENS
+) -> float:
     """TFLOPs a sample on a benchmark of the paper, encoder included, from a mean exit layer; None: dense.
 
     Linear in e at one prompt length; where lengths vary, a mean e leaves out their covariance with e.
@@ -148,7 +150,9 @@ def delay_flops(tokens: int, visual: int, compact_every: int, shape: DecoderShap
     return (compact_every - 1) / 2 * (layer_flops(tokens, shape) - layer_flops(tokens - visual, shape))
 
 
-def decode_bytes(prompt: int, visual: int, exit_layers: Sequence[int | None], shape: DecoderShape, element: int = 2) -> int:
+def decode_bytes(
+    prompt: int, visual: int, exit_layers: Sequence[int | None], shape: DecoderShape, element: int = 2
+) -> int:
     """Bytes that one decoding step reads: the decoder's weights once, and the KV cache of every row."""
     d, f = shape.hidden, shape.intermediate
     weights = shape.layers * (2 * d * shape.query_width + 2 * d * shape.key_width + 3 * d * f) * element

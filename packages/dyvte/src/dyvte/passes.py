@@ -311,4 +311,3 @@ def gather_positions(kwargs: dict[str, Any], select: Tensor, length: int) -> dic
     if kwargs.get("position_embeddings") is not None:
         gathered["position_embeddings"] = tuple(take(part, select) for part in kwargs["position_embeddings"])
     return gathered
-

@@ -78,9 +78,7 @@ def write_gates(gates: Gates, folder: Path, made: Mapping[str, Any] | None = Non
     )
 
 
-def load_gates(
-    source: str | Path, *, dtype: torch.dtype | None = None, revision: str | None = None
-) -> Gates:
+def load_gates(source: str | Path, *, dtype: torch.dtype | None = None, revision: str | None = None) -> Gates:
     """Gates from a folder of `save_gates`, an official checkpoint (a folder or a file), or a repository on the hub.
 
     Args:
@@ -157,9 +155,7 @@ def _official(path: Path) -> tuple[GateConfig, dict[str, torch.Tensor]]:
         return config, _read(files, names, config, path)
 
 
-def _read(
-    files: WeightFiles, names: Mapping[str, str], config: GateConfig, where: Path
-) -> dict[str, torch.Tensor]:
+def _read(files: WeightFiles, names: Mapping[str, str], config: GateConfig, where: Path) -> dict[str, torch.Tensor]:
     """The named tensors; shapes are compared before any value is read or memory taken."""
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Gates(config, device="meta").state_dict().items()}

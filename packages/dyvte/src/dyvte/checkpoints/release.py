@@ -70,7 +70,11 @@ def to_gates(source: str | Path, folder: str | Path) -> Gates:
 
 
 def to_host(
-    source: str | Path, folder: str | Path, *, vision_tower: str | Path | None = None, processor: str | Path | None = None
+    source: str | Path,
+    folder: str | Path,
+    *,
+    vision_tower: str | Path | None = None,
+    processor: str | Path | None = None,
 ) -> LlavaConfig:
     """Write the LLaVA-1.5 of an official checkpoint, with or without gates, in transformers' layout.
 
@@ -93,7 +97,9 @@ def to_host(
         tower_files = None
         if not any(name.startswith(TOWER) for name in stored):
             if vision_tower is None:
-                raise UserError("no vision tower inside", source, f"--vision-tower FOLDER of {release['mm_vision_tower']}")
+                raise UserError(
+                    "no vision tower inside", source, f"--vision-tower FOLDER of {release['mm_vision_tower']}"
+                )
             tower_files = WeightFiles(vision_tower).__enter__()
             own = {n: t for n, t in tower_files.tensors.items() if n.startswith("vision_model.")}
             stored |= {TOWER + n: t for n, t in own.items() if not RECOMPUTED.search(n)}
@@ -125,7 +131,9 @@ def to_official(host: str | Path, gates: str | Path, folder: str | Path) -> int:
         raise UserError(f"model_type {settings.get('model_type')!r}", host, "llava, in transformers' layout")
     config = LlavaConfig.from_dict(settings)
     if config.text_config.model_type != "llama":
-        raise UserError(f"a decoder of type {config.text_config.model_type}", host, "llama: the official code has no other")
+        raise UserError(
+            f"a decoder of type {config.text_config.model_type}", host, "llama: the official code has no other"
+        )
     own = load_gates(gates)
     own.validate(config.text_config.num_hidden_layers, config.text_config.hidden_size, str(host))
     weights = {name: StoredTensor.of(tensor) for name, tensor in own.state_dict().items()}

@@ -1,8 +1,4 @@
-"""From a question about an image, and for training its answer, to a host's inputs.
-
-A host's own chat template makes the prompt. `SYSTEM` puts LLaVA-1.5's system sentence before it, which the template of
-the transformers port leaves out and on which published numbers rest.
-"""
+"""Questions with their answers as a host's inputs, and which of their tokens are the answer."""
 
 from __future__ import annotations
 
@@ -10,96 +6,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from dyvte.data.samples import TrainingSample
 from dyvte.labels import IGNORED
 from tenfold import UserError
-
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-)
+from tenfold.hosts.answers import Prompt, Protocol, encode_batch
 
 
-def prompt_text(processor: Any, question: str, *, images: int = 1, answer: str | None = None, system: str = "") -> str:
-    """The host's text for one round, ready for generation, or with the answer behind it and its end."""
-    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if not getattr(processor, "chat_template", None):
-        mark = getattr(processor, "image_token", "<image>")
-        text = f"USER: {f'{mark}{chr(10)}' * images}{question} ASSISTANT:"
-        return system + text + (f" {answer}{processor.tokenizer.eos_token or ''}" if answer is not None else "")
-    if answer is None:
-        return system + processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return system + processor.apply_chat_template(turns, tokenize=False)
+def find_protocol(name: str, model: nn.Module, processor: Any) -> Protocol:
+    """The protocol of that name; "auto" is the host's own."""
+    return Protocol.of(model, processor) if name == "auto" else Protocol(name)
 
 
-def encode(
-    processor: Any, model: nn.Module, images: Sequence[Image.Image | None], texts: Sequence[str], side: str = "left"
-) -> dict[str, Any]:
-    """Inputs of a batch, on the model's device and, for pixels, in its dtype.
+def ending(protocol: Protocol, processor: Any, prompt: Prompt, question: str, answer: str) -> str:
+    """What stands behind a prompt when it is answered: the answer and its end, in the host's own template.
 
-    Args:
-        images: one a text, or None.
-        texts: as `prompt_text` makes them.
-        side: where shorter rows are padded.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` ``[batch, tokens]`` int64, ``pixel_values`` and whatever else the host's
-        processor makes.
+    Raises:
+        UserError: a chat template in which the answered round does not begin with its prompt.
     """
-    pictures = [[image] for image in images if image is not None]
-    encoded = processor(
-        images=pictures or None,
-        text=list(texts),
-        return_tensors="pt",
-        padding=len(texts) > 1,
-        padding_side=side,
-        add_special_tokens=not _writes_bos(processor, texts[0]),
-    )
-    return {
-        name: value.to(model.device, model.dtype if torch.is_floating_point(value) else None)
-        for name, value in encoded.items()
-        if torch.is_tensor(value)
-    }
+    if protocol is Protocol.llava or not getattr(processor, "chat_template", None):
+        return f" {answer}{processor.tokenizer.eos_token or ''}"
+    content = [{"type": "image"}] * len(prompt.images) + [{"type": "text", "text": question}]
+    turns = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    whole = processor.apply_chat_template(turns, tokenize=False)
+    if not whole.startswith(prompt.text):
+        raise UserError("a chat template that changes a prompt when it is answered", type(processor).__name__)
+    return whole.removeprefix(prompt.text)
 
 
 def encode_answers(
-    processor: Any,
-    model: nn.Module,
-    images: Sequence[Image.Image],
-    questions: Sequence[str],
-    answers: Sequence[str],
-    system: str = "",
+    processor: Any, model: nn.Module, protocol: Protocol, samples: Sequence[TrainingSample]
 ) -> tuple[dict[str, Any], Tensor]:
-    """Inputs of a batch of questions with their answers, padded on the right, and labels.
+    """Inputs of a batch of questions with their answers, padded on the left, and labels.
 
     Returns:
         The inputs, and ``[batch, tokens]`` int64: the answer's tokens with its end, `IGNORED` elsewhere.
 
     Raises:
-        UserError: a tokenizer that joins prompt and answer, so that the answer's tokens cannot be told.
+        UserError: a broken image, or a tokenizer that joins prompt and answer, so that the answer cannot be told.
     """
-    texts = [
-        prompt_text(processor, question, answer=answer, system=system)
-        for question, answer in zip(questions, answers, strict=True)
+    prompts = [protocol.prompt(processor, sample.image(), sample.question) for sample in samples]
+    endings = [
+        ending(protocol, processor, prompt, sample.question, sample.answer)
+        for prompt, sample in zip(prompts, samples, strict=True)
     ]
-    prompts = [prompt_text(processor, question, system=system) for question in questions]
-    inputs = encode(processor, model, images, texts, side="right")
-    real = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+    whole = [Prompt(prompt.text + end, prompt.images) for prompt, end in zip(prompts, endings, strict=True)]
+    inputs = encode_batch(processor, model, whole)
     labels = torch.full_like(inputs["input_ids"], IGNORED)
-    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        begun, whole = (processor.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (prompt, text))
-        if whole[: len(begun)] != begun or len(whole) == len(begun):
-            raise UserError("prompt and answer share a token", type(processor).__name__, "a template that ends in one")
-        end = int(real[row].sum())
-        start = end - (len(whole) - len(begun))
-        labels[row, start:end] = inputs["input_ids"][row, start:end]
+    for row, (before, after) in enumerate(zip(prompts, whole, strict=True)):
+        begun, told = (processor.tokenizer(one.text, add_special_tokens=False)["input_ids"] for one in (before, after))
+        count = len(told) - len(begun)
+        if told[: len(begun)] != begun or count < 1:
+            raise UserError("prompt and answer share a token", type(processor).__name__, "a template that parts them")
+        labels[row, -count:] = inputs["input_ids"][row, -count:]
     return inputs, labels
-
-
-def _writes_bos(processor: Any, text: str) -> bool:
-    bos = getattr(processor.tokenizer, "bos_token", None)
-    return bool(bos and text.startswith(bos))

@@ -1,8 +1,8 @@
 """Training samples (section 5): single-round questions about one image, out of LLaVA's instruction data.
 
-The authors' file, `mix665k_single_turn_only_image_1%.json`, was not described: about 1 % of LLaVA-1.5's mixture, records
-with an image and one round. Whether records of several rounds were left out, cut or split is not known; all three are
-here by name. One round a sample is a requirement: the answer is the end of the sequence.
+The authors' file, `mix665k_single_turn_only_image_1%.json`, was not described: about 1 % of LLaVA-1.5's mixture,
+records with an image and one round. Whether records of several rounds were left out, cut or split is not known; all
+three are here by name. One round a sample is a requirement: the answer is the end of the sequence.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from dyvte.costs import DecoderShape, prefill_flops
-from dyvte.data.prompts import encode, prompt_text
 from dyvte.evaluation.model import ExitingHost, open_exiting
 from dyvte.evaluation.settings import DemoSettings
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data.formats import open_image
+from tenfold.hosts.answers import encode_batch
 from tenfold.runs import fingerprint, run
 
 MAX_NEW_TOKENS = 64
@@ -60,21 +60,21 @@ def run_demo(settings: DemoSettings, seed: int, output: Path) -> Demonstration:
     config = settings.model_dump(mode="json")
     with run("dyvte", "demo", config=config, seed=seed, output=output, data=data) as current:
         (exited,) = answering.answers([image], [question], MAX_NEW_TOKENS)
-        (dense,) = ExitingHost(answering.host, None).answers([image], [question], MAX_NEW_TOKENS)
+        (dense,) = ExitingHost(answering.host, None, answering.protocol).answers([image], [question], MAX_NEW_TOKENS)
         margins = _margins(answering, image, question)
         shape = DecoderShape.of(answering.host.model.config)
-        tokens = exited.visual_tokens + exited.text_tokens
-        costs = [prefill_flops(tokens, exited.visual_tokens, e, shape) for e in (exited.exit_layer, None)]
+        visual, left = exited["visual_tokens"], exited["exit_layer"]
+        tokens = visual + exited["text_tokens"]
+        costs = [prefill_flops(tokens, visual, e, shape) for e in (left, None)]
         current.metrics.update(
-            answer_dense=dense.text,
-            answer=exited.text,
-            exit_layer=exited.exit_layer,
+            answer_dense=dense["text"],
+            answer=exited["text"],
+            exit_layer=left,
             layers=shape.layers,
             saved=1 - costs[0] / costs[1],
         )
-    return Demonstration(
-        question, gold, dense.text, exited.text, exited.exit_layer, margins, 1 - costs[0] / costs[1], current.metrics
-    )
+    saved = 1 - costs[0] / costs[1]
+    return Demonstration(question, gold, dense["text"], exited["text"], left, margins, saved, current.metrics)
 
 
 def _asked(settings: DemoSettings, seed: int) -> tuple[Image.Image, str, str | None]:
@@ -97,7 +97,7 @@ def _margins(answering: ExitingHost, image: Image.Image, question: str) -> list[
     """exit - keep of every gate that was asked."""
     exit, model, processor = answering.exit, answering.host.model, answering.host.processor
     assert exit is not None
-    inputs = encode(processor, model, [image], [prompt_text(processor, question)])
+    inputs = encode_batch(processor, model, [answering.protocol.prompt(processor, image, question)])
     with exit(model):
         exit.trace = trace = []
         model(**inputs, use_cache=False)

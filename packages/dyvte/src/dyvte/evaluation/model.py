@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
-from dyvte.checkpoints.hosts import Host, load_host
 from dyvte.checkpoints.load import load_gates
-from dyvte.data.prompts import SYSTEM, encode, prompt_text
+from dyvte.data.prompts import find_protocol
 from dyvte.evaluation.settings import NONE, SHIPPED, ExitSettings
 from dyvte.exits import VisualExit
 from dyvte.fastv import FastV
@@ -19,25 +18,10 @@ from dyvte.gates import Gates
 from tenfold import UserError
 from tenfold.cli import find_package_file
 from tenfold.cli.settings import MINI
-from tenfold.hosts import structure
+from tenfold.hosts.answers import Protocol, generate
+from tenfold.hosts.loading import Host, load_host
 
 MINI_GATES = "src/dyvte/assets/mini_gates"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a host answered to one prompt.
-
-    Attributes:
-        text: the answer.
-        exit_layer: after which its visual tokens left, counted from 0; None where they stayed or there were none.
-        visual_tokens, text_tokens: of its prompt.
-    """
-
-    text: str
-    exit_layer: int | None
-    visual_tokens: int
-    text_tokens: int
 
 
 @dataclass(frozen=True)
@@ -47,41 +31,31 @@ class ExitingHost:
     Attributes:
         host: the model.
         exit: what is attached; None for the dense model.
+        protocol: how questions become prompts.
     """
 
     host: Host
     exit: VisualExit | None
-    system: str = ""
+    protocol: Protocol
 
-    @torch.inference_mode()
     def answers(
-        self, images: list[Image.Image | None], questions: list[str], max_new_tokens: int
-    ) -> list[Answer]:
-        """Greedy answers to a batch, padded on the left: the same as one prompt at a time.
+        self, images: Sequence[Image.Image | None], questions: Sequence[str], max_new_tokens: int
+    ) -> list[dict[str, Any]]:
+        """Greedy answers to a batch, the same as one prompt at a time: text, numbers of tokens, and ``exit_layer``,
+        counted from 0; None where the image stayed or there was none.
 
         Raises:
-            UserError: an image that the host's processor cannot take.
+            UserError: an image or a text that the host's processor cannot take.
         """
         model, processor = self.host.model, self.host.processor
-        texts = [
-            prompt_text(processor, question, images=int(image is not None), system=self.system)
-            for image, question in zip(images, questions, strict=True)
-        ]
-        inputs = encode(processor, model, images, texts)
-        visual = structure.visual_mask(structure.unwrap(model), inputs).sum(1).tolist()
-        width = inputs["input_ids"].shape[1]
-        real = inputs["attention_mask"].sum(1).tolist() if "attention_mask" in inputs else [width] * len(texts)
+        prompts = [self.protocol.prompt(processor, *one) for one in zip(images, questions, strict=True)]
         attached: AbstractContextManager[Any] = nullcontext() if self.exit is None else self.exit(model)
-        exits: list[int | None] = [None] * len(texts)
+        exits: list[int | None] = [None] * len(prompts)
         with attached:
-            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-            if self.exit is not None and any(visual):
+            found = generate(model, processor, prompts, max_new_tokens=max_new_tokens)
+            if self.exit is not None and any(answer.visual_tokens for answer in found):
                 exits = self.exit.exit_layers()
-        told = processor.batch_decode(ids[:, width:], skip_special_tokens=True)
-        return [
-            Answer(text.strip(), left, images_, tokens - images_)
-            for text, left, images_, tokens in zip(told, exits, visual, real, strict=True)
-        ]
+        return [{**asdict(answer), "exit_layer": left} for answer, left in zip(found, exits, strict=True)]
 
 
 def open_gates(name: str, model: str) -> Gates:
@@ -109,7 +83,7 @@ def make_exit(settings: ExitSettings) -> VisualExit | None:
     return VisualExit(gates, settings.threshold, compact_every=settings.compact_every, fastv=fastv)
 
 
-def open_exiting(settings: ExitSettings, *, system: bool = False, host: Host | None = None) -> ExitingHost:
+def open_exiting(settings: ExitSettings, protocol: str = "auto", host: Host | None = None) -> ExitingHost:
     """Load host and gates, and see that they fit.
 
     Raises:
@@ -120,4 +94,4 @@ def open_exiting(settings: ExitSettings, *, system: bool = False, host: Host | N
     if exit is not None:
         with exit(opened.model):
             pass
-    return ExitingHost(opened, exit, SYSTEM if system else "")
+    return ExitingHost(opened, exit, find_protocol(protocol, opened.model, opened.processor))

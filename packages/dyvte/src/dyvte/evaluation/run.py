@@ -10,17 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dyvte.checkpoints.hosts import Host
 from dyvte.costs import DecoderShape, prefill_flops
 from dyvte.evaluation.model import ExitingHost, open_exiting
 from dyvte.evaluation.settings import EvalSettings
@@ -29,16 +27,23 @@ from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data import write
 from tenfold.data.benchmarks import BENCHMARKS, Benchmark, Question, benchmark
-from tenfold.runs import RunRecord, atomic_write_json, atomic_write_text, fingerprint, run, track
-from tenfold.runs.predictions import PredictionLog
+from tenfold.hosts.loading import Host
+from tenfold.runs import RunRecord, fingerprint, track
+from tenfold.runs.evaluation import (
+    PROGRESS,
+    answer_left,
+    finished_before,
+    forget,
+    open_log,
+    shared_run,
+    write_predictions,
+)
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
 ALL = "all"
-PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
-PROGRESS = "checkpoint-predictions"  # by its name no part of a run's outcome
 MINI_SCENES, MINI_PIXELS, MINI_WORLD = 12, 96, 1_000_000
 
 
@@ -93,7 +98,7 @@ def run_eval(
             own = {"benchmark": name, "split": split, "data": None if settings.data is None else str(place)}
             asked.append((one, settings.model_copy(update=own), one.read(place, split)[: settings.limit]))
         device = str(choose_device(settings.device))
-        answering = open_exiting(settings.model_copy(update={"device": device}), system=settings.system, host=host)
+        answering = open_exiting(settings.model_copy(update={"device": device}), settings.protocol, host)
         found = []
         for one, chosen, questions in asked:
             folder = output / one.name if several else output
@@ -116,43 +121,38 @@ class _Task:
         group, config = self.group, self.settings.model_dump(mode="json")
         digest = group.tell(group.lead(lambda: questions_fingerprint(questions)))
         data = {"model": self.answering.host.fingerprint, "questions": digest, "gates": self._gates()}
-        if again and group.tell(self._is_done(data, config)):
+        if again and (record := finished_before(group, self.output, "eval", config, self.seed, data)):
             say(f"{self.benchmark.title}: done before, in {self.output}")
-            return [self._evaluation(RunRecord.load(self.output))] if group.leads else []
-        with ExitStack() as stack:
-            opened = run("dyvte", "eval", config=config, seed=self.seed, output=self.output, data=data)
-            current = group.lead(lambda: stack.enter_context(opened))
-            header = {**config, **data, "seed": self.seed, "device": self.answering.host.model.device.type}
-            log = group.lead(lambda: PredictionLog(self.output / PROGRESS, header, group.rank, group.world))
-            log = log or PredictionLog(self.output / PROGRESS, header, group.rank, group.world)
-            self._answer(questions, log, say)
-            group.meet()
+            return [self._evaluation(record)] if group.leads else []
+        header = {**config, **data, "seed": self.seed, "on": self.answering.host.model.device.type}
+        ids: list[Any] = [question.id for question in questions]
+        by_id = {question.id: question for question in questions}
+
+        def answer(names: Sequence[Any]) -> list[tuple[Any, Any]]:
+            asked = [by_id[name] for name in names]
+            images, prompts = [one.image() for one in asked], [one.prompt for one in asked]
+            given = self.answering.answers(images, prompts, self.benchmark.max_new_tokens)
+            return list(zip(names, given, strict=True))
+
+        with shared_run(
+            group, "dyvte", "eval", config=config, seed=self.seed, output=self.output, data=data
+        ) as current:
+            log = open_log(group, self.output / PROGRESS, header)
+            title, batch = self.benchmark.title, self.settings.batch
+            answer_left(group, log, ids, answer, batch=batch, title=title, progress=track, say=say)
             if current is not None:
-                answers = log.merged(question.id for question in questions)
+                answers = log.merged(ids)
                 current.metrics.update(self._metrics(questions, answers))
-                rows = [{"id": one.id, "prompt": one.prompt, **answers[one.id]} for one in questions]
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                atomic_write_text(current.file(PREDICTIONS), lines)
-                atomic_write_json(current.file(METRICS), current.metrics)
+                write_predictions(
+                    current, ({"id": one.id, "prompt": one.prompt, **answers[one.id]} for one in questions)
+                )
                 texts = {name: answer["text"] for name, answer in answers.items()}
                 self.benchmark.write_submission(questions, texts, current.file("submission"))
+        forget(group, log)
         if current is None:
             return []
         assert current.record is not None
-        shutil.rmtree(log.folder)
         return [self._evaluation(current.record)]
-
-    def _answer(self, questions: Sequence[Question], log: PredictionLog, say: Callable[[str], None]) -> None:
-        by_id: dict[Any, Question] = {question.id: question for question in questions}
-        if self.group.leads and (done := len(log.done & by_id.keys())):
-            say(f"{self.benchmark.title}: going on after {done} of {len(questions)} answers in {self.output}")
-        todo, batch = log.todo(list(by_id)), self.settings.batch
-        starts = range(0, len(todo), batch)
-        for start in track(starts, self.benchmark.title) if self.group.leads else starts:
-            asked = [by_id[name] for name in todo[start : start + batch]]
-            images, prompts = [one.image() for one in asked], [one.prompt for one in asked]
-            given = self.answering.answers(images, prompts, self.benchmark.max_new_tokens)
-            log.extend((one.id, asdict(answer)) for one, answer in zip(asked, given, strict=True))
 
     def _metrics(self, questions: Sequence[Question], answers: Mapping[Any, Any]) -> dict[str, Any]:
         texts = {name: answer["text"] for name, answer in answers.items()}
@@ -171,17 +171,9 @@ class _Task:
         weights = b"".join(w.detach().cpu().float().numpy().tobytes() for w in exit.gates.state_dict().values())
         return fingerprint({"gates": hashlib.sha256(weights).hexdigest()})
 
-    def _is_done(self, data: Mapping[str, str], config: Mapping[str, Any]) -> bool:
-        if not self.group.leads or not (self.output / RECORD_NAME).exists():
-            return False
-        record = RunRecord.load(self.output)
-        return record.config == config and record.seed == self.seed and record.verb == "eval" and record.data == data
-
     def _evaluation(self, record: RunRecord) -> Evaluation:
         files = [self.output / name for name in (*record.outputs, RECORD_NAME)]
-        return Evaluation(
-            self.benchmark, self.settings.model, record.metrics, files, self.settings.limit is not None
-        )
+        return Evaluation(self.benchmark, self.settings.model, record.metrics, files, self.settings.limit is not None)
 
 
 def delivered(answers: Sequence[Mapping[str, Any]], answering: ExitingHost) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from tenfold.cli.settings import HostSettings
@@ -37,7 +39,7 @@ class EvalSettings(ExitSettings):
         data: the benchmark's folder, or for "all" the folder of theirs; None: sets of the mini world, for the mini
             host only.
         split: None: the benchmark's first.
-        system: LLaVA-1.5's system sentence before every prompt.
+        protocol: how an image and a question become a prompt; "auto": LLaVA-1.5's own for LLaVA-1.5.
         limit: the first so many questions; None: all.
         batch: prompts at a time.
     """
@@ -45,7 +47,7 @@ class EvalSettings(ExitSettings):
     benchmark: str = "all"
     data: str | None = None
     split: str | None = None
-    system: bool = False
+    protocol: Literal["auto", "processor", "llava"] = "auto"
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=8, ge=1)
 
@@ -68,14 +70,14 @@ class AnalyzeSettings(HostSettings):
     Attributes:
         samples: LLaVA's instruction json; None: the mini world, for the mini host only.
         image_folder: what `image` is relative to; None: the folder of `samples`.
-        system: LLaVA-1.5's system sentence before every prompt.
+        protocol: how an image and a question become a prompt; "auto": LLaVA-1.5's own for LLaVA-1.5.
         limit: the first so many samples.
         batch: prompts at a time.
     """
 
     samples: str | None = None
     image_folder: str | None = None
-    system: bool = False
+    protocol: Literal["auto", "processor", "llava"] = "auto"
     limit: int = Field(default=64, ge=1)
     batch: int = Field(default=8, ge=1)
 

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from dyvte.analysis import MEASURES, Stages, stages, watch
 from dyvte.branches import run_branches
-from dyvte.checkpoints.hosts import Host, load_host
-from dyvte.data.prompts import SYSTEM, encode, encode_answers, prompt_text
+from dyvte.calibration import exits_at, margins, threshold_for
+from dyvte.data.prompts import encode_answers, find_protocol
 from dyvte.data.samples import TrainingSample, mini_samples, read_samples
-from dyvte.evaluation.settings import AnalyzeSettings
+from dyvte.evaluation.model import open_gates
+from dyvte.evaluation.settings import AnalyzeSettings, CalibrateSettings
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
 from dyvte.labels import IGNORED, LabelRule
+from tenfold.hosts.answers import Protocol, encode_batch
+from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import atomic_write_json, fingerprint, run, track
 
 TABLE, FIGURE = "layers.json", "layers.png"
@@ -73,6 +76,7 @@ def run_analyze(settings: AnalyzeSettings, seed: int, output: Path, host: Host |
     """
     samples = study_samples(settings, seed)
     opened = host or load_host(settings)
+    protocol = find_protocol(settings.protocol, opened.model, opened.processor)
     data = {"model": opened.fingerprint}
     data |= {"samples": fingerprint(Path(settings.samples))} if settings.samples else {}
     config = settings.model_dump(mode="json")
@@ -80,9 +84,8 @@ def run_analyze(settings: AnalyzeSettings, seed: int, output: Path, host: Host |
         measured, answered, exits = [], [], []
         for start in track(range(0, len(samples), settings.batch), "samples"):
             some = samples[start : start + settings.batch]
-            system = SYSTEM if settings.system else ""
-            measured.append(measure(opened, some, system))
-            right, left = manual_exits(opened, some, system)
+            measured.append(measure(opened, protocol, some))
+            right, left = manual_exits(opened, protocol, some)
             answered.append(right)
             exits.append(left)
         everything, right, left = torch.cat(measured), torch.cat(answered), torch.cat(exits)
@@ -101,10 +104,10 @@ def run_analyze(settings: AnalyzeSettings, seed: int, output: Path, host: Host |
 
 
 @torch.no_grad()
-def measure(host: Host, samples: Sequence[TrainingSample], system: str = "") -> Tensor:
+def measure(host: Host, protocol: Protocol, samples: Sequence[TrainingSample]) -> Tensor:
     """The measures of `dyvte.analysis.MEASURES`, ``[samples, layers, 5]``, of prompts without answers."""
-    texts = [prompt_text(host.processor, sample.question, system=system) for sample in samples]
-    inputs = encode(host.processor, host.model, [sample.image() for sample in samples], texts)
+    prompts = [protocol.prompt(host.processor, sample.image(), sample.question) for sample in samples]
+    inputs = encode_batch(host.processor, host.model, prompts)
     layers = host.model.config.get_text_config().num_hidden_layers
     exit = VisualExit(exit_at=layers - 1)  # after the last layer: nothing is left out
     with exit(host.model), watch(host.model, exit.present) as measured:
@@ -113,15 +116,14 @@ def measure(host: Host, samples: Sequence[TrainingSample], system: str = "") -> 
 
 
 @torch.no_grad()
-def manual_exits(host: Host, samples: Sequence[TrainingSample], system: str = "") -> tuple[Tensor, Tensor]:
+def manual_exits(host: Host, protocol: Protocol, samples: Sequence[TrainingSample]) -> tuple[Tensor, Tensor]:
     """What an exit after every layer does to the answers, teacher-forced.
 
     Returns:
         Whether all of an answer's tokens are right, ``[samples, layers + 2]``: without the image, with an exit after
         layer 0, 1, ..., and dense; and whether the label rule lets it leave, ``[samples, layers]``.
     """
-    images, questions, answers = zip(*((s.image(), s.question, s.answer) for s in samples), strict=True)
-    inputs, labels = encode_answers(host.processor, host.model, images, questions, answers, system)
+    inputs, labels = encode_answers(host.processor, host.model, protocol, samples)
     text = host.model.config.get_text_config()
     config = GateConfig(text.num_hidden_layers, text.hidden_size)
     branches = run_branches(host.model, inputs, labels, range(text.num_hidden_layers), config)
@@ -166,8 +168,10 @@ def draw(found: Study, path: Path) -> None:
         means, spreads = zip(*found.measures[name], strict=True)
         middle.plot(layers, means, label=label)
         middle.fill_between(
-            layers, [m - s for m, s in zip(means, spreads, strict=True)],
-            [m + s for m, s in zip(means, spreads, strict=True)], alpha=0.2,
+            layers,
+            [m - s for m, s in zip(means, spreads, strict=True)],
+            [m + s for m, s in zip(means, spreads, strict=True)],
+            alpha=0.2,
         )
     middle.set(title="Entropy", xlabel="layer")
     middle.legend(fontsize=7)
@@ -179,3 +183,21 @@ def draw(found: Study, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def run_calibrate(settings: CalibrateSettings, seed: int, host: Host | None = None) -> tuple[float, float, int]:
+    """The threshold for a mean exit layer on a host's samples, the mean that it reaches, and their number.
+
+    Raises:
+        UserError: model, gates or samples cannot be used, or the mean exit layer is out of reach.
+    """
+    samples = study_samples(settings, seed)
+    gates = open_gates(settings.gates, settings.model)
+    opened = host or load_host(settings)
+    protocol = find_protocol(settings.protocol, opened.model, opened.processor)
+    starts = range(0, len(samples), settings.batch)
+    batches = (
+        [protocol.prompt(opened.processor, one.image(), one.question) for one in samples[s : s + settings.batch]]
+        for s in starts
+    )
+    found = margins(opened.model, gates, (encode_batch(opened.processor, opened.model, one) for one in batches))
+    threshold = threshold_for(found, settings.mean_exit)
+    return threshold, float(exits_at(found, threshold).double().mean()), len(found)

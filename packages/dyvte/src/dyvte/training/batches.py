@@ -7,7 +7,7 @@ one would, and every rank draws the same k.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dyvte.branches import run_branches
-from dyvte.checkpoints.hosts import Host
-from dyvte.data.prompts import SYSTEM, encode_answers
+from dyvte.data.prompts import encode_answers, find_protocol
 from dyvte.data.samples import TrainingSample, epoch_order
 from dyvte.gates import GateConfig
 from dyvte.labels import LabelRule
 from dyvte.training.settings import TrainSettings
+from tenfold.hosts.loading import Host
 from tenfold.runs import atomic_write_bytes, sample_rng
 from tenfold.weights import WeightFiles
 
@@ -51,17 +51,14 @@ class Labeller:
     def __init__(self, host: Host, settings: TrainSettings, config: GateConfig) -> None:
         self.host, self.config = host, config
         self.rule = LabelRule(settings.agreement, settings.ratio, settings.slack, settings.drop_token_zero)
-        self.system = SYSTEM if settings.system else ""
+        self.protocol = find_protocol(settings.protocol, host.model, host.processor)
 
     def label(self, samples: Sequence[TrainingSample], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs ``[K, samples, inputs]`` of the gates and labels ``[K, samples]`` int64, on the host's device."""
         inputs, labels = [], []
         for start in range(0, len(samples), AT_A_TIME):
             some = samples[start : start + AT_A_TIME]
-            images, questions, answers = zip(*((s.image(), s.question, s.answer) for s in some), strict=True)
-            batch, targets = encode_answers(
-                self.host.processor, self.host.model, images, questions, answers, self.system
-            )
+            batch, targets = encode_answers(self.host.processor, self.host.model, self.protocol, some)
             branches = run_branches(self.host.model, batch, targets, layers, self.config)
             judged = [self.rule.judge(branches.dense, exited, branches.targets).labels for exited in branches.exited]
             inputs.append(branches.x.float())
@@ -82,7 +79,10 @@ class Mined:
 
 
 def mine(
-    labeller: Labeller, samples: Sequence[TrainingSample], folder: Path, progress: Callable[[Sequence[int], str], Sequence[int]]
+    labeller: Labeller,
+    samples: Sequence[TrainingSample],
+    folder: Path,
+    progress: Callable[[Sequence[int], str], Iterable[int]],
 ) -> Mined:
     """Label every sample at every layer, kept in ``folder`` part by part: a killed mining goes on where it stopped."""
     layers = list(range(labeller.config.layers))

@@ -8,10 +8,8 @@ bits, and ends with `gates/`, which `dyvte.load_gates` opens.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from dyvte.checkpoints.hosts import Host, load_host
 from dyvte.checkpoints.load import load_gates, write_gates
 from dyvte.data.samples import TrainingSample, mini_samples, read_samples
 from dyvte.gates import Gates
@@ -29,25 +26,26 @@ from dyvte.training.batches import Labeller, Mined, exit_layers, mine, samples_o
 from dyvte.training.plan import Plan, gate_config, plan
 from dyvte.training.settings import TrainSettings
 from tenfold import UserError
+from tenfold.cli.settings import MINI
+from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import (
     Run,
-    atomic_write_json,
     checkpoint_step,
     fingerprint,
     last_complete_checkpoint,
-    read_json,
     run,
     track,
     write_checkpoint,
 )
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.record import RECORD_NAME
+from tenfold.runs.resumption import IDENTITY, identity, keep_identity, require_new, threads
 
 logger = logging.getLogger(__name__)
 
 MINI_SAMPLES = 256
 GATES, CHECKPOINTS, LABELS = "gates", "checkpoint-gates", "checkpoint-labels"
-IDENTITY, STATE = "checkpoint-identity.json", "state.pt"
+STATE = "state.pt"
 # What may differ between a training and its continuation: it moves no bit of the weights.
 FREE = ("device", "checkpoint_steps", "wandb")
 
@@ -88,14 +86,12 @@ def plan_of(settings: TrainSettings, seed: int) -> Plan:
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from dyvte.checkpoints.hosts import host_folder
+    from tenfold.data import mini_host
 
     samples = training_samples(settings, seed)
-    folder = host_folder(settings.model)
+    source = mini_host.path() if settings.model == MINI else settings.model
     try:
-        config = AutoConfig.from_pretrained(
-            folder or settings.model, trust_remote_code=False, local_files_only=folder is not None
-        )
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
         with torch.device("meta"):
             host = AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError) as error:
@@ -120,13 +116,14 @@ def run_train(settings: TrainSettings, seed: int, output: Path, host: Host | Non
     if (output / RECORD_NAME).exists():
         raise UserError("holds a finished run", output, "a new folder")
     device = choose_device(settings.device)
-    with _threads(settings.threads), ranks(device) as group:
+    with threads(settings.threads), ranks(device) as group:
         samples = training_samples(settings, seed)
         opened = host or load_host(settings.model_copy(update={"device": str(device)}))
         data = {"model": opened.fingerprint}
         if settings.samples is not None:
             data["samples"] = fingerprint(Path(settings.samples))
-        group.lead(lambda: _check_identity(output, settings, seed, group.world, data))
+        same = identity(settings.model_dump(mode="json"), seed, group.world, data, FREE)
+        group.lead(lambda: _begin(output, same))
         options: dict[str, Any] = {"output": None, "data": {}}
         if group.leads:
             options = {"output": output, "data": data, "wandb_project": settings.wandb}
@@ -135,7 +132,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, host: Host | Non
             resumed = training.step
             training.run()
             if group.leads:
-                made = {"base": opened.name, "data": settings.samples or "the mini world", "run": current.id}
+                made = {"base": settings.model, "data": settings.samples or "the mini world", "run": current.id}
                 folder = current.file(GATES)
                 folder.mkdir(exist_ok=True)
                 write_gates(training.gates, folder, made)
@@ -276,32 +273,8 @@ def _finite(value: float) -> bool:
     return value == value and abs(value) != float("inf")
 
 
-def _check_identity(output: Path, settings: TrainSettings, seed: int, world: int, data: Mapping[str, str]) -> None:
-    """Keep what a continuation must agree in, or compare with what an earlier call kept."""
-    values = {name: value for name, value in settings.model_dump(mode="json").items() if name not in FREE}
-    ours = json.loads(json.dumps({**values, "seed": seed, "ranks": world, **{f"data {k}": v for k, v in data.items()}}))
-    path = output / IDENTITY
-    if not path.exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError("not empty, and no training of ours", output, "a new folder")
-        output.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(path, ours)
-        return
-    theirs = read_json(path)
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    if changed:
-        expected = ", ".join(f"{name}={theirs.get(name)}" for name in changed)
-        raise UserError(f"begun with another {', '.join(changed)}", output, expected)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
+def _begin(output: Path, same: Mapping[str, Any]) -> None:
+    """A new folder, or one in which the same training was begun."""
+    require_new(output, resume=(output / IDENTITY).exists())
+    output.mkdir(parents=True, exist_ok=True)
+    keep_identity(output, same)

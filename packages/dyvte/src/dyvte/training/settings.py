@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dyvte.labels import AGREEMENT, CE_RATIO
 from tenfold.cli.settings import HostSettings
 
 
@@ -19,8 +18,8 @@ class TrainSettings(HostSettings):
         rounds: which rounds of a record become samples.
         share: of the samples that is drawn, by the seed.
         limit: at most so many samples; None: all.
-        system: put LLaVA-1.5's system sentence before every prompt, which the template of the transformers port
-            leaves out.
+        protocol: how an image and a question become a prompt (`tenfold.hosts.answers.Protocol`); "auto": LLaVA-1.5's
+            own for LLaVA-1.5, with its system sentence and images padded to squares.
         width, rank: of the gates; rank 0 is the paper's full W1.
         states: what a gate reads.
         start: a folder of gates to go on from; None: Xavier.
@@ -41,7 +40,7 @@ class TrainSettings(HostSettings):
     rounds: Literal["single", "first", "split"] = "single"
     share: float = Field(default=1.0, gt=0, le=1)
     limit: int | None = Field(default=None, ge=1)
-    system: bool = True
+    protocol: Literal["auto", "processor", "llava"] = "auto"
     width: int = Field(default=2048, ge=1)
     rank: int = Field(default=0, ge=0)
     states: tuple[Literal["mean_visual", "last_visual", "mean_text", "last_text"], ...] = ("mean_text", "last_text")
@@ -55,8 +54,8 @@ class TrainSettings(HostSettings):
     warmup: float = Field(default=0.03, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
-    agreement: float = Field(default=AGREEMENT, ge=0, le=1)
-    ratio: float = Field(default=CE_RATIO, gt=0)
+    agreement: float = Field(default=0.99, ge=0, le=1)
+    ratio: float = Field(default=1.03, gt=0)
     slack: float = Field(default=0.0, ge=0)
     drop_token_zero: bool = False
     checkpoint_steps: int = Field(default=10, ge=1)

@@ -62,7 +62,9 @@ def _train_step(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare:
         compare.close(f"{name} CE without", judged.ce_exited, tensors["out/loss_exit"][layer], "training")
         compare.close(f"{name} gate logits", logits, tensors["out/gate_logits"][layer], "training")
         compare.close(f"{name} loss", loss, tensors["out/gate_loss"][layer], "training")
-        compare.close(f"{name} W1's gradient", gate.w1.weight.grad.norm(), tensors["out/grad_w1_norm"][layer], "training")
+        compare.close(
+            f"{name} W1's gradient", gate.w1.weight.grad.norm(), tensors["out/grad_w1_norm"][layer], "training"
+        )
         compare.close(f"{name} W2's gradient", gate.w2.weight.grad, tensors["out/grad_w2"][layer], "training")
         optimizer.step()
         moved = gate.w2.weight - before.w2.weight
