@@ -55,11 +55,11 @@ def test_the_side_of_the_padding_and_the_batch_do_not_matter():
     model, _ = host()
     found = {}
     for padding in ("left", "right"):
-        inputs, labels = answered(model, rows(padding=padding))
+        inputs, labels = answered(model, rows(lengths=(6, 5, 9), padding=padding))
         found[padding] = run_branches(model, inputs, labels, range(4), CONFIG)
     for part in ("x", "dense", "exited"):
         torch.testing.assert_close(getattr(found["left"], part), getattr(found["right"], part), atol=1e-4, rtol=1e-4)
-    one, labels = answered(model, single(rows(), 2))
+    one, labels = answered(model, single(rows(lengths=(6, 5, 9)), 2))
     alone = run_branches(model, one, labels, range(4), CONFIG)
     torch.testing.assert_close(alone.x[:, 0], found["left"].x[:, 2], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(alone.exited[:, 0], found["left"].exited[:, 2], atol=1e-4, rtol=1e-4)

@@ -42,7 +42,7 @@ class GateConfig:
         width: hidden width of a gate.
         states: what a gate reads: some of `STATES`, or some of `ATTENTION_STATES` (table 8), in that order.
         visual_tokens: V that attention rows are made for; 0 for pooled states, which take any V.
-        rank: W1 as a product of two matrices of this rank (an option of ours: 537 M parameters become 4 M at 64);
+        rank: W1 as a product of two matrices of this rank (an option of ours: 537 M parameters become 21 M at 64);
             0 for the paper's full W1.
     """
 
@@ -111,7 +111,7 @@ class Gates(nn.Module):
     """The gates of all layers, as a list.
 
     Args:
-        config: their dimensions.
+        config: their dimensions. All weights are 0, so that no gate exits, until `initialise` or `load_state_dict`.
         device, dtype: where and as what they are made. Keep them in float32 to train: at the paper's learning rate a
             step is about one unit in the last place of a bfloat16 weight.
     """
@@ -121,9 +121,14 @@ class Gates(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        with torch.device(device or "cpu"):
+        with torch.device("meta"):  # a linear layer would draw its start from torch's global generator
             gates = [Gate(config.inputs, config.width, config.rank) for _ in range(config.layers)]
-        self.layers = nn.ModuleList(gates).to(dtype=dtype or torch.float32)
+            self.layers = nn.ModuleList(gates).to(dtype=dtype or torch.float32)
+        if device is None or torch.device(device).type != "meta":
+            self.layers.to_empty(device=device or "cpu")
+            with torch.no_grad():
+                for weight in self.parameters():
+                    weight.zero_()
 
     def __len__(self) -> int:
         return len(self.layers)

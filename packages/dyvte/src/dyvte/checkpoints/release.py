@@ -144,7 +144,7 @@ def to_official(host: str | Path, gates: str | Path, folder: str | Path) -> int:
         names = host_to_official(spelled, host)
         official = {new: _grown(spelled[old], new, words) for old, new in names.items()}
         with atomic_directory(folder) as new:
-            atomic_write_json(new / "config.json", _official_config(config, words))
+            atomic_write_json(new / "config.json", official_config(config, words))
             _copy_tokenizer(host, new)
             write_weights(new, official | inside)
     return sum(tensor.numbers for tensor in (official | inside).values())
@@ -156,6 +156,7 @@ def _present(name: str) -> str:
         ("language_model.model.", "model.language_model."),
         ("language_model.lm_head.", "lm_head."),
         ("vision_tower.vision_model.", "model.vision_tower."),
+        ("vision_tower.", "model.vision_tower."),
         ("multi_modal_projector.", "model.multi_modal_projector."),
         ("model.vision_tower.vision_model.", "model.vision_tower."),
     ):
@@ -204,7 +205,7 @@ def _llava_config(release: dict[str, Any], tower: dict[str, Any], source: Path) 
     )
 
 
-def _official_config(config: LlavaConfig, words: int) -> dict[str, Any]:
+def official_config(config: LlavaConfig, words: int) -> dict[str, Any]:
     llama = config.text_config
     return {name: getattr(llama, name) for name in LLAMA} | {
         "architectures": ["LlavaLlamaForCausalLM"],
