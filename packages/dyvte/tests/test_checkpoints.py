@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
+from dyvte import GateConfig, Gates, load_gates, save_gates
+from dyvte.checkpoints import release
 from dyvte_releases import tiny_gates, tiny_host
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from dyvte import GateConfig, Gates, load_gates, save_gates
-from dyvte.checkpoints import release
 from tenfold import UserError
 
 
@@ -69,7 +69,9 @@ def test_the_host_comes_back_from_an_official_checkpoint_bit_for_bit(folders, tm
     after = LlavaForConditionalGeneration.from_pretrained(tmp_path / "host").state_dict()
     assert before.keys() == after.keys()
     for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, atol=1e-7 if "embed" in name or "lm_head" in name else 0, rtol=0)
+        torch.testing.assert_close(
+            after[name], tensor, atol=1e-7 if "embed" in name or "lm_head" in name else 0, rtol=0
+        )
 
 
 def test_a_release_without_its_vision_tower_takes_clips(folders, tmp_path):
@@ -158,7 +160,7 @@ def test_an_official_checkpoint_with_a_hole_is_one_line(folders, tmp_path):
     weights = load_file(file)
     removed = weights.pop("model.visual_gates_router.0.w2.weight")
     save_file(weights, file)
-    with pytest.raises(UserError, match="first layers.0.w2.weight"):
+    with pytest.raises(UserError, match=r"first layers\.0\.w2\.weight"):
         load_gates(tmp_path / "official")
     save_file({**weights, "model.visual_gates_router.0.w3.weight": removed}, file)
     with pytest.raises(UserError, match=r"w3\.weight"):

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from dyvte import costs
 from dyvte.costs import LLAMA_7B, DecoderShape
 from dyvte.gates import GateConfig, Gates
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def counted(work):
@@ -21,8 +20,13 @@ def test_a_layer_costs_what_torch_counts(kv_heads):
     """Fails if grouped key heads, the MLP or the two attention products are counted otherwise. Eager attention runs
     the full matrices that the formula counts."""
     config = LlamaConfig(
-        vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=kv_heads, attn_implementation="eager",
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        attn_implementation="eager",
     )
     model = LlamaForCausalLM(config).model
     found = counted(lambda: model(torch.ones(1, 11, dtype=torch.int64), use_cache=False))

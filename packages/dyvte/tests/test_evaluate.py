@@ -3,12 +3,12 @@
 import json
 
 import pytest
-
 from dyvte.costs import DecoderShape, prefill_flops
 from dyvte.evaluation import run as evaluation
 from dyvte.evaluation.model import ExitingHost, make_exit, open_exiting
 from dyvte.evaluation.published import published
 from dyvte.evaluation.settings import EvalSettings
+
 from tenfold import UserError
 from tenfold.cli.settings import HostSettings
 from tenfold.data import write
@@ -92,7 +92,9 @@ def test_dense_fixed_and_dynamic_are_told_apart(host, data, tmp_path):
     """No gates: nothing saved. Before the first layer: the image costs nothing."""
     (dense,) = evaluate(host, data, tmp_path / "dense", gates="none")
     (blind,) = evaluate(host, data, tmp_path / "blind", exit_at=-1)
-    (fastv,) = evaluate(host, data, tmp_path / "fastv", fastv=True, exit_at=host.model.config.text_config.num_hidden_layers - 1)
+    (fastv,) = evaluate(
+        host, data, tmp_path / "fastv", fastv=True, exit_at=host.model.config.text_config.num_hidden_layers - 1
+    )
     assert dense.metrics["saved"] == 0 and set(dense.metrics["exit_layers"]) == {"never"}
     assert blind.metrics["saved"] > 0.5 and set(blind.metrics["exit_layers"]) == {"-1"}
     assert fastv.metrics["questions"] == dense.metrics["questions"]
@@ -103,7 +105,10 @@ def test_all_benchmarks_of_a_folder_are_asked_and_done_once(host, data, tmp_path
     settings = EvalSettings(data=str(data), device="cpu", limit=3)
     first = evaluation.run_eval(settings, 0, tmp_path / "all", host=host)
     again = evaluation.run_eval(settings, 0, tmp_path / "all", said.append, host=host)
-    assert [one.benchmark.name for one in first] == ["pope", "gqa"] or {o.benchmark.name for o in first} == {"pope", "gqa"}
+    assert [one.benchmark.name for one in first] == ["pope", "gqa"] or {o.benchmark.name for o in first} == {
+        "pope",
+        "gqa",
+    }
     assert [one.metrics for one in first] == [one.metrics for one in again] and len(said) == 2
 
 

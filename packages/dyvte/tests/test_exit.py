@@ -2,14 +2,15 @@
 
 import copy
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
+from dyvte import GateConfig, Gates, VisualExit
 from dyvte_fixtures import SPECIAL, THRESHOLD, host, rows, single
 from dyvte_releases import tiny_host
 from transformers import StaticCache
 
-from dyvte import GateConfig, Gates, VisualExit
 from tenfold import UserError
 from tenfold.testing.hosts import SCENARIOS, Prompts
 
@@ -19,7 +20,13 @@ OPTIONS = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SPECIAL}
 def snapshot(model):
     """Everything that an attachment touches: attributes of modules, hooks, configurations."""
     return [
-        (name, sorted(vars(module)), len(module._forward_pre_hooks), len(module._forward_hooks), id(module.forward.__func__))
+        (
+            name,
+            sorted(vars(module)),
+            len(module._forward_pre_hooks),
+            len(module._forward_hooks),
+            id(module.forward.__func__),
+        )
         for name, module in model.named_modules()
     ]
 
@@ -138,7 +145,7 @@ def test_a_higher_threshold_never_exits_sooner():
         with VisualExit(gates, threshold)(model) as exit:
             model(**inputs)
             exits.append([99 if e is None else e for e in exit.exit_layers()])
-    assert all(a <= b for low, high in zip(exits, exits[1:], strict=False) for a, b in zip(low, high, strict=True))
+    assert all(a <= b for low, high in pairwise(exits) for a, b in zip(low, high, strict=True))
     assert exits[0] != exits[-1]
 
 
@@ -325,7 +332,9 @@ def test_a_second_attachment_and_a_compiled_model_are_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("states", [("mean_visual",), ("last_visual", "mean_text"), ("mean_visual", "last_visual", "mean_text", "last_text")])
+@pytest.mark.parametrize(
+    "states", [("mean_visual",), ("last_visual", "mean_text"), ("mean_visual", "last_visual", "mean_text", "last_text")]
+)
 def test_gates_that_read_other_states_decide_per_row(states):
     """Tables 4 and 7: batch and single rows agree."""
     model, _ = host()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from dyvte.checkpoints.keys import gates_to_official
 from dyvte.gates import GateConfig, Gates, prefers_exit
 from dyvte.states import pooled_states, text_block
+
 from tenfold import UserError
 
 KEYS = json.loads((Path(__file__).parent / "goldens" / "official_keys.json").read_text())
@@ -52,7 +52,7 @@ def test_low_rank_gates_are_smaller_and_count_as_such():
         gates = Gates(config)
         assert sum(p.numel() for p in gates.parameters()) == gate_parameters(config)
         assert gates[1](torch.zeros(5, 32)).shape == (5, 2)
-    with pytest.raises(UserError, match="no layers.0.w1.0.weight"):
+    with pytest.raises(UserError, match=r"no layers\.0\.w1\.0\.weight"):
         gates_to_official(Gates(GateConfig(2, 16, 32, rank=3)).state_dict())
 
 

@@ -1,7 +1,6 @@
 """The label rule, by hand."""
 
 import torch
-
 from dyvte.labels import LabelRule, gate_loss, shifted
 
 

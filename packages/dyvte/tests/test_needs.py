@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dyvte import FastV, VisualExit, calibrate, costs
+from dyvte.exits import mean_exit
 from dyvte_fixtures import SPECIAL, THRESHOLD, host, rows, single
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from dyvte import FastV, VisualExit, calibrate, costs
-from dyvte.exits import mean_exit
 from tenfold import UserError
 from tenfold.testing.hosts import SCENARIOS, Prompts
 
@@ -126,7 +126,12 @@ def test_need_06_a_second_turn_sees_what_is_left_and_a_new_image_is_gated_again(
         cache = model(**first, use_cache=True).past_key_values
         assert exit.exit_layers(cache) == [0]
         mask = torch.ones(1, width + second["input_ids"].shape[1], dtype=torch.int64)
-        model(input_ids=second["input_ids"], pixel_values=second["pixel_values"], attention_mask=mask, past_key_values=cache)
+        model(
+            input_ids=second["input_ids"],
+            pixel_values=second["pixel_values"],
+            attention_mask=mask,
+            past_key_values=cache,
+        )
         assert exit.exit_layers(cache) == [0] and len(exit.kv_lengths(cache)) == 4
         assert exit.kv_lengths(cache)[1] == [width - 16 + 3]
     assert "start a new cache to look again" in README
@@ -160,9 +165,14 @@ def test_need_08_another_exit_layer_gives_other_logits_and_costs():
 def test_need_09_the_trainer_runs_on_the_current_stack_and_resumes():
     """Held by test_train.test_a_killed_training_goes_on_with_the_same_bits; here: the shipped configs open."""
     from dyvte.training.settings import TrainSettings
+
     from tenfold.cli.config import load_config
 
-    assert [load_config(TrainSettings, name).batch for name in ("mini", "llava-1.5-7b", "llava-1.5-13b")] == [64, 128, 128]
+    assert [load_config(TrainSettings, name).batch for name in ("mini", "llava-1.5-7b", "llava-1.5-13b")] == [
+        64,
+        128,
+        128,
+    ]
 
 
 @torch.no_grad()

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
-
 from dyvte import LabelRule, load_gates
 from dyvte.data.samples import drawn, epoch_order, mini_samples, single_rounds
+from dyvte.gates import GateConfig
 from dyvte.training import run as training
 from dyvte.training.batches import exit_layers, samples_of
 from dyvte.training.plan import plan
 from dyvte.training.settings import TrainSettings
-from dyvte.gates import GateConfig
+
 from tenfold import UserError
 from tenfold.cli.config import load_config
 from tenfold.cli.settings import HostSettings
@@ -83,7 +83,11 @@ def test_only_the_drawn_gate_moves(host, tmp_path):
     def look(self, step):
         before = {name: value.clone() for name, value in self.gates.state_dict().items()}
         original(self, step)
-        moved = {name.split(".")[1] for name, value in self.gates.state_dict().items() if not torch.equal(value, before[name])}
+        moved = {
+            name.split(".")[1]
+            for name, value in self.gates.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
         seen.append((exit_layers(step, one, 0, len(self.gates)), moved))
 
     original = training.Training._train
@@ -151,7 +155,7 @@ def test_another_seed_or_setting_does_not_go_on(host, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_training(host, tmp_path, monkeypatch):
     """One line with step and layer; no gates are written."""
     monkeypatch.setattr(training, "gate_loss", lambda logits, labels: logits.sum() * torch.nan)
-    with pytest.raises(UserError, match="not finite.*step 1"):
+    with pytest.raises(UserError, match=r"not finite.*step 1"):
         training.run_train(settings(), 0, tmp_path / "run", host)
     assert not (tmp_path / "run" / "gates").exists()
 

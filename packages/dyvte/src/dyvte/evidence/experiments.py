@@ -1,4 +1,4 @@
-"""`dyvte claims --train`: gates of several seeds on the mini host, and every arm of the miniature, question by question.
+"""`dyvte claims --train`: gates of several seeds on the mini host, and every arm of the miniature by question.
 
 Hosts of other training seeds are taken from ``hosts/0, hosts/1, ...`` in the output folder where they have been put
 there (`python -m tenfold.data.train_mini_host`); without them the record stands on the host that ships.

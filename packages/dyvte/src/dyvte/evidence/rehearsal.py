@@ -1,9 +1,9 @@
-"""The real path once at full size, without real weights: an official checkpoint of random weights to an answered sample.
+"""The real path once at full size, without real weights: from an official checkpoint to an answered sample.
 
     python -m dyvte.evidence.rehearsal work-folder record.json
 
-Writes LLaVA-1.5-7B with its 32 gates under official names (16 bit, sharded), takes gates and host out of it, loads both,
-answers a question of a benchmark in its official format with an exit, and records seconds and peak memory of every
+Writes LLaVA-1.5-7B with its 32 gates under official names (random weights, 16 bit, sharded), takes gates and host out
+of it, loads both, answers a prompt of the paper's length with an exit, and records seconds and peak memory of every
 step. About 16 GB of memory and 31 GB of disk.
 """
 
@@ -138,7 +138,9 @@ def answer(model: Any, gates: Gates) -> dict[str, Any]:
     visual = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     ids = torch.randint(3, WORDS, (1, 35 + visual + 29), generator=generator)
     ids[:, 35 : 35 + visual] = WORDS
-    pixels = torch.randn(1, 3, model.config.vision_config.image_size, model.config.vision_config.image_size, generator=generator)
+    pixels = torch.randn(
+        1, 3, model.config.vision_config.image_size, model.config.vision_config.image_size, generator=generator
+    )
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(model.dtype)}
     with torch.inference_mode(), VisualExit(gates)(model) as exit:
         made = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
