@@ -1,0 +1,1 @@
+"""Official checkpoints: names of their weights, conversion both ways, gates on disk."""

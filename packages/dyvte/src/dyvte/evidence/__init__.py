@@ -1,0 +1,1 @@
+"""What this package can show for the paper's claims."""

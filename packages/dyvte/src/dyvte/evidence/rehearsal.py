@@ -1,0 +1,163 @@
+"""The real path once at full size, without real weights: from an official checkpoint to an answered sample.
+
+    python -m dyvte.evidence.rehearsal work-folder record.json
+
+Writes LLaVA-1.5-7B with its 32 gates under official names (random weights, 16 bit, sharded), takes gates and host out
+of it, loads both, answers a prompt of the paper's length with an exit, and records seconds and peak memory of every
+step. About 16 GB of memory and 31 GB of disk.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from dyvte.checkpoints import release
+from dyvte.checkpoints.keys import gates_to_official, host_to_official
+from dyvte.checkpoints.load import load_gates
+from dyvte.gates import GateConfig, Gates
+from tenfold import UserError
+from tenfold.runs import atomic_directory, atomic_write_json
+from tenfold.runs.provenance import hardware, library_versions
+from tenfold.weights import StoredTensor, write_weights
+
+SHARD_BYTES = 2 * 10**9
+WORDS = 32000
+
+
+def run_rehearsal(folder: Path, *, layers: int = 32, hidden: int = 4096, tower: int = 24) -> dict[str, Any]:
+    """All steps, in a new folder; the record.
+
+    Args:
+        folder: for the checkpoints; removed again by `main`.
+        layers, hidden: of the decoder; LLaVA-1.5-7B's by default.
+        tower: layers of the vision tower.
+
+    Raises:
+        UserError: the folder exists, or a step fails.
+    """
+    if folder.exists():
+        raise UserError("exists", folder, "a new folder")
+    folder.mkdir(parents=True)
+    steps: list[dict[str, Any]] = []
+
+    def step(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        steps.append({"step": name, "seconds": time.perf_counter() - start, "peak_bytes": peak})
+        return result
+
+    config = host_config(layers, hidden, tower)
+    step("write an official checkpoint", lambda: write_official(folder / "official", config))
+    step("gates out of it", lambda: release.to_gates(folder / "official", folder / "gates"))
+    step("host out of it", lambda: release.to_host(folder / "official", folder / "host"))
+    shutil.rmtree(folder / "official")
+    model = step(
+        "load the host",
+        lambda: LlavaForConditionalGeneration.from_pretrained(folder / "host", dtype=torch.bfloat16).eval(),
+    )
+    gates = step("load the gates", lambda: load_gates(folder / "gates", dtype=torch.bfloat16))
+    answered = step("prefill and 4 tokens with an exit", lambda: answer(model, gates))
+    return {
+        "layers": layers,
+        "hidden": hidden,
+        "parameters": sum(p.numel() for p in model.parameters()) + sum(p.numel() for p in gates.parameters()),
+        "device": hardware().cpu,
+        "threads": torch.get_num_threads(),
+        "versions": library_versions("dyvte"),
+        "steps": steps,
+        **answered,
+    }
+
+
+def host_config(layers: int, hidden: int, tower: int) -> LlavaConfig:
+    """LLaVA-1.5's configuration at these sizes, with room for <image> and <pad>."""
+    llama = LlamaConfig(
+        vocab_size=WORDS + 64,
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 128),
+        max_position_embeddings=4096,
+        pad_token_id=WORDS + 1,
+    )
+    clip = CLIPVisionConfig(**{**release.CLIP_L_336, "num_hidden_layers": tower})
+    return LlavaConfig(
+        text_config=llama,
+        vision_config=clip,
+        image_token_index=WORDS,
+        vision_feature_layer=-2,
+        official_vocab_size=WORDS,
+        dtype="bfloat16",
+    )
+
+
+def write_official(folder: Path, config: LlavaConfig) -> int:
+    """An official checkpoint of random weights with gates inside, a shard in memory at a time; its parameters."""
+    with torch.device("meta"):
+        state = LlavaForConditionalGeneration(config).state_dict()
+    text = config.text_config
+    gates = Gates(GateConfig(text.num_hidden_layers, text.hidden_size), device="meta").state_dict()
+    shapes = {new: tuple(state[old].shape) for old, new in host_to_official(state).items()}
+    shapes |= {new: tuple(gates[old].shape) for old, new in gates_to_official(gates).items()}
+    shapes |= {name: (WORDS, *shapes[name][1:]) for name in release.WORD_ROWS}
+
+    def drawn(name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        def read() -> torch.Tensor:
+            if len(shape) == 1:
+                return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            return torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)
+
+        return read
+
+    stored = {n: StoredTensor(shape, torch.bfloat16, drawn(n, shape)) for n, shape in shapes.items()}
+    with atomic_directory(folder) as new:
+        atomic_write_json(new / "config.json", release.official_config(config, WORDS) | {"torch_dtype": "bfloat16"})
+        tower = {"model_type": "clip_vision_model", **config.vision_config.to_dict()}
+        (new / "vision_tower").mkdir()
+        atomic_write_json(new / "vision_tower" / "config.json", tower)
+        write_weights(new, stored, SHARD_BYTES)
+    return sum(tensor.numbers for tensor in stored.values())
+
+
+def answer(model: Any, gates: Gates) -> dict[str, Any]:
+    """One prompt of the paper's length with a picture, answered with an exit."""
+    from dyvte.exits import VisualExit
+
+    generator = torch.Generator().manual_seed(0)
+    visual = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    ids = torch.randint(3, WORDS, (1, 35 + visual + 29), generator=generator)
+    ids[:, 35 : 35 + visual] = WORDS
+    pixels = torch.randn(
+        1, 3, model.config.vision_config.image_size, model.config.vision_config.image_size, generator=generator
+    )
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(model.dtype)}
+    with torch.inference_mode(), VisualExit(gates)(model) as exit:
+        made = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        lengths = [layer[0] for layer in exit.kv_lengths(made.past_key_values)]
+        return {"exit_layer": exit.exit_layers()[0], "tokens": ids.shape[1], "kv_lengths": lengths}
+
+
+def main() -> None:
+    """Run, write the record, remove the checkpoints."""
+    if len(sys.argv) != 3:
+        raise SystemExit("python -m dyvte.evidence.rehearsal FOLDER RECORD.json")
+    folder = Path(sys.argv[1])
+    try:
+        atomic_write_json(Path(sys.argv[2]), run_rehearsal(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training the gates of a frozen host."""
