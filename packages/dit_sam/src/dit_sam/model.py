@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -21,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_sam.config import DITConfig
+from dit_sam.folder import push, read_folder, write_folder
 from dit_sam.image_encoder import ImageEncoder, Keys
 from dit_sam.mask_decoder import MaskDecoder, PromptEncoder
 from dit_sam.text_encoder import TextEncoder, Vocabulary
+from tenfold.weights import StoredTensor, check_fits, require_finite
 
 # What a picture is normalised with: RGB in [0, 1].
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,6 +120,66 @@ class DITSam(nn.Module):
         text = self.encode_text(ids, mask)
         embedding = self.encode_image(self.image_encoder.patches(image), text)
         return self.decode(embedding, text.prompts)
+
+    @classmethod
+    def from_state(
+        cls, config: DITConfig, vocabulary: Vocabulary | None, state: dict[str, Tensor], where: str | Path
+    ) -> DITSam:
+        """A model in eval mode that takes over the tensors of `state`, without a second copy of them.
+
+        Raises:
+            UserError: weights that are missing, unknown, of another shape or not finite.
+        """
+        with torch.device("meta"):
+            model = cls(config, vocabulary)
+        check_fits(model.state_dict(), state, where)
+        require_finite(state, where)
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> DITSam:
+        """A model from a folder that `save_pretrained` wrote, or from such a repository of the Hub, in eval mode.
+
+        Raises:
+            UserError: no such folder or repository; a file that is missing, broken or of another model.
+        """
+        stored = read_folder(name, revision)
+        model = cls.from_state(stored.config, stored.vocabulary, stored.state, stored.where)
+        return model.to(device=device, dtype=dtype or model.dtype)
+
+    def save_pretrained(
+        self, folder: str | Path, *, trained: str | None = None, run: str | None = None, replace: bool = False
+    ) -> None:
+        """Write config.json, model.safetensors, vocab.txt and a model card; whole or not at all.
+
+        Args:
+            trained: what it was trained on, for the card. run: the id of its run record.
+            replace: an existing folder.
+
+        Raises:
+            UserError: the folder exists, or cannot be written.
+        """
+        state = {name: StoredTensor.of(value.cpu()) for name, value in self.state_dict().items()}
+        write_folder(folder, self.config, self.vocabulary, state, trained=trained, run=run, replace=replace)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to the Hub; returns the commit's address.
+
+        Raises:
+            UserError: huggingface_hub is not installed.
+        """
+        with TemporaryDirectory() as place:
+            folder = Path(place, "model")
+            self.save_pretrained(folder)
+            return push(folder, repository, private, token)
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -48,25 +48,24 @@ class Average:
         shadow = d shadow + (1 - d) weight,     d = min(alpha, (t + 1) / (t + 10)),  t from 0
 
     Args:
-        model: the shadow starts as a copy of its state.
+        model: the shadow starts as a copy of its state, and follows the same tensors.
         alpha: 0.9997 in the paper's training.
     """
 
     def __init__(self, model: nn.Module, alpha: float) -> None:
         self.alpha = alpha
         self.steps = 0
-        self.shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._weights = {name: value.detach() for name, value in model.state_dict().items()}
+        self.shadow = {name: value.clone() for name, value in self._weights.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Take in the weights after a step."""
         decay = min(self.alpha, (self.steps + 1) / (self.steps + 10))
         self.steps += 1
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[name].mul_(decay).add_(value.detach(), alpha=1 - decay)
-            else:
-                self.shadow[name].copy_(value)
+        shadows, weights = list(self.shadow.values()), list(self._weights.values())
+        torch._foreach_mul_(shadows, decay)
+        torch._foreach_add_(shadows, weights, alpha=1 - decay)
 
     def load(self, shadow: Mapping[str, Tensor], steps: int) -> None:
         """Go on from a checkpoint."""

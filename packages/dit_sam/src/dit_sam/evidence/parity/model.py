@@ -207,7 +207,7 @@ def _net_training(model: DITSam, case: Case, tensors: Tensors, compare: Comparis
             golden = tensors["out/grad_norm_before_clip"].flatten()[0]
             compare.close("gradient norm", norm, golden, (0.0, 5e-4))
         optimizer.step()
-        average.update(model)
+        average.update()
     compare.close("learning rates", torch.tensor(rates, dtype=torch.float64), tensors["out/lrs"], "rates")
     state = model.state_dict()
     for kind, values in (("after", state), ("ema", average.shadow)):

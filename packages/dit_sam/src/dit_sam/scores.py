@@ -1,4 +1,4 @@
-"""The measures of referring segmentation (section 7), and gRefCOCO's.
+"""The measures of referring segmentation (section 7), and those of gRefCOCO.
 
     mIoU  the mean of the samples' IoU, in per cent
     oIoU  the sum of intersections over the sum of unions, in per cent
