@@ -65,9 +65,7 @@ def fit(height: int, width: int, size: int, long_side: int | None = None) -> Fra
     inner_width, inner_height = round(width * ratio), round(height * ratio)
     if not inner_width or not inner_height:
         raise UserError(f"a picture of {width} x {height} pixels", f"at {size} pixels", "sides less far apart")
-    return Frame(
-        height, width, inner_height, inner_width, (size - inner_height) // 2, (size - inner_width) // 2, size
-    )
+    return Frame(height, width, inner_height, inner_width, (size - inner_height) // 2, (size - inner_width) // 2, size)
 
 
 def picture(image: Image.Image, frame: Frame) -> Tensor:

@@ -1,14 +1,14 @@
 """DIT: a picture and a sentence in, the mask of what it refers to out (section 3.1).
 
-    model = DITSam.from_pretrained("my-dit")              # a folder of `dit-sam train` or `dit-sam convert`
-    output = model(images, ids, mask)                     # images [batch, 3, 512, 512] of `frame.letterbox`
-    loss = mask_loss(output.logits, target)               # binary cross entropy, and nothing else
-    foreground = output.logits.sigmoid() > model.config.threshold
+model = DITSam.from_pretrained("my-dit")              # a folder of `dit-sam train` or `dit-sam convert`
+output = model(images, ids, mask)                     # images [batch, 3, 512, 512] of `frame.letterbox`
+loss = mask_loss(output.logits, target)               # binary cross entropy, and nothing else
+foreground = output.logits.sigmoid() > model.config.threshold
 
-    y = BERT(sentence)                                    text_encoder
-    F = ViT(image, y)                                     image_encoder, text_path
-    s = text_proj(y)                                      the sparse prompts
-    mask = decoder(F, s), four times finer twice          mask_decoder
+y = BERT(sentence)                                    text_encoder
+F = ViT(image, y)                                     image_encoder, text_path
+s = text_proj(y)                                      the sparse prompts
+mask = decoder(F, s), four times finer twice          mask_decoder
 """
 
 from __future__ import annotations

@@ -148,9 +148,7 @@ class DitPredictor:
             self._shown, self._several = [self._show(image, image_format)], False
 
     @torch.inference_mode()
-    def set_images(
-        self, images: Sequence[Picture | str | Path], image_format: Literal["RGB", "BGR"] = "RGB"
-    ) -> None:
+    def set_images(self, images: Sequence[Picture | str | Path], image_format: Literal["RGB", "BGR"] = "RGB") -> None:
         """Take several pictures, of any sizes; `predict` then wants sentences for each. Raises as `set_image`."""
         with self._alone():
             if not images:

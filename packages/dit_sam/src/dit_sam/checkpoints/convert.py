@@ -71,7 +71,11 @@ def convert(
     if len(words) != config.words:
         raise UserError(f"{len(words)} word pieces", bert, f"{config.words}, as the release has")
     unused = found.unused
-    other = {name: shape for name, shape in unused_shapes(config).items() if name in unused and tuple(unused[name].shape) != shape}
+    other = {
+        name: shape
+        for name, shape in unused_shapes(config).items()
+        if name in unused and tuple(unused[name].shape) != shape
+    }
     if other:
         name = next(iter(other))
         raise UserError(f"{name} of shape {list(unused[name].shape)}", release, str(list(other[name])))

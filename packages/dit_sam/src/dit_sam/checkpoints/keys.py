@@ -81,7 +81,9 @@ def possible_variants(names: Iterable[str]) -> tuple[Variant, ...]:
     marks = {
         match.group(1)
         for name in names
-        if (match := re.match(r"(?:module\.)?visual_encoder\.(probs\.\d|probs|tokens|cross\.\d|prob_text|ln\.\d)", name))
+        if (
+            match := re.match(r"(?:module\.)?visual_encoder\.(probs\.\d|probs|tokens|cross\.\d|prob_text|ln\.\d)", name)
+        )
     }
     kinds = {re.sub(r"\.\d+", ".N", mark) for mark in marks}
     if "prob_text" in kinds:

@@ -87,7 +87,11 @@ def _measured(shapes: Mapping[str, tuple[int, ...]], variant: str) -> DITConfig:
     spans = [(rows + 1) // 2 for rows, _ in tables]
     prompt = shapes["text_proj.weight"][0]
     words, text_width = shapes["text_encoder.embeddings.word_embeddings.weight"]
-    crosses = [shape for name, shape in shapes.items() if name.endswith("cross.0.linear_q.weight") or name.endswith("cross.0.mhatt.linear_q.weight")]
+    crosses = [
+        shape
+        for name, shape in shapes.items()
+        if name.endswith("cross.0.linear_q.weight") or name.endswith("cross.0.mhatt.linear_q.weight")
+    ]
     known = [name for name, numbers in SIZES.items() if numbers["width"] == width and numbers["depth"] == depth]
     heads = SIZES[known[0]]["heads"] if known else width // tables[0][1]
     values = {

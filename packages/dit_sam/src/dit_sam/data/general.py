@@ -1,7 +1,7 @@
 """gRefCOCO, whose sentences may refer to several objects or to none, in the files of its authors (ReLA).
 
-    <folder>/grefcoco/grefs(unc).json    like REFER's refs; ann_id is a list, [-1] where nothing is meant
-    <folder>/grefcoco/instances.json     COCO
+<folder>/grefcoco/grefs(unc).json    like REFER's refs; ann_id is a list, [-1] where nothing is meant
+<folder>/grefcoco/instances.json     COCO
 """
 
 from __future__ import annotations

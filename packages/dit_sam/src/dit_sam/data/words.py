@@ -48,6 +48,4 @@ _OTHER_WAY = {**_PLACE, "top": "bottom", "bottom": "top", "above": "below", "bel
 
 def turned(sentence: str) -> str:
     """Left and right, top and bottom, above and below exchanged: a control, for a sentence then means another object."""
-    return re.sub(
-        r"\b(left|right|top|bottom|above|below)", lambda match: _OTHER_WAY[match.group()], sentence.lower()
-    )
+    return re.sub(r"\b(left|right|top|bottom|above|below)", lambda match: _OTHER_WAY[match.group()], sentence.lower())

@@ -1,7 +1,7 @@
 """The mini model and stage 0: a small SAM that learns to segment what a point lies on (it plays SAM's pre-training).
 
-    model = train_points(MiniSettings(), seed=0)        # variant default, no text seen
-    iou = point_iou(model, ...)                          # the gate before anything is built on it
+model = train_points(MiniSettings(), seed=0)        # variant default, no text seen
+iou = point_iou(model, ...)                          # the gate before anything is built on it
 """
 
 from __future__ import annotations

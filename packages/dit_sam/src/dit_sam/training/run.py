@@ -185,7 +185,9 @@ class Training:
     def _step(self, batch: Batch, epoch: int) -> None:
         step, its = self.progress.step, self.settings
         self.optimizer.param_groups[0]["lr"] = rate = self.plan.rate(step)
-        torch.manual_seed(int(sample_rng(self.seed, _DROPOUT, step * self.group.world + self.group.rank).integers(2**63)))
+        torch.manual_seed(
+            int(sample_rng(self.seed, _DROPOUT, step * self.group.world + self.group.rank).integers(2**63))
+        )
         device, precision = self.group.device, _PRECISIONS.get(its.precision)
         images, masks, ids, seen = (part.to(device, non_blocking=True) for part in batch)
         with torch.autocast(device.type, precision, enabled=precision is not None):
@@ -197,7 +199,9 @@ class Training:
         total = sum_gradients(self.model, loss.detach(), self.group).item()
         if not torch.isfinite(torch.tensor(total)):
             what = f"loss {total} in step {step} (epoch {epoch})"
-            raise UserError(what, self.output, "a lower rate or more warm-up; --resume goes on from the last checkpoint")
+            raise UserError(
+                what, self.output, "a lower rate or more warm-up; --resume goes on from the last checkpoint"
+            )
         self.scaler.unscale_(self.optimizer)
         if its.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), its.clip)
@@ -222,7 +226,9 @@ class Training:
         self.current.log(self.progress.step, **{f"val_{name}": value for name, value in scores.items()})
         if self.group.leads:
             best = f"the best is {self.progress.best:.2f} after step {self.progress.best_step}"
-            logger.info("step %d: mIoU of %d sentences %.2f, %s", self.progress.step, len(self.val), scores["mIoU"], best)
+            logger.info(
+                "step %d: mIoU of %d sentences %.2f, %s", self.progress.step, len(self.val), scores["mIoU"], best
+            )
 
     def _take_average(self) -> dict[str, Tensor] | None:
         """Put the averaged weights into the model; returns the raw ones."""

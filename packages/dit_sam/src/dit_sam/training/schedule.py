@@ -18,7 +18,9 @@ from torch import Tensor, nn
 Schedule = Literal["wcosine", "cosine", "step"]
 
 
-def warm_cosine_rate(step: int, steps: int, warmup: int, peak: float, floor: float = 1e-6, start: float = 1e-7) -> float:
+def warm_cosine_rate(
+    step: int, steps: int, warmup: int, peak: float, floor: float = 1e-6, start: float = 1e-7
+) -> float:
     """The paper's rate: a rise from `start` over `warmup` steps, then half a cosine from `peak` to `floor`.
 
     Args:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dit_sam.data.refer import converted, parse_annotations, parse_references
 from dit_sam.data.words import swapped
-from dit_sam.scores import overlap, referring_scores
 from dit_sam.frame import Frame, fit, foreground, picture, target
+from dit_sam.scores import overlap, referring_scores
 from dit_sam.text_encoder import Vocabulary
 from dit_sam.training.schedule import cosine_rate, step_rate, warm_cosine_rate
 from tenfold.ledger.goldens import Comparison

@@ -88,7 +88,9 @@ def _encoder(case: Case, tensors: Tensors, compare: Comparison) -> None:
             compare.close(f"text into block {block}", entering, tensors[f"out/block{block}_text_in"], "encoder")
         compare.close(f"block {block}", left.reshape(golden.shape), golden, "encoder")
 
-    compare.close("neck, every token computed", encoder.encode(patches, text, trace=trace), tensors["out/neck"], "encoder")
+    compare.close(
+        "neck, every token computed", encoder.encode(patches, text, trace=trace), tensors["out/neck"], "encoder"
+    )
     compare.close("neck", encoder(tensors["in/image"], text), tensors["out/neck"], "encoder")
     with torch.enable_grad():  # the other way of attention
         compare.close("neck, with gradients", encoder(tensors["in/image"], text), tensors["out/neck"], "encoder")
@@ -216,7 +218,9 @@ def _net_training(model: DITSam, case: Case, tensors: Tensors, compare: Comparis
             assert own is not None
             difference = (values[own].double() - golden.double()).abs()
             compare.within(f"{name} {kind}", values[own], golden, torch.full_like(difference, 3e-5), "3e-5")
-            compare.equal(f"{name} {kind}, 99.5 % within 2e-6", bool((difference <= 2e-6).double().mean() >= 0.995), True)
+            compare.equal(
+                f"{name} {kind}, 99.5 % within 2e-6", bool((difference <= 2e-6).double().mean() >= 0.995), True
+            )
 
 
 def _gradients(model: DITSam, case: Case, tensors: Tensors, compare: Comparison) -> None:
