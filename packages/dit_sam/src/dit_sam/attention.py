@@ -60,7 +60,7 @@ def attend(
 
 
 def position_scores(image_queries: Tensor, rel_h: Tensor, rel_w: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The two parts of R: q_ij . Rh[i - k] as [batch, heads, h, w, h] and q_ij . Rw[j - l] as [batch, heads, h, w, w]."""
+    """The parts of R: q_ij . Rh[i - k] as [batch, heads, h, w, h], q_ij . Rw[j - l] as [batch, heads, h, w, w]."""
     cells = image_queries.unflatten(2, grid)  # [batch, heads, h, w, d]
     rows = torch.einsum("bnhwd,hkd->bnhwk", cells, rel_h.to(cells.dtype))
     columns = torch.einsum("bnhwd,wkd->bnhwk", cells, rel_w.to(cells.dtype))

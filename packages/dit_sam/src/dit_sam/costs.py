@@ -6,7 +6,8 @@ With T = N + L tokens, N = h w of the image and L of the text, width C, depth d,
 
 where 12 T C^2 are the linear layers, 2 T^2 C scores and mixing, 2 N h C the relative positions (h = w), then patch
 embedding, neck, and P = L C^2 d the projections of the text (L-DIT and E-DIT). That is the encoder as released, every
-token a query; `encoder_macs(..., text_queries=False)` counts what this package computes for L-DIT. FLOPs are twice that.
+token a query; `encoder_macs(..., text_queries=False)` counts what this package computes for L-DIT. FLOPs are twice
+that.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def map_bytes(config: DITConfig, size: int | None = None, item: int = 4) -> int:
 
 
 def used_parameters(config: DITConfig) -> int:
-    """Parameters that can change a mask: BERT up to its used layer, one hyper-network, no IoU head, no other prompts."""
+    """Those that can change a mask: BERT up to its used layer, one hyper-network, no IoU head, no other prompts."""
     from dit_sam.model import DITSam
 
     return sum(count for name, count in parameter_counts(DITSam, config).items() if is_used(name, config))

@@ -5,7 +5,8 @@ Both are segment-anything's, subclassed where text and several pictures at once 
 - the dense positions are computed for the grid of the input, not for SAM's 64 x 64;
 - the decoder takes one sentence a picture. Upstream repeats the image embeddings once for each prompt, which is right
   for many prompts on one picture and wrong for pictures with a sentence each;
-- of the four mask tokens the first one's mask is the answer; the others' are not computed (training never reached them).
+- of the four mask tokens the first one's mask is the answer; the others' are not computed (training never reached
+them).
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@
     masks                                                          # bool [1, height, width]
     many = predictor.predict(text=["left cup", "right cup"])       # [2, height, width]; the same as two calls
 
-What can be kept between calls differs from SAM. Text enters the image encoder before its first block, so the encoder runs
-once for every picture and sentence (but for the variant `default`, whose image embedding is kept as SAM's is). Of a picture
-its patch embedding is kept, of a sentence all that depends on it alone: BERT's output, the sparse prompts, and for L-DIT
-keys and values of every block.
+What can be kept between calls differs from SAM. Text enters the image encoder before its first block, so the encoder
+runs once for every picture and sentence (but for the variant `default`, whose image embedding is kept as SAM's is). Of
+a picture its patch embedding is kept, of a sentence all that depends on it alone: BERT's output, the sparse prompts,
+and for L-DIT keys and values of every block.
 
 The model's weights must not change while a predictor uses it: what it keeps of sentences would be another model's.
 """
@@ -48,10 +48,10 @@ class Prediction:
 
     Attributes:
         masks: bool [sentences, height, width] in the picture's own size; float32 logits where these were asked for.
-        scores: float32 [sentences], the mean foreground probability over the mask, in [0, 1]; 0 for an empty mask. It is
-            no estimate of IoU: SAM's IoU head gets no training here.
-        low_res: float32 [sentences, 4 h, 4 w], the decoder's logits in the PADDED square; `low_res_box` cuts the picture
-            out.
+        scores: float32 [sentences], the mean foreground probability over the mask, in [0, 1]; 0 for an empty mask. It
+            is no estimate of IoU: SAM's IoU head gets no training here.
+        low_res: float32 [sentences, 4 h, 4 w], the decoder's logits in the PADDED square; `low_res_box` cuts the
+            picture out.
         low_res_box: left, top, right and bottom of the picture in `low_res`, in its pixels, not rounded.
         iou_head: float32 [sentences], the raw number of SAM's IoU head.
         texts: the sentences.

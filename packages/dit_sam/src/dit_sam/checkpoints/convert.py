@@ -53,8 +53,8 @@ def convert(
         dims: a config.json for models of other heads than the published ones; None: by the weights' shapes.
 
     Raises:
-        UserError: a broken file, weights that are missing, unknown, of another shape or not finite, a variant that must be
-            said, a vocabulary of another size; the folder exists.
+        UserError: a broken file, weights that are missing, unknown, of another shape or not finite, a variant that
+            must be said, a vocabulary of another size; the folder exists.
     """
     words = Vocabulary.load(bert)
     found = read_release(release)
@@ -92,8 +92,9 @@ def convert(
 
 
 def convert_back(folder: str | Path, file: str | Path) -> Converted:
-    """A folder as {"state_dict": ...} under the authors' names, for their code (.pth); weights that nothing uses are those
-    of the release, or zeros.
+    """A folder as {"state_dict": ...} under the authors' names, a .pth for their code.
+
+    Weights that nothing uses are those of the release, or zeros.
 
     Raises:
         UserError: no model there; the file exists or cannot be written.

@@ -8,8 +8,8 @@
 | lang_encoder.bert.*, as BertModel               | text_encoder.*                              |
 | query_embeddings, self_attention.*              | none: in the files, read by nothing         |
 
-A checkpoint of several GPUs has `module.` before every name. Which of `layer_wise` and `e2e` a file holds cannot be told:
-their weights have the same names and shapes.
+A checkpoint of several GPUs has `module.` before every name. Which of `layer_wise` and `e2e` a file holds cannot be
+told: their weights have the same names and shapes.
 """
 
 from __future__ import annotations

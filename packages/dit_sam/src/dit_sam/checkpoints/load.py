@@ -22,7 +22,8 @@ _NEW = ("text_proj.", "image_encoder.text_path.")
 def from_sam(sam: nn.Module | str | Path, bert: str | Path, config: DITConfig, *, seed: int = 0) -> DITSam:
     """SAM that reads text: its weights, BERT's, and a new way of the text into the encoder.
 
-    At first the text slots are empty, and the model is not SAM: it has no windows, and empty slots take part in attention.
+    At first the text slots are empty, and the model is not SAM: it has no windows, and empty slots take part in
+    attention.
 
     Args:
         sam: of `segment_anything.sam_model_registry`, or its checkpoint (sam_vit_b_01ec64.pth).
@@ -83,7 +84,7 @@ def read_bert(folder: str | Path) -> dict[str, Tensor]:
 
 
 def extended(start: str | Path, config: DITConfig, *, seed: int = 0) -> DITSam:
-    """A DIT model's weights in a model of another variant or with more decoder layers; what it lacks is drawn by `seed`.
+    """A DIT model's weights in one of another variant or with more decoder layers; `seed` draws what is missing.
 
     Raises:
         UserError: no model there, or one of another size.

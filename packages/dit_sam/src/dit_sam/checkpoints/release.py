@@ -1,7 +1,7 @@
 """A release of the authors: {epoch, state_dict, optimizer, scheduler, lr}, as torch.save wrote it (section 4).
 
-`state_dict` is the average of the weights (EMA); `optimizer` belongs to the raw ones and is not read. Of several GPUs every
-name begins with `module.`. A plain state dict, as .pth or .safetensors, is read as well.
+`state_dict` is the average of the weights (EMA); `optimizer` belongs to the raw ones and is not read. Of several GPUs
+every name begins with `module.`. A plain state dict, as .pth or .safetensors, is read as well.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def bench(
 ) -> None:
     """Measure the encoder against the released way, which makes the map of all pairs: full width, random weights.
 
-    With all layers also the seconds an expression takes, with one and eight sentences on a picture: the encoder runs once
-    for every expression.
+    With all layers also the seconds an expression takes, with one and eight sentences on a picture: the encoder runs
+    once for every expression.
     """
     from rich.table import Table
 

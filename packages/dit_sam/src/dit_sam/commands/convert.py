@@ -1,4 +1,4 @@
-"""`dit-sam convert`: the authors' checkpoints into this package's folders, and back; REFER's files into the authors' form."""
+"""`dit-sam convert`: the authors' checkpoints into folders, and back; REFER's files into the authors' form."""
 
 # Annotations are not deferred: typer evaluates them.
 

@@ -2,8 +2,8 @@
 
     <folder>/<part>.jsonl    {"image": "a.jpg", "sentence": "the left cup", "mask": "a_cup.png"} a line
 
-"sentences": [...] gives several for one mask; "mask": null says that the sentence means nothing in the picture. A mask is
-a picture of the same size whose pixels are 0 outside: 0 / 1, 0 / 255 and palettes are all the same.
+"sentences": [...] gives several for one mask; "mask": null says that the sentence means nothing in the picture. A mask
+is a picture of the same size whose pixels are 0 outside: 0 / 1, 0 / 255 and palettes are all the same.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ def read_own(folder: str | Path, part: str) -> list[Sample]:
 
 
 def _sentences(record: Fields) -> tuple[str, ...]:
-    if "sentence" in record:
-        found = (record.text("sentence"),)
-    else:
-        found = tuple(record.items("sentences"))
+    found = (record.text("sentence"),) if "sentence" in record else tuple(record.items("sentences"))
     if not all(isinstance(one, str) and one.strip() for one in found):
         raise record.wrong("sentences", "has an empty one", "texts")
     return found

@@ -1,6 +1,6 @@
 """REFER's releases (RefCOCO, RefCOCO+, RefCOCOg), and the form that the authors convert them to (section 6).
 
-    <folder>/<set>/refs(<split>).p       pickled list of {ref_id, ann_id, image_id, split, sentences: [{sent, ...}], ...}
+    <folder>/<set>/refs(<split>).p       pickled list of {ref_id, ann_id, image_id, split, sentences: [{sent}]}
     <folder>/<set>/instances.json        COCO: images, annotations with segmentation, categories
     <folder>/images/.../train2014/COCO_train2014_%012d.jpg
 
@@ -9,8 +9,8 @@ or converted (`dit-sam convert-data`), as the authors' trainer reads it:
     <folder>/anns/<set>.json             {split: [{iid, bbox, cat_id, refs: [sentence, ...], mask_id}]}
     <folder>/masks/<set>/<mask_id>.npy   uint8 [height, width]
 
-In train a record is an object with all its sentences; elsewhere a record is one sentence. Pickles are opened by a reader
-that builds lists, dicts, texts and numbers, and refuses every class or function.
+In train a record is an object with all its sentences; elsewhere a record is one sentence. Pickles are opened by a
+reader that builds lists, dicts, texts and numbers, and refuses every class or function.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class DataSettings(Settings):
 
     Attributes:
         folder: where the files lie, see `DATA_TREE`; None: only the mini world can be had.
-        set: which data set. split: REFER's split file: unc or google (refcoco), unc (refcoco+), umd or google (refcocog).
+        set: which data set. split: REFER's split file: unc or google (refcoco), unc (refcoco+), umd or google
+            (refcocog).
         mini: drawn for the set `mini` where no folder is named.
         in_memory: keep what was decoded; for small sets and trainings without augmentation.
         expected: the counts that ``--dry-run`` takes where there is no folder.

@@ -28,7 +28,7 @@ def swapped_words(sentence: str) -> str:
 
 
 _RELATION = re.compile(
-    r"\b(?:(?:left|right|top|bottom|side|front|back) of|above|below|under|over|behind|beside|between|near|next to|against)\b"
+    r"\b(?:(?:left|right|top|bottom|side|front|back) of|above|below|under|over|behind|beside|between|near|next to)\b"
 )
 _PLACE_WORD = re.compile(
     r"\b(?:left|right|top|bottom|upper|lower|middle|center|centre|corner|first|second|third|last|front|back|far)\w*\b"
@@ -47,5 +47,5 @@ _OTHER_WAY = {**_PLACE, "top": "bottom", "bottom": "top", "above": "below", "bel
 
 
 def turned(sentence: str) -> str:
-    """Left and right, top and bottom, above and below exchanged: a control, for a sentence then means another object."""
+    """Left and right, top and bottom, above and below exchanged: a control, as another object is meant then."""
     return re.sub(r"\b(left|right|top|bottom|above|below)", lambda match: _OTHER_WAY[match.group()], sentence.lower())

@@ -2,9 +2,9 @@
 
     run_eval(EvalSettings(model="my-dit", data="data/refer", set="refcoco", part="testA"), Path("runs/eval"))
 
-Every sentence counts once, also over several ranks: the pixels of each are kept as they are made, and rank 0 scores them
-all. A run that was killed goes on where it stopped. The folder holds predictions.jsonl (a line a sentence, its mask as
-COCO's compressed run lengths), metrics.json and run.json.
+Every sentence counts once, also over several ranks: the pixels of each are kept as they are made, and rank 0 scores
+them all. A run that was killed goes on where it stopped. The folder holds predictions.jsonl (a line a sentence, its
+mask as COCO's compressed run lengths), metrics.json and run.json.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def run_eval(settings: EvalSettings, output: Path, seed: int = 0, progress: Prog
 
     Args:
         settings: of the evaluation.
-        output: for predictions, scores and record; all ranks must see the same one. What an unfinished evaluation left in
-            it is kept.
+        output: for predictions, scores and record; all ranks must see the same one. What an unfinished evaluation left
+            in it is kept.
         seed: nothing here is random; the record has one.
         progress: wraps the batches of rank 0.
 

@@ -1,4 +1,4 @@
-"""`dit-sam segment IMAGE "the second cup from the left"`: a mask of the picture's size for each sentence, and an overlay."""
+"""`dit-sam segment IMAGE "the second cup from the left"`: a mask for each sentence, and an overlay."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The checks behind `claims.yaml`: what this package recomputes of the paper, by name.
 
-Parity checks compare with golden data of the authors' code, which lies in the source tree (or under `$TENFOLD_GOLDENS`) and
-does not travel in a wheel. Parameters and FLOPs are counted on full-size models without weights. The mini check runs the
-model that ships on scenes that no training saw.
+Parity checks compare with golden data of the authors' code, which lies in the source tree (or under
+`$TENFOLD_GOLDENS`) and does not travel in a wheel. Parameters and FLOPs are counted on full-size models without
+weights. The mini check runs the model that ships on scenes that no training saw.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def net_config(name: str) -> DITConfig:
     from dit_sam.config import sized
 
     variant, layers = NETS[name]
-    return sized("vit_h" if variant == "layer_wise_vith" else "vit_b", variant, decoder_depth=layers)  # type: ignore[arg-type]
+    size = "vit_h" if variant == "layer_wise_vith" else "vit_b"
+    return sized(size, variant, decoder_depth=layers)  # type: ignore[arg-type]
 
 
 @cache

@@ -5,9 +5,9 @@
     e2e            E-DIT: text travels through the frozen encoder
     layer_wise     L-DIT: a fresh projection of the text before every block
 
-All arms of a seed start from the same stage 0 (a small SAM that was taught points), see the same batches and train the same
-steps, by `dit-sam train --config mini` itself; only the variant differs. What came out is judged in `findings`, by rules
-that stand in claims.yaml.
+All arms of a seed start from the same stage 0 (a small SAM that was taught points), see the same batches and train the
+same steps, by `dit-sam train --config mini` itself; only the variant differs. What came out is judged in `findings`,
+by rules that stand in claims.yaml.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def trained_weights(model: DITSam, settings: TrainSettings) -> list[Any]:
 
 
 def measured(model: DITSam, samples: Sequence[Sample], batch: int = 50) -> dict[str, Any]:
-    """Scores in per cent by kind of sentence, and with two controls: another scene's sentences, and turned directions."""
+    """Scores in per cent by kind of sentence, and of two controls: another scene's sentences, directions turned."""
     import torch
 
     from dit_sam.data.mini import LOOK, PLACE

@@ -1,7 +1,7 @@
 """What the arms and seeds of the miniature come to. The rules stand in claims.yaml and were fixed before the runs.
 
-P@0.5 of the last weights on unseen scenes is the measure; arms are compared seed by seed. A difference holds when its mean
-over the seeds exceeds its spread (standard deviation over the seeds) and LEAST points. Before that the gates:
+P@0.5 of the last weights on unseen scenes is the measure; arms are compared seed by seed. A difference holds when its
+mean over the seeds exceeds its spread (standard deviation over the seeds) and LEAST points. Before that the gates:
 
     stage 0      masks from points reach POINTS mIoU in every seed
     default      the arm that the others are compared with finds between LOW and HIGH per cent

@@ -1,4 +1,4 @@
-"""The released way through a block, as the baseline of `bench`: the map of all pairs is made, and text tokens are queries.
+"""The released way through a block, as the baseline of `bench`: it makes the map of all pairs, text queries too.
 
 Written from the formulas of `dit_sam.attention`; it computes the same numbers from the same weights.
 """

@@ -1,7 +1,8 @@
 """`dit-sam bench`: the encoder against the released way, in one run, at full width with random weights.
 
-Ours keeps no map of all pairs, and text is keys and values alone (L-DIT); both compute the same numbers, which is checked
-first. Times are medians of alternated rounds, on CUDA by events. Peak memory is that of one forward pass over the resting
+Ours keeps no map of all pairs, and text is keys and values alone (L-DIT); both compute the same numbers, which is
+checked first. Times are medians of alternated rounds, on CUDA by events. Peak memory is that of one forward pass over
+the resting
 process: of a process of its own on a CPU, of the allocator on CUDA.
 """
 
@@ -129,7 +130,7 @@ def _compare(
 
 
 def _peak_of(name: str, config: DITConfig, size: int, precision: str, seed: int) -> int | None:
-    """Peak memory of one way on a CPU, over the resting process, in a process of its own; None where /proc is not Linux'."""
+    """Peak memory of one way on a CPU over a resting process of its own; None where /proc is not Linux'."""
     if not Path("/proc/self/clear_refs").exists():
         return None
     with get_context("spawn").Pool(1) as pool:

@@ -1,6 +1,7 @@
 """From a sample to what a step takes: one sentence, the picture and its mask, changed at random (section 6).
 
-All draws of a sample in an epoch come from one stream of (seed, epoch, sample), so that a resumed training sees the same.
+All draws of a sample in an epoch come from one stream of (seed, epoch, sample), so that a resumed training sees the
+same.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     run_train(load_config(TrainSettings, "mini"), seed=0, output=Path("runs/mini"))
 
 A step is the authors': forward, backward, clip, Adam, schedule, average. After every epoch the averaged weights are
-scored on val by the official protocol; those with the best mIoU become `model/`, the last ones `last/`. A killed training
-goes on from its last complete checkpoint with the same bits: raw weights, their average, optimiser and scaler are kept.
+scored on val by the official protocol; those with the best mIoU become `model/`, the last ones `last/`. A killed
+training goes on from its last complete checkpoint with the same bits: raw weights, their average, optimiser and scaler
+are kept.
 """
 
 from __future__ import annotations

@@ -48,8 +48,7 @@ class ModelSettings(Settings):
 
     def changes(self) -> dict[str, Any]:
         """What differs from the size's own config, for `DITConfig`."""
-        values = self.model_dump(exclude={"size", "variant"}, exclude_none=True)
-        return values
+        return self.model_dump(exclude={"size", "variant"}, exclude_none=True)
 
 
 class AugmentSettings(Settings):
