@@ -1,0 +1,1 @@
+"""Evaluation by the paper's protocol, and a predictor's demonstration."""

@@ -1,0 +1,1 @@
+"""What stands behind each claim: parity, closed formulas, the miniature, speed."""
