@@ -66,7 +66,7 @@ class Step:
         draws: random numbers of rendering and of the path-length picture.
         clip_rescale: contrast pictures in [0, 1] instead of the released [-1, 1].
         conditional: give the enhancer its tokens; False trains without offsets (dw = 0).
-        r1_gamma: weight of R1. r1_every, path_length_every: intervals, which are also factors.
+        r1_gamma: weight of R1. 
     """
 
     def __init__(
