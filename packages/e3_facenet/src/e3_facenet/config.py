@@ -1,7 +1,7 @@
 """Dimensions of the generator and the discriminator; the paper's by default (sections 3.1 and 4.1).
 
-    GeneratorConfig()                                    # 512 x 512, 82,756,100 parameters
-    GeneratorConfig(resolution=32, nerf_resolution=8)    # two upsampling blocks
+GeneratorConfig()                                    # 512 x 512, 82,756,100 parameters
+GeneratorConfig(resolution=32, nerf_resolution=8)    # two upsampling blocks
 """
 
 from __future__ import annotations

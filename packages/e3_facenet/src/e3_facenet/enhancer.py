@@ -32,10 +32,9 @@ class FoldedText:
     """A text as one enhancer sees it, made once and shared by all views.
 
     Attributes:
-        keys: [P, heads tokens, C] where the query projection is folded in, else [P, heads tokens, heads head_dim]
-            block-diagonal is avoided: then `heads` keys [P, heads, tokens, head_dim] are kept in `split`.
+        keys: [P, heads tokens, C] where the query projection is folded in, else [P, heads, tokens, head_dim].
         values: [P, heads, tokens].
-        split: whether queries are projected.
+        split: whether queries are projected head by head (the second form of keys).
     """
 
     keys: Tensor

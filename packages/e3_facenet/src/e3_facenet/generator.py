@@ -1,8 +1,8 @@
 """The generator: noise and text to a style code, a radiance field to a feature map, and the enhanced upsampler.
 
-    w   = mapping(z, t)                              norm2(z) + norm2(embed(t)), eight layers
-    x   = field(w[:10], camera)                      32 x 32, 64 channels
-    x   = block_r(x, w[10 + 2l : 13 + 2l] + dw_r)    r = 64, 128, 256, 512;  dw_r = enhancer_r(x, tokens)
+w   = mapping(z, t)                              norm2(z) + norm2(embed(t)), eight layers
+x   = field(w[:10], camera)                      32 x 32, 64 channels
+x   = block_r(x, w[10 + 2l : 13 + 2l] + dw_r)    r = 64, 128, 256, 512;  dw_r = enhancer_r(x, tokens)
 """
 
 from __future__ import annotations
@@ -116,6 +116,10 @@ class Generator(nn.Module):
         self.register_buffer("alpha", torch.ones([]))
         # Blocks above the first run in this type outside training; field and enhancers stay in float32.
         self.block_dtype = torch.float32
+
+    def use_dtype(self, dtype: torch.dtype) -> None:
+        """Compute the upsampling blocks above the first in this type (bf16, fp16); weights stay in float32."""
+        self.block_dtype = dtype
 
     def styles(
         self,

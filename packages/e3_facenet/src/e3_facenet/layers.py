@@ -109,9 +109,7 @@ class EqualLinear(nn.Module):
         lr: learning-rate multiplier of weight and bias. bias: the bias's first value. activation: "linear" or "lrelu".
     """
 
-    def __init__(
-        self, d_in: int, d_out: int, activation: str = "linear", lr: float = 1.0, bias: float = 0.0
-    ) -> None:
+    def __init__(self, d_in: int, d_out: int, activation: str = "linear", lr: float = 1.0, bias: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(d_out, d_in) / lr)
         self.bias = nn.Parameter(torch.full((d_out,), bias))
@@ -146,11 +144,11 @@ class EqualConv2d(nn.Module):
         self.gain, self.padding = 1 / math.sqrt(d_in * kernel**2), kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.gain
+        weight, bias = (self.weight * self.gain).to(x.dtype), self.bias.to(x.dtype)
         if self.down:  # the blur's own padding and the convolution's are made at once
-            x = F.conv2d(blur(x, 1 + self.padding, 1 + self.padding), weight, self.bias, stride=2)
+            x = F.conv2d(blur(x, 1 + self.padding, 1 + self.padding), weight, bias, stride=2)
         else:
-            x = F.conv2d(x, weight, self.bias, padding=self.padding)
+            x = F.conv2d(x, weight, bias, padding=self.padding)
         if self.activation == "lrelu":
             return lrelu(x, clamp=self.clamp)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
@@ -177,7 +175,7 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """[B, in, H, W] and [B, w_dim] -> [B, out, H, W], with bias; no activation."""
-        y = torch.baddbmm(self.bias[None, :, None], self.matrix(w).to(x.dtype), x.flatten(2))
+        y = torch.baddbmm(self.bias[None, :, None].to(x.dtype), self.matrix(w).to(x.dtype), x.flatten(2))
         return y.view(x.shape[0], -1, *x.shape[2:])
 
 

@@ -142,9 +142,7 @@ class Foreground(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         widths = [3 * 2 * FREQUENCIES] + [config.fg_hidden] * config.fg_blocks
-        self.layers = nn.ModuleList(
-            ModulatedConv(a, b, config.w_dim) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(ModulatedConv(a, b, config.w_dim) for a, b in zip(widths, widths[1:], strict=False))
         self.sigma = ModulatedConv(config.fg_hidden, 1, config.w_dim, demodulate=False)
         self.feature = ModulatedConv(config.fg_hidden, config.feature_channels, config.w_dim, demodulate=False)
         self.to_rgb = EqualConv2d(config.feature_channels, 3)
@@ -310,9 +308,7 @@ class RadianceField(nn.Module):
         values = torch.cat([rgb, feature], dim=-1).view(batch, n, count, -1)
         return values, self._density(raw.view(batch, n, count), "foreground density", draws)
 
-    def _background(
-        self, z: Tensor, position: Tensor, rays: Tensor, draws: Draws | None
-    ) -> tuple[Tensor, Tensor]:
+    def _background(self, z: Tensor, position: Tensor, rays: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
         batch, n = rays.shape[:2]
         count = self.config.bg_samples
         line = torch.linspace(-1, 0, count, device=rays.device) * self.config.bg_start

@@ -111,7 +111,9 @@ class TextEncoder(nn.Module):
         return F.normalize(self.clip.visual_projection(pooled), dim=-1)
 
 
-def load_text_encoder(source: str | Path, device: torch.device | str = "cpu", tokenizer: str | Path | None = None) -> TextEncoder:
+def load_text_encoder(
+    source: str | Path, device: torch.device | str = "cpu", tokenizer: str | Path | None = None
+) -> TextEncoder:
     """A CLIP from a local folder in transformers' format, or by its name on the hub.
 
     Args:

@@ -103,7 +103,10 @@ def _from_dataset(index: Path) -> dict[str, list[tuple[str, str]]]:
             raise UserError(f"{split} has no two lists", index, "filenames and captions")
         if len(names) != len(captions):
             raise UserError(f"{split}: {len(names)} filenames, {len(captions)} captions", index, "one caption a name")
-        rows[split] = [_pair(name, text, f"{index}, {split} {n}") for n, (name, text) in enumerate(zip(names, captions, strict=True))]
+        rows[split] = [
+            _pair(name, text, f"{index}, {split} {n}")
+            for n, (name, text) in enumerate(zip(names, captions, strict=True))
+        ]
     return rows
 
 

@@ -42,7 +42,7 @@ _LIGHT = torch.nn.functional.normalize(torch.tensor([1.0, 0.35, 0.6]), dim=0)
 # Semi-axes and centre of head and hat, in the scene's units (the view is 0.21 wide).
 _HEAD_AXES, _HEAD_CENTRE = torch.tensor([0.060, 0.052, 0.068]), torch.tensor([0.0, 0.0, -0.012])
 _HAT_AXES, _HAT_CENTRE = torch.tensor([0.058, 0.056, 0.030]), torch.tensor([0.0, 0.0, 0.048])
-SUPERSAMPLING = 3
+SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True)

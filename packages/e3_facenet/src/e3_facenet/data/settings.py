@@ -1,14 +1,10 @@
-"""Settings of the data set, and what all settings share."""
+"""Settings of the data set."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from tenfold.cli.settings import Settings
 
 
 class MiniSettings(Settings):

@@ -76,7 +76,7 @@ def mini_clip(seed: int) -> TextEncoder:
         return TextEncoder(CLIPModel(config), tokenizer)
 
 
-def train_clip(seed: int, steps: int = 300, batch: int = 64, pictures: int = 2000) -> TextEncoder:
+def train_clip(seed: int, steps: int = 240, batch: int = 64, pictures: int = 1500) -> TextEncoder:
     """A CLIP trained on drawn heads, no two of a batch alike, symmetric loss; frozen when it returns."""
     encoder = mini_clip(seed)
     made, attributes, _ = heads(seed, 4, pictures)
@@ -135,7 +135,7 @@ def right(judge: Judge, images: Tensor, attributes: Tensor) -> Tensor:
     return found == attributes
 
 
-def train_judge(seed: int, steps: int = 240, batch: int = 64, pictures: int = 2000) -> Judge:
+def train_judge(seed: int, steps: int = 160, batch: int = 64, pictures: int = 1500) -> Judge:
     """A judge trained on drawn heads with small shifts and noise of colour, so that it reads imperfect pictures too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sample_rng(seed, 0, 12).integers(2**31)))

@@ -1,9 +1,9 @@
 """The four phases of an iteration: each gives a loss, whose gradient goes to one player (section 3.5).
 
-    Gmain   every iteration      L_G
-    Greg    every 4th, times 4   path-length penalty of half a batch
-    Dmain   every iteration      L_D
-    Dreg    every 16th, times 16 R1
+Gmain   every iteration      L_G
+Greg    every 4th, times 4   path-length penalty of half a batch
+Dmain   every iteration      L_D
+Dreg    every 16th, times 16 R1
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Step:
         draws: random numbers of rendering and of the path-length picture.
         clip_rescale: contrast pictures in [0, 1] instead of the released [-1, 1].
         conditional: give the enhancer its tokens; False trains without offsets (dw = 0).
-        r1_gamma: weight of R1. 
+        r1_gamma: weight of R1.
     """
 
     def __init__(

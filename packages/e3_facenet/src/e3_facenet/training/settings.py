@@ -7,11 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from e3_facenet.config import DiscriminatorConfig, GeneratorConfig
-from e3_facenet.data.settings import DataSettings, Settings
+from e3_facenet.data.settings import DataSettings
 from e3_facenet.losses import REGULARISERS
 from e3_facenet.training.phases import DREG_EVERY, GREG_EVERY
-
-DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+from tenfold.cli.settings import DEVICE, Settings
 
 
 class LossSettings(Settings):
@@ -22,6 +21,8 @@ class LossSettings(Settings):
             "location", "normal" or "none".
         contrast: weight of the CLIP loss; 0 leaves it out.
         contrast_rescale: contrast pictures in [0, 1] instead of the released [-1, 1].
+        text: False trains without captions (a zero vector, no enhancer, no contrast): the stand-in for a StyleNeRF to
+            start from.
         offset: the enhancer's tokens: "own", "shuffled" (another caption's: a control), or "none" (dw = 0).
         r1: gamma of the R1 penalty. path_length: whether Greg runs. mixing: probability of style mixing.
     """
@@ -29,6 +30,7 @@ class LossSettings(Settings):
     regulariser: str = "paper"
     contrast: float = Field(default=1.0, ge=0)
     contrast_rescale: bool = False
+    text: bool = True
     offset: Literal["own", "shuffled", "none"] = "own"
     r1: float = Field(default=0.5, ge=0)
     path_length: bool = True

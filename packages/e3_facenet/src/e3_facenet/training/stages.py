@@ -6,7 +6,7 @@ training therefore draws the same numbers, and so do two ranks that share the mi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,8 +53,9 @@ class Players:
         self.encoder, self.pictures = encoder.to(device), pictures
         loss = settings.loss
         self.step = Step(
-            self.generator, self.discriminator, self.encoder if loss.contrast else None, loss.regulariser,
-            clip_rescale=loss.contrast_rescale, conditional=loss.offset != "none", r1_gamma=loss.r1,
+            self.generator, self.discriminator, self.encoder if loss.contrast and loss.text else None,
+            loss.regulariser, clip_rescale=loss.contrast_rescale,
+            conditional=loss.offset != "none" and loss.text, r1_gamma=loss.r1,
             clip_weight=loss.contrast,
         )  # fmt: skip
         (g_rate, g_betas), (d_rate, d_betas) = settings.generator_adam(), settings.discriminator_adam()
@@ -122,7 +123,7 @@ class Players:
         """A batch to generate: noise, random captions of the split, cameras around the front."""
         c, split = self.generator.config, self.pictures.split
         rows = torch.randint(len(split), (count,), generator=draw).tolist()
-        text = self.encoder([split.captions[row] for row in rows])
+        text = self._text([split.captions[row] for row in rows])
         if self.settings.loss.offset == "shuffled":  # a control: the enhancer reads somebody else's caption
             others = torch.randint(len(split), (count,), generator=draw).tolist()
             text = Text(text.t, self.encoder([split.captions[row] for row in others]).tokens)
@@ -146,7 +147,12 @@ class Players:
             chosen.append(int(self._order(epoch, total)[offset]))
         rows = [number % len(split) for number in chosen]
         images = self.pictures.batch(rows, [number >= len(split) for number in chosen])
-        return images.to(self.device), self.encoder([split.captions[row] for row in rows])
+        return images.to(self.device), self._text([split.captions[row] for row in rows])
+
+    def _text(self, captions: Sequence[str]) -> Text:
+        """Encoded captions; nothing at all where the training has no text."""
+        text = self.encoder(captions)
+        return text if self.settings.loss.text else Text(torch.zeros_like(text.t), torch.zeros_like(text.tokens))
 
     def _order(self, epoch: int, total: int) -> Any:
         if getattr(self, "_epoch", None) != epoch:
