@@ -8,8 +8,8 @@ where the block is narrow the query projection folds into the keys:
 
     conv(f) = conv(x) + sum_h sum_t softmax(n . m_ht) s_ht + const,   m_ht = Wq_h^T k_ht / 8,   s_ht = conv . Wo_h v_ht
 
-Training runs the plain form through scaled_dot_product_attention, inference the folded one in chunks of pixels; both are
-the same function (sections 9 and 10 of the costs: 44.4 against 18.1 GFLOPs a view).
+Training runs the plain form through scaled_dot_product_attention, inference the folded one in chunks of pixels; both
+are the same function (44.4 against 18.6 GFLOPs a view, see `costs`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class StyleEnhancer(nn.Module):
 
     def fuse(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x + Attn(LN(x), tokens) in the plain form: [B, C, h, h]."""
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
         queries = self.to_q(self.norm(x).flatten(2).transpose(1, 2))  # (B, hh, inner)
         tokens = tokens.repeat_interleave(batch // len(tokens), dim=0)
         q, k, v = (

@@ -311,7 +311,7 @@ class E3FaceNet(nn.Module):
         cls, source: str | Path, device: torch.device | str = "cpu", clip: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> E3FaceNet:  # fmt: skip
-        """Open a folder of `save_pretrained`, `e3-facenet train` or `e3-facenet convert`, or a hub repository of that form.
+        """Open a folder of `save_pretrained`, `e3-facenet train` or `e3-facenet convert`, or such a hub repository.
 
         Args:
             clip: a CLIP instead of the one that the folder names. dtype: of the upsampling blocks above the first;
@@ -422,7 +422,7 @@ Text to 3D-aware faces in one pass ([arXiv 2403.06702](https://arxiv.org/abs/240
 
 For research on text-to-3D generation and editing of synthetic faces. Faces are invented; they must not be presented as
 photographs of people, used to identify, imitate or harass anyone, or to infer traits of real people from text. The
-training data (CelebA, FFHQ) over-represent some groups, and captions repeat their annotators' prejudices. Saved pictures
+training data (CelebA, FFHQ) over-represent some groups, and captions repeat their annotators' prejudices. Pictures
 carry their caption, seed and edits as metadata. Weights converted from the authors' release are for non-commercial
 research only (the code they descend from is under NVIDIA's source code licence).
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +44,7 @@ class Mapping(nn.Module):
         super().__init__()
         self.embed = EqualLinear(t_dim, z_dim or t_dim)
         widths = [z_dim or t_dim] + [d_out] * layers
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, activation="lrelu", lr=MAPPING_LR) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(EqualLinear(a, b, activation="lrelu", lr=MAPPING_LR) for a, b in pairwise(widths))
         if z_dim is not None:
             self.register_buffer("w_avg", torch.zeros(d_out))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -142,7 +143,7 @@ class Foreground(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         widths = [3 * 2 * FREQUENCIES] + [config.fg_hidden] * config.fg_blocks
-        self.layers = nn.ModuleList(ModulatedConv(a, b, config.w_dim) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(ModulatedConv(a, b, config.w_dim) for a, b in pairwise(widths))
         self.sigma = ModulatedConv(config.fg_hidden, 1, config.w_dim, demodulate=False)
         self.feature = ModulatedConv(config.fg_hidden, config.feature_channels, config.w_dim, demodulate=False)
         self.to_rgb = EqualConv2d(config.feature_channels, 3)
@@ -173,7 +174,7 @@ class Background(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         widths = [4 * 2 * FREQUENCIES + config.bg_dim] + [config.bg_hidden] * config.bg_blocks
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.sigma = nn.Linear(config.bg_hidden, 1)
         self.feature = nn.Linear(config.bg_hidden, config.feature_channels)
         self.to_rgb = EqualConv2d(config.feature_channels, 3)
@@ -287,7 +288,7 @@ class RadianceField(nn.Module):
         return self.config.near + (self.config.far - self.config.near) * unit
 
     def _fine(self, unit: Tensor, weights: Tensor, draws: Draws | None) -> Tensor:
-        batch, n, count = unit.shape
+        batch, n, _ = unit.shape
         fine = self.config.ray_samples
         if draws is None:
             u = torch.linspace(0, 1, fine, device=unit.device).expand(batch, n, fine)

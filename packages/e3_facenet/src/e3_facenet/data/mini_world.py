@@ -168,7 +168,7 @@ def heads(seed: int, split: int, count: int, resolution: int = 32) -> tuple[Head
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """Pictures [N, 3, H, W] in [-1, 1] as the official script stores them: x 127.5 + 128, clamped, cut; [N, H, W, 3]."""
+    """Pictures [N, 3, H, W] in [-1, 1] as the official script stores them, x 127.5 + 128 clamped: [N, H, W, 3]."""
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 

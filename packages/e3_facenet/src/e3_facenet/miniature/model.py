@@ -8,6 +8,7 @@ anything, it only measures.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 24, 48, 64)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.fc = nn.Linear(64 * 16, 96)
         self.out = nn.Linear(96, sum(COUNTS))
 

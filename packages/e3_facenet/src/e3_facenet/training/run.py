@@ -155,10 +155,9 @@ class Training:
         self.done, self.last = 0, dict[str, float]()
 
     def _encoder(self, seed: int) -> TextEncoder:
-        if self.settings.clip != "mini":
-            encoder = load_text_encoder(self.settings.clip)
-        else:  # every rank trains the same one
-            encoder = train_clip(seed)
+        # Every rank trains the same mini CLIP.
+        name = self.settings.clip
+        encoder = train_clip(seed) if name == "mini" else load_text_encoder(name)
         config = self.settings.generator_config()
         widths = (encoder.clip.config.projection_dim, encoder.clip.config.text_config.hidden_size)
         if widths != (config.t_dim, config.token_dim):
@@ -206,6 +205,6 @@ class Training:
         """The averaged generator as `E3FaceNet.from_pretrained` reads it, and the discriminator beside it."""
         name = None if self.settings.clip == "mini" else self.settings.clip
         config = self.settings.discriminator_config().to_json()
-        card = f"Trained for {self.done} iterations of {self.settings.batch} pictures by this package (run {self.current.id})."
+        card = f"Trained for {self.done} iterations of {self.settings.batch} pictures (run {self.current.id})."
         E3FaceNet(self.players.average, self.encoder, name).write(folder, card, {"discriminator": config})
         save_state(self.players.discriminator.state_dict(), folder / DISCRIMINATOR)

@@ -62,8 +62,8 @@ class TrainSettings(Settings):
     """
 
     data: DataSettings = DataSettings()
-    generator: dict[str, Any] = {}
-    discriminator: dict[str, Any] = {}
+    generator: dict[str, Any] = Field(default_factory=dict)
+    discriminator: dict[str, Any] = Field(default_factory=dict)
     clip: str = "openai/clip-vit-base-patch32"
     start: str | None = None
     loss: LossSettings = LossSettings()
