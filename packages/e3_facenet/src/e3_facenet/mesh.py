@@ -1,7 +1,7 @@
 """The head as a triangle mesh with colours: marching cubes on the foreground's density, and three file formats.
 
 The field was trained inside the cameras' view cones alone; outside them it is noise, the usual complaint about meshes
-of this family. So the grid, a cube of half edge 0.12 around the origin, is cut to the points that every camera of the yaw
+of this family. So the grid, a cube of half edge 0.12 around the origin, is cut to points that all cameras of the yaw
 range sees within its picture. Density is raw (no relu, no noise); the one call in the released code takes level 30.
 Vertex colours are the field's own RGB. +z is up, +x looks at the frontal camera.
 """
@@ -115,7 +115,7 @@ def seen_by_all(points: Tensor, config: GeneratorConfig, yaws: int = 5) -> Tenso
     return inside
 
 
-def extract(model: E3FaceNet, face: Portrait | Face, resolution: int = 128, level: float | None = None) -> Mesh:
+def extract_mesh(model: E3FaceNet, face: Portrait | Face, resolution: int = 128, level: float | None = None) -> Mesh:
     """A face's mesh. Text edits cannot change it: they touch the upsampler's style codes alone.
 
     Args:
