@@ -106,29 +106,31 @@ class StyleEnhancer(nn.Module):
         return FoldedText(k, values, split=not folded)
 
     def folded_offset(self, x: Tensor, text: FoldedText) -> Tensor:
-        """The offset by the folded form, a chunk of pixels at a time: [B, C, h, h] -> [B, w_dim]."""
-        people = len(text.values)
+        """The offset by the folded form: [B, C, h, h] -> [B, w_dim], B a multiple of the texts."""
         batch, channels = x.shape[:2]
-        # (P, C, views hh) -> pixels of all views of a text together.
-        normed = self.norm(x).view(people, batch // people, channels, -1)
-        seen = [self._read(normed[:, view], text) for view in range(batch // people)]
-        read = torch.stack(seen, dim=1).reshape(batch, -1)
-        constant = (self.squeeze.weight.flatten(1) @ self.to_out.bias) + self.squeeze.bias
-        plain = torch.einsum("bcp,c->bp", x.flatten(2), self.squeeze.weight.flatten())
-        return self.offset(plain + read + constant)
+        keys, values = (part.repeat_interleave(batch // len(text.values), dim=0) for part in (text.keys, text.values))
+        text = FoldedText(keys, values, text.split)
+        # One mean and deviation a picture; normalisation itself is done chunk by chunk, channels last.
+        mean = x.mean(dim=(1, 2, 3))[:, None, None]
+        scale = (x.var(dim=(1, 2, 3), correction=0)[:, None, None] + self.norm.eps).rsqrt()
+        pixels = x.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+        weight, bias = (part.permute(1, 2, 0).reshape(-1, channels) for part in (self.norm.weight, self.norm.bias))
+        squeeze = self.squeeze.weight.flatten()
+        constant = squeeze @ self.to_out.bias + self.squeeze.bias
+        parts = []
+        for start in range(0, pixels.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            normed = ((pixels[:, part] - mean) * scale) * weight[part] + bias[part]
+            parts.append(pixels[:, part] @ squeeze + self._read(normed, text))
+        return self.offset(torch.cat(parts, dim=1) + constant)
 
     def _read(self, normed: Tensor, text: FoldedText) -> Tensor:
-        """What every pixel reads from the text: [P, C, hh] -> [P, hh]."""
-        people, heads, tokens = text.values.shape
-        parts = []
-        for pixels in normed.split(CHUNK, dim=-1):
-            if text.split:
-                q = F.linear(pixels.transpose(1, 2), self.to_q.weight)
-                q = q.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
-                scores = q @ text.keys.transpose(2, 3)  # (P, heads, pixels, T)
-            else:
-                scores = torch.bmm(pixels.transpose(1, 2), text.keys.transpose(1, 2))  # (P, pixels, heads T)
-                scores = scores.view(people, -1, heads, tokens).transpose(1, 2)
-            share = scores.softmax(-1)
-            parts.append(torch.einsum("phnt,pht->pn", share, text.values))
-        return torch.cat(parts, dim=-1)
+        """What every pixel reads from its text: [B, pixels, C] -> [B, pixels]."""
+        batch, heads, tokens = text.values.shape
+        if text.split:
+            q = self.to_q(normed).unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+            share = (q @ text.keys.transpose(2, 3)).softmax(-1)  # (B, heads, pixels, T)
+            return (share @ text.values[..., None])[..., 0].sum(dim=1)
+        scores = torch.bmm(normed, text.keys.transpose(1, 2))  # (B, pixels, heads T)
+        share = scores.view(batch, -1, heads, tokens).softmax(-1).flatten(2)
+        return torch.bmm(share, text.values.view(batch, -1, 1))[..., 0]

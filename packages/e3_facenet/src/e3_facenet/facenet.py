@@ -161,6 +161,7 @@ class E3FaceNet(nn.Module):
     def __init__(self, generator: Generator, encoder: TextEncoder, clip_name: str | None = None) -> None:
         super().__init__()
         self.generator = generator.eval()
+        self.generator.channels_last()
         self.encoder = encoder
         self.clip_name = clip_name
 

@@ -116,6 +116,12 @@ class Generator(nn.Module):
         # Blocks above the first run in this type outside training; field and enhancers stay in float32.
         self.block_dtype = torch.float32
 
+    def channels_last(self) -> None:
+        """Keep the enhancers' per-element affines channels last in memory, as inference reads them; values stay."""
+        for enhancer in self.enhancers.values():
+            for parameter in enhancer.norm.parameters():
+                parameter.data = parameter.data.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Compute the upsampling blocks above the first in this type (bf16, fp16); weights stay in float32."""
         self.block_dtype = dtype

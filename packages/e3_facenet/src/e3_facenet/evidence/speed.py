@@ -29,7 +29,9 @@ def random_generator(config: GeneratorConfig, seed: int) -> Generator:
     """A generator with random weights, drawn without moving torch's generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Generator(config).eval()
+        generator = Generator(config).eval()
+    generator.channels_last()
+    return generator
 
 
 def run_bench(
