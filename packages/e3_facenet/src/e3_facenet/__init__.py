@@ -1,13 +1,13 @@
 """E3-FaceNet: text to 3D-aware faces in one pass, and editing by a second sentence (Zhang et al., ICML 2024).
 
-    import e3_facenet
+import e3_facenet
 
-    face = e3_facenet.E3FaceNet.from_pretrained("e3-facenet-512")  # a folder of `e3-facenet convert` or `train`
-    portrait = face.generate("The woman has wavy hair.", cameras=e3_facenet.five_views(), seed=2)
-    portrait.save("out/woman")                                     # pictures, depth.npy, normals.npy, cameras.json
-    edited = face.edit(portrait, "This person has beard.", strength=0.5)
-    edited.pil()[2].show()
-    e3_facenet.extract_mesh(face, portrait).save("out/woman.glb")  # with e3-facenet[mesh]
+face = e3_facenet.E3FaceNet.from_pretrained("e3-facenet-512")  # a folder of `e3-facenet convert` or `train`
+portrait = face.generate("The woman has wavy hair.", cameras=e3_facenet.five_views(), seed=2)
+portrait.save("out/woman")                                     # pictures, depth.npy, normals.npy, cameras.json
+edited = face.edit(portrait, "This person has beard.", strength=0.5)
+edited.pil()[2].show()
+e3_facenet.extract_mesh(face, portrait).save("out/woman.glb")  # with e3-facenet[mesh]
 """
 
 from __future__ import annotations

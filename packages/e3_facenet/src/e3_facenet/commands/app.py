@@ -10,12 +10,8 @@ from e3_facenet.evidence.findings import experiments
 from tenfold.cli import Package, build_app
 from tenfold.cli import main as run_app
 
-package = Package(
-    name="e3-facenet", module="e3_facenet", distribution="e3-facenet", tolerances=TOLERANCES
-)
-app = build_app(
-    package, lambda: import_module("e3_facenet.evidence.claims").checks(), VERIFIERS, experiments()
-)
+package = Package(name="e3-facenet", module="e3_facenet", distribution="e3-facenet", tolerances=TOLERANCES)
+app = build_app(package, lambda: import_module("e3_facenet.evidence.claims").checks(), VERIFIERS, experiments())
 app.command(epilog=generate.GENERATE_EPILOG)(generate.generate)
 app.command(epilog=generate.EDIT_EPILOG)(generate.edit)
 app.command(epilog=generate.TURNTABLE_EPILOG)(generate.turntable)
@@ -25,9 +21,7 @@ app.command(epilog=train.TRAIN_EPILOG)(train.train)
 app.command(epilog=train.CONVERT_EPILOG)(train.convert)
 app.command(name="eval", epilog=evaluate.EVAL_EPILOG)(evaluate.evaluate)
 app.command(epilog=evaluate.BENCH_EPILOG)(evaluate.bench)
-app.command(
-    hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(generate.invert)
+app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(generate.invert)
 
 
 def main() -> None:

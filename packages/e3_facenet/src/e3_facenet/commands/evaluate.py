@@ -46,9 +46,7 @@ def evaluate(
              "dtype": dtype}  # fmt: skip
     settings = chosen(EvalSettings, "e3_facenet", config, set_, given)
     if data is not None:
-        settings = settings.model_copy(
-            update={"data": settings.data.model_copy(update={"folder": absolute(data)})}
-        )
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"folder": absolute(data)})})
     from e3_facenet.evaluation.run import run_eval
 
     found = run_eval(settings, seed, output or new_folder("e3-facenet", "eval"))

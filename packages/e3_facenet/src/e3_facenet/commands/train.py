@@ -100,7 +100,9 @@ def plan_tables(plan: "Plan") -> "Group":
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The official pickle; with --to official a folder.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A new folder.")],
-    to: Annotated[Literal["tenfold", "official"], typer.Option(help="Official names as safetensors, or this package's.")] = "tenfold",
+    to: Annotated[
+        Literal["tenfold", "official"], typer.Option(help="Official names as safetensors, or this package's.")
+    ] = "tenfold",
     clip: Annotated[str | None, typer.Option(help="The CLIP that config.json names.")] = None,
     heads: Annotated[int, typer.Option(min=1, help="Of the enhancers' attention, which no weight tells.")] = 8,
 ) -> None:

@@ -55,9 +55,7 @@ def run_generate(settings: FaceSettings, seed: int, output: Path, verb: str = "g
         model = open_model(settings)
         portraits = [model.generate(settings.text, poses(settings.yaws), seed, settings.psi)]
         if settings.edit is not None:
-            portraits.append(
-                model.edit(portraits[0], settings.edit, settings.strength, background=settings.background)
-            )
+            portraits.append(model.edit(portraits[0], settings.edit, settings.strength, background=settings.background))
         for name, portrait in zip(("view", "edited"), portraits, strict=False):
             for number, picture in enumerate(portrait.pil()):
                 write_png(picture, current.file(f"{name}-{number}.png"), portrait)

@@ -21,7 +21,9 @@ MINI_MODEL = Path(__file__).parent.parent / "assets" / "mini_model"
 def mini_model_path() -> Path:
     """The folder of the mini model that ships. Raises UserError where this package has none."""
     if not (MINI_MODEL / CONFIG).is_file():
-        raise UserError("no mini model in this package", MINI_MODEL, "--model FOLDER of `e3-facenet train --config mini`")
+        raise UserError(
+            "no mini model in this package", MINI_MODEL, "--model FOLDER of `e3-facenet train --config mini`"
+        )
     return MINI_MODEL
 
 

@@ -75,9 +75,7 @@ def run_eval(settings: EvalSettings, seed: int, output: Path, again: bool = True
             return Evaluated(done.metrics, output)
         model = open_model(settings)
         features = Features(model, settings.inception, settings.face)
-        with shared_run(
-            group, "e3_facenet", "eval", config=config, seed=seed, output=output, data=prints
-        ) as current:
+        with shared_run(group, "e3_facenet", "eval", config=config, seed=seed, output=output, data=prints) as current:
             header = {"settings": config, "seed": seed, **prints}
             log = open_log(group, output / PROGRESS, header)
             maker = FaceMaker(model, features, split, settings, seed)

@@ -49,7 +49,6 @@ from e3_facenet.training.stages import Players
 from tenfold.ledger.seeds import kept
 from tenfold.runs import atomic_write_json, read_json, sample_rng
 
-SEEDS = (0, 1, 2)
 WORLD = 0
 PICTURES = 1500
 PRETRAINING, FINE_TUNING = 500, 200
@@ -113,8 +112,9 @@ def start(folder: Path, seed: int, world: int = WORLD, steps: int = PRETRAINING)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sample_rng(seed, 0, 31).integers(2**31)))
         generator = Generator(mini_generator())
-    made, _, angles = heads(world, 0, PICTURES)
-    losses = pretrain(generator, made, angles, seed, steps)
+    made, attributes, angles = heads(world, 0, PICTURES)
+    background = sample(world, 0, PICTURES)[2]
+    losses = pretrain(generator, made, attributes, angles, background, seed, steps)
     save_file(_plain(generator.state_dict()), path)
     atomic_write_json(folder / f"start-{seed}.json", {"first": losses[0], "last": float(np.mean(losses[-20:]))})
 
@@ -212,7 +212,9 @@ def measure(
         pairs = torch.triu_indices(5, 5, 1)
         cosine = (unit @ unit.transpose(1, 2))[:, pairs[0], pairs[1]].mean()
         true = draw(repeated, views.repeat(count, 1, 1), background.repeat_interleave(5, dim=0)).depth
-        clip = (encoder.picture_features(image, rescale=True) * F.normalize(text.t, dim=-1).repeat_interleave(5, 0)).sum(-1)
+        clip = (
+            encoder.picture_features(image, rescale=True) * F.normalize(text.t, dim=-1).repeat_interleave(5, 0)
+        ).sum(-1)
     real, _, _ = heads(world, 8, 400)
     with torch.no_grad():
         real_features = judge.features(real.images)
@@ -275,3 +277,50 @@ def judge_gate(folder: Path, world: int = WORLD) -> float:
     return 100 * float(right(judge, made.images[near], attributes[near]).float().mean())
 
 
+def latent_search(
+    folder: Path, seed: int = 0, world: int = WORLD, captions: int = 3, steps: int = 100
+) -> dict[str, float]:
+    """Five views feed-forward against a search of the noise by Adam for the caption's contrastive score, same generator.
+
+    Returns:
+        seconds of both (median over captions), and their mean scores (cosine of picture and caption, five views).
+    """
+    import time
+
+    encoder, _ = open_shared(folder, world)
+    generator = Generator(mini_generator()).eval().requires_grad_(False)
+    generator.load_state_dict(load_file(folder / f"{FULL}-{seed}.safetensors"))
+    attributes, _, _ = sample(world, 11, captions)
+    views, found = poses(YAWS), []
+    for number, caption in enumerate(captions_of(attributes, world, 12)):
+        draw_ = torch.Generator().manual_seed(number)
+        z = torch.randn(1, generator.config.z_dim, generator=draw_)
+        z_bg = torch.randn(1, generator.config.bg_dim, generator=draw_).expand(5, -1)
+        begun = time.perf_counter()
+        text = encoder([caption])
+        with torch.no_grad():
+            image = generator(generator.styles(z, text.t), text.tokens, views, z_bg).image
+        seconds = time.perf_counter() - begun
+        score = _score(encoder, image, text.t)
+        # The search knows no text but through the score: the text vector of its noise is zero, dw is left out.
+        begun, searched = time.perf_counter(), z.clone().requires_grad_()
+        optimizer = torch.optim.Adam([searched], lr=0.05)
+        for _ in range(steps):
+            ws = generator.styles(searched, torch.zeros_like(text.t))
+            loss = -_score(encoder, generator(ws, None, views, z_bg).image, text.t)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            ws = generator.styles(searched, torch.zeros_like(text.t))
+            best = _score(encoder, generator(ws, None, views, z_bg).image, text.t)
+        found.append((seconds, time.perf_counter() - begun, float(score), float(best)))
+    table = np.array(found)
+    return {
+        "generate_seconds": float(np.median(table[:, 0])), "search_seconds": float(np.median(table[:, 1])),
+        "generate_score": float(table[:, 2].mean()), "search_score": float(table[:, 3].mean()),
+    }  # fmt: skip
+
+
+def _score(encoder: TextEncoder, image: Tensor, t: Tensor) -> Tensor:
+    return (encoder.picture_features(image, rescale=True) * F.normalize(t, dim=-1)).sum(-1).mean()
