@@ -50,7 +50,7 @@ def test_an_edit_of_an_edit_takes_the_last_text_and_the_first_code(face, portrai
 
 
 def test_a_caption_that_is_too_long_is_never_cut(face):
-    with pytest.raises(UserError, match="23 tokens.*at most 20"):
+    with pytest.raises(UserError, match=r"23 tokens.*at most 20"):
         face.generate(" ".join(["hair"] * 21))
 
 

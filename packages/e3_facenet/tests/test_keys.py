@@ -44,7 +44,7 @@ def test_another_filter_and_unknown_names_are_refused():
     name = next(name for name in state if name.endswith(FILTER))
     with pytest.raises(UserError, match="another blur filter"):
         from_official(state | {name: torch.ones(4, 4)}, "generator")
-    with pytest.raises(UserError, match="unknown name 'synthesis.hash'"):
+    with pytest.raises(UserError, match=r"unknown name 'synthesis.hash'"):
         from_official(state | {"synthesis.hash": torch.ones(1)}, "generator")
 
 

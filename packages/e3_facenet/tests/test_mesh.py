@@ -59,12 +59,12 @@ def test_files_hold_what_they_say(sphere, tmp_path):
     scene = json.loads(data[20 : 20 + size])
     assert (magic, version, length) == (b"glTF", 2, len(data))
     assert scene["accessors"][2]["count"] == sphere.faces.size and scene["accessors"][1]["type"] == "VEC4"
-    with pytest.raises(UserError, match="ending '.stl'"):
+    with pytest.raises(UserError, match=r"ending '.stl'"):
         sphere.save(tmp_path / "s.stl")
 
 
 def test_a_level_outside_the_densities_is_named_with_their_range():
-    with pytest.raises(UserError, match="level 99.*inside the densities, 0.* to 1"):
+    with pytest.raises(UserError, match=r"level 99.*inside the densities, 0.* to 1"):
         surface(lambda p: torch.linspace(0, 1, len(p)), red_left, HALF, 8, level=99.0)
 
 

@@ -117,7 +117,8 @@ def test_micro_batches_share_their_numbers_between_ranks(world):
             discriminator = Discriminator(settings.discriminator_config())
         generator = make_generator()
         players = Players(
-            settings, 1, generator, discriminator, make_generator(), mini_clip(0), pictures, torch.device("cpu"), rank, count
+            settings, 1, generator, discriminator, make_generator(), mini_clip(0), pictures, torch.device("cpu"), rank,
+            count,
         )  # fmt: skip
         kept = {}
         players._gather = lambda model, sums, kept=kept: kept.update(

@@ -13,7 +13,7 @@ from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, new_folder
 
-DATA = """A folder with dataset.json (or dataset2.json) {"train": {"filenames": [...], "captions": [...]}, "test": {...}}
+DATA = """A folder with dataset.json (or dataset2.json): {"train": {"filenames": [...], "captions": [...]}, "test": ...}
 and a folder of pictures, as MM-CelebA-HQ, CelebAText-HQ and FFHQ-Text in the authors' form; or with captions.jsonl."""
 EVAL_EPILOG = (
     "Examples: [bold]e3-facenet eval --model e3-facenet-512 --data MM-CelebA-HQ --inception inception-2015-12-05.pt "
@@ -85,7 +85,7 @@ def bench(
     given = {"views": views, "repeats": repeats, "device": device, "threads": threads}
     metrics = run_bench(checked(BenchSettings, given), seed, output)
     typer.echo(
-        f"{views} views: official style {metrics['official']['seconds']:.2f} s, ours {metrics['ours']['seconds']:.2f} s; "
+        f"{views} views: official {metrics['official']['seconds']:.2f} s, ours {metrics['ours']['seconds']:.2f} s; "
         f"{metrics['realised']:.2f} times as fast (FLOPs predict {metrics['predicted']:.2f}); "
         f"pictures differ by {metrics['largest_difference']:.1e}"
     )

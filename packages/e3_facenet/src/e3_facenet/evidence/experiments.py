@@ -66,7 +66,7 @@ RATE = 1e-3
 
 
 class PlainOffset(nn.Module):
-    """dw from the mean token: the control without attention and view. As many parameters as an enhancer, or a few less."""
+    """dw from the mean token: the control without attention and view. As many parameters as an enhancer."""
 
     def __init__(self, enhancer: StyleEnhancer, config: GeneratorConfig) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def judge_gate(folder: Path, world: int = WORLD) -> float:
 def latent_search(
     folder: Path, seed: int = 0, world: int = WORLD, captions: int = 3, steps: int = 100
 ) -> dict[str, float]:
-    """Five views feed-forward against a search of the noise by Adam for the caption's contrastive score, same generator.
+    """Five views feed-forward against a search of the noise by Adam for the caption's score, in the same generator.
 
     Returns:
         seconds of both (median over captions), and their mean scores (cosine of picture and caption, five views).

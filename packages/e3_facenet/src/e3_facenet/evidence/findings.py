@@ -88,8 +88,8 @@ def judge(
     speed_failed = failed if reached else [*failed, "the search reaches a better score"]
     detail = (
         f"{'no verdict: ' + '; '.join(speed_failed) + '. ' if speed_failed else ''}"
-        f"{search['generate_seconds']:.3f} s against {search['search_seconds']:.2f} s of 100 Adam steps; caption score "
-        f"{search['generate_score']:.3f} against {search['search_score']:.3f}; mini, never beside 471.75 as the same thing"
+        f"{search['generate_seconds']:.3f} s against {search['search_seconds']:.2f} s of 100 Adam steps; score "
+        f"{search['generate_score']:.3f} against {search['search_score']:.3f}; mini, not to be set beside 471.75"
     )
     found.append(Finding("mini-speed", gain, None if speed_failed else gain > 1, detail))
     return found

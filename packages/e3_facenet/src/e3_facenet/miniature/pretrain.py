@@ -25,7 +25,7 @@ NOISE = 0.25
 
 
 def codes(attributes: Tensor, z_dim: int, seed: int) -> Tensor:
-    """Noise codes of heads: one-hot attributes [N, 5] through a fixed random matrix, of unit mean square; [N, z_dim]."""
+    """Noise codes of heads: one-hot attributes [N, 5] through a fixed random matrix, unit mean square; [N, z_dim]."""
     one_hot = torch.cat([F.one_hot(attributes[:, i], n).float() for i, n in enumerate(COUNTS)], dim=1)
     matrix = torch.randn(one_hot.shape[1], z_dim, generator=sample_generator(seed, 20, 0))
     z = (one_hot - one_hot.mean(1, keepdim=True)) @ matrix
