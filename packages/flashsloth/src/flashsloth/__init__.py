@@ -14,32 +14,25 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenfold import lazy
 
 if TYPE_CHECKING:
-    from flashsloth.checkpoints.load import load
-    from flashsloth.configuration import FlashSlothConfig
-    from flashsloth.modeling import FlashSlothForConditionalGeneration
-    from flashsloth.processing import FlashSlothProcessor
+    from flashsloth.checkpoints.load import load as load
+    from flashsloth.configuration import FlashSlothConfig as FlashSlothConfig
+    from flashsloth.modeling import FlashSlothForConditionalGeneration as FlashSlothForConditionalGeneration
+    from flashsloth.processing import FlashSlothProcessor as FlashSlothProcessor
 
 __version__ = "0.1.0"
-__all__ = ["FlashSlothConfig", "FlashSlothForConditionalGeneration", "FlashSlothProcessor", "__version__", "load"]
 
-_HOME = {
-    "FlashSlothConfig": "flashsloth.configuration",
-    "FlashSlothForConditionalGeneration": "flashsloth.modeling",
-    "FlashSlothProcessor": "flashsloth.processing",
-    "load": "flashsloth.checkpoints.load",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the command line answers --help without loading torch.
-    if name not in _HOME:
-        raise AttributeError(f"module 'flashsloth' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Loaded on first use: the command line answers --help without loading torch.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "FlashSlothConfig": "configuration",
+        "FlashSlothForConditionalGeneration": "modeling",
+        "FlashSlothProcessor": "processing",
+        "load": "checkpoints.load",
+    },
+)

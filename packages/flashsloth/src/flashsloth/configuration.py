@@ -71,6 +71,7 @@ class FlashSlothConfig(PreTrainedConfig):
         projector_hidden_act: between the projector's two layers.
         sap_dropout: in SAP's scores, in training.
         train_vision: let gradients into the vision tower. The released code never does (section 5).
+        instruction_tuned: False for weights of stage 1, which have not learnt to end an answer.
         image_aspect_ratio: "square" squashes (the released models); "pad" or "crop" switch HD off.
 
     Raises:
@@ -96,6 +97,7 @@ class FlashSlothConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     sap_dropout: float = 0.1
     train_vision: bool = False
+    instruction_tuned: bool = True
     image_aspect_ratio: str = "square"
     tie_word_embeddings: bool = False
 

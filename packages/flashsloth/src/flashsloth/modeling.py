@@ -24,6 +24,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from flashsloth.backbones import PhiWithQueries, VisionTower, pictures
@@ -32,6 +33,8 @@ from flashsloth.embq import EmbeddedQuery
 from flashsloth.looking import ImageFeatures, KeptImages, embed_queries, look_up
 from flashsloth.pooling import SpatialAttentionPooling
 from tenfold import UserError
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -333,6 +336,8 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         Raises:
             UserError: a way of generating that splits a question from its queries, or guesses tokens ahead.
         """
+        if not self.config.instruction_tuned:
+            logger.warning_once(STAGE_1)
         given = kwargs.get("generation_config")
         for name, why in _REFUSED.items():
             if kwargs.get(name) is not None or getattr(given or self.generation_config, name, None) is not None:
@@ -397,6 +402,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
 
 
+STAGE_1 = "weights of stage 1 have not learnt to end an answer: generate() goes on to max_new_tokens"
 # What `generate` refuses -> why (part two, A7).
 _REFUSED = {
     "prefill_chunk_size": "a prefill in one piece: EmbQ reads a question and its queries in one pass",
