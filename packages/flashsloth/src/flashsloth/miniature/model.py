@@ -5,7 +5,7 @@
 
 The proportions are the paper's: 3 x 3 blocks, EmbQ before the second of four layers (7/32 of the depth), half the
 vision tower's width to compare in. `initialise(model)` puts in the vision tower and the language model that
-`miniature.pretraining` made; `shipped()` opens the trained model that comes with the package.
+`miniature.pretraining` made; `shipped_folder()` is the trained model that comes with the package.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ VISUAL_TOKENS = 9
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 SPECIAL_TOKENS = ("<unk>", END, QUERY, IMAGE)
 _WORDS = "USER: ASSISTANT: What Which shape row column is"
-# The paper's two stages on the miniature make this folder: `flashsloth train --config mini`.
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -130,6 +129,18 @@ def pretrained(folder: str | Path | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError("no pre-trained parts", path, "python -m flashsloth.miniature.pretraining --output FOLDER")
     return {name: tensor.float() for name, tensor in load_file(path).items()}
+
+
+def shipped_folder() -> Path:
+    """The trained miniature that comes with the package: `flashsloth train --config mini` made it.
+
+    Raises:
+        UserError: none in this installation.
+    """
+    folder = ASSETS / "mini_model"
+    if not (folder / "config.json").is_file():
+        raise UserError("no mini model in this installation", folder, "a folder of a model instead of mini")
+    return folder
 
 
 def initialise(model: FlashSlothForConditionalGeneration, folder: str | Path | None = None) -> None:

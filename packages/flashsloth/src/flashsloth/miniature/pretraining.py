@@ -52,7 +52,7 @@ class PretrainSettings:
     tower_steps: int = 400
     tower_batch: int = 32
     tower_rate: float = 3e-3
-    language_steps: int = 300
+    language_steps: int = 250
     language_batch: int = 64
     language_rate: float = 4e-3
 

@@ -26,7 +26,8 @@ def write_vocabulary(folder: Path) -> Path:
     """Write vocab.json and merges.txt into a folder, and give it back."""
     folder.mkdir(parents=True, exist_ok=True)
     ids: dict[str, int] = {**_WHITE, **_WORDS, END: WORDS - 1, ":": 25}
-    free = iter(number for number in range(WORDS) if number not in set(ids.values()))
+    taken = set(ids.values())
+    free = iter([number for number in range(WORDS) if number not in taken])
     for symbol in _bytes():
         if symbol not in ids:
             ids[symbol] = next(free)
