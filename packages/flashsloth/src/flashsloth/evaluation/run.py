@@ -1,8 +1,8 @@
 """`flashsloth eval`: a benchmark's questions in, answers and scores out (sheet section 7).
 
-Greedy decoding, in batches that give what single prompts give. Several ranks share the questions. Every batch of answers
-is kept in `<output>/checkpoint-predictions` until all are there: a run that was killed goes on where it stopped when the
-same command is given again, and ends with the same files, bit for bit.
+Greedy decoding, in batches that give what single prompts give. Several ranks share the questions. Every batch of
+answers is kept in `<output>/checkpoint-predictions` until all are there: a run that was killed goes on where it stopped
+when the same command is given again, and ends with the same files, bit for bit.
 """
 
 from __future__ import annotations

@@ -49,12 +49,12 @@ EVAL_BATCH = 100
 class Plan:
     """How a variant is trained: scenes, batches, steps and highest learning rates of both stages."""
 
-    scenes: int = 6400
+    scenes: int = 2560
     batch: int = 32
-    captions: int = 100
+    captions: int = 60
     captions_rate: float = 3e-3
-    answers: int = 500
-    answers_rate: float = 2e-3
+    answers: int = 250
+    answers_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
