@@ -1,0 +1,128 @@
+"""SigLIP and Phi-2 as FlashSloth uses them (sheet sections 3.1, 3.6 and 3.7).
+
+The vision tower is SigLIP without its last layer, its final norm and its head: a feature is the raw residual stream
+after 26 of 27 layers; there is no class token. The official tower never lets gradients through, in HD training neither
+(section 5); `config.train_vision` does.
+
+The language model is a Phi with a step before one of its layers. The loop over the decoder layers is written out,
+because the step belongs to a call: it comes as an argument, and no hook or module holds anything of it. With
+``output_hidden_states`` the entry of that layer is the updated one, as in the official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PhiConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.phi.modeling_phi import PhiModel
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from flashsloth.configuration import FlashSlothConfig
+from tenfold import UserError
+
+Step = Callable[[Tensor], Tensor]
+
+
+class VisionTower(SiglipVisionModel):
+    """``[pictures, 3, 384, 384] -> [pictures, 729, 1152]``.
+
+    Args:
+        config: of the layers that are kept.
+        trained: whether gradients reach the tower.
+    """
+
+    def __init__(self, config: SiglipVisionConfig, trained: bool = False) -> None:
+        super().__init__(config)
+        self.post_layernorm = nn.Identity()
+        self.trained = trained
+
+    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+        """Patches of normalised pictures, row by row."""
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            return self.encoder(inputs_embeds=self.embeddings(pixel_values)).last_hidden_state
+
+
+def pictures(pixel_values: Tensor, config: FlashSlothConfig) -> Tensor:
+    """Images as single pictures, view after view: ``[images * views, 3, R, R]``.
+
+    Args:
+        pixel_values: ``[images, 3, R, R]``, or in HD ``[images, views, 3, R, R]``.
+
+    Raises:
+        UserError: another shape.
+    """
+    side = config.vision_config.image_size
+    expected: list[int] = [*([config.views] if config.views > 1 else []), 3, side, side]
+    if pixel_values.ndim == 5 and config.views == 1 and pixel_values.shape[1] == 1:
+        pixel_values = pixel_values[:, 0]
+    if list(pixel_values.shape[1:]) != expected:
+        wanted = ", ".join(map(str, expected))
+        raise UserError(f"pixel_values {list(pixel_values.shape)}", "forward", f"[images, {wanted}]")
+    return pixel_values.flatten(0, 1) if config.views > 1 else pixel_values
+
+
+class PhiWithQueries(PhiModel):
+    """A Phi whose layer ``step_layer`` is entered through a step.
+
+    Args:
+        config: of the Phi.
+        step_layer: counted from 0; EmbQ's is 7, the eighth.
+    """
+
+    def __init__(self, config: PhiConfig, step_layer: int) -> None:
+        super().__init__(config)
+        self.step_layer = step_layer
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        step: Step | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As PhiModel's, from embeddings alone.
+
+        Args:
+            inputs_embeds: ``[batch, tokens, d]``.
+            step: hidden states ``[batch, tokens, d]`` -> the same shape, where they enter layer ``step_layer``.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            tokens = inputs_embeds.shape[1]
+            position_ids = torch.arange(tokens, device=inputs_embeds.device).unsqueeze(0) + past
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        hidden = self.embed_dropout(inputs_embeds)
+        rotary = self.rotary_emb(hidden, position_ids=position_ids)
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            if step is not None and index == self.step_layer:
+                hidden = step(hidden)
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=rotary,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), past_key_values=past_key_values)

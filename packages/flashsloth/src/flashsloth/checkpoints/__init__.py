@@ -1,0 +1,1 @@
+"""Official releases and this package's folders."""

@@ -1,0 +1,100 @@
+"""`flashsloth eval` and `flashsloth demo`: their options, and the files that each benchmark consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flashsloth.evaluation.settings import DemoSettings, EvalSettings
+from tenfold.cli import SeedOption, SetOption
+from tenfold.cli.app import console
+from tenfold.cli.settings import checked
+from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
+
+MODEL = "A folder (this package's or a release), a hub id, or mini (the default)."
+DATA = "The benchmark's folder, or LLaVA's playground/data/eval. The mini model needs none. Files: below."
+EPILOG = (
+    "Examples: [bold]flashsloth eval --config mini[/bold] · [bold]flashsloth eval flashsloth-3.2b --benchmark textvqa "
+    "--data playground/data/eval --dtype float16 --output runs/textvqa[/bold] · on several GPUs: [bold]torchrun "
+    "--nproc_per_node 8 -m flashsloth eval ...[/bold]"
+)
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 (the authors').")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Attention = Annotated[str | None, typer.Option(help="sdpa or eager.")]
+
+
+def _trees() -> Iterator[str]:
+    from flashsloth.evaluation.benchmarks import PAPER
+
+    yield " What --data holds, the splits, and the folder's name in playground/data/eval:\n"
+    for name, one in PAPER.items():
+        splits = ", ".join(dict.fromkeys((one.split, *one.bench.splits)))
+        yield f" {name} ({one.title}; {splits}; {one.folder})"
+        yield "".join(f"   {line}\n" for line in one.bench.tree.splitlines())
+
+
+def evaluate(
+    model: Annotated[str | None, typer.Argument(help=MODEL)] = None,
+    config: Annotated[str | None, typer.Option(help="A YAML file, or a shipped one: mini, 3.2b.")] = None,
+    set_: SetOption = None,
+    benchmark: Annotated[str | None, typer.Option(help="By name, or all (the default) that the data hold.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help=DATA)] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the one that the paper reports.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only the first so many questions.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 8.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new one in runs/; resumes.")] = None,
+    seed: SeedOption = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
+) -> None:
+    """Answer a benchmark's questions and score them, beside the paper's numbers.
+
+    Several processes share the questions when torchrun or accelerate starts them.
+
+    A run that was killed goes on where it stopped when the same command is given again with its --output.
+    """
+    given: dict[str, Any] = {"model": absolute_if_there(model), "benchmark": benchmark, "split": split}
+    given |= {"limit": limit, "batch": batch, "dtype": dtype, "device": device, "attention": attention}
+    settings = chosen(EvalSettings, "flashsloth", config, set_, given | {"data": absolute(data)})
+    folder = output or new_folder("flashsloth", "eval")
+
+    from flashsloth.commands.tables import eval_tables
+    from flashsloth.evaluation.run import run_eval
+
+    evaluations = run_eval(settings, seed, folder, say=typer.echo)
+    if evaluations:
+        console().print(eval_tables(evaluations))
+        for one in evaluations:
+            folder = one.files[-1].parent  # that of run.json, which comes last
+            typer.echo(f"wrote {folder}: {', '.join(str(file.relative_to(folder)) for file in one.files)}")
+
+
+def demo(
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Any image; default: a small scene.")] = None,
+    question: Annotated[str | None, typer.Option(help="About the image; default: the scene's own.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new folder in runs/.")] = None,
+    seed: SeedOption = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    attention: Attention = None,
+) -> None:
+    """Answer a question about an image, with EmbQ's look and without; draw where SAP and EmbQ looked."""
+    given = {"image": absolute(image), "question": question, "model": absolute_if_there(model), "dtype": dtype}
+    settings = checked(DemoSettings, given | {"device": device, "attention": attention})
+    folder = output or new_folder("flashsloth", "demo")
+
+    from flashsloth.evaluation.demo import run_demo
+
+    console().print(run_demo(settings, seed, folder))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command its verbs `eval` and `demo`."""
+    app.command("eval", cls=command_with(_trees), epilog=EPILOG)(evaluate)
+    example = 'Example: [bold]flashsloth demo --model flashsloth-3.2b --image shelf.jpg --question "What?"[/bold]'
+    app.command("demo", epilog=example)(demo)

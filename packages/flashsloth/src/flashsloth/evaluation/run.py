@@ -1,0 +1,232 @@
+"""`flashsloth eval`: a benchmark's questions in, answers and scores out (sheet section 7).
+
+Greedy decoding, in batches that give what single prompts give. Several ranks share the questions. Every batch of
+answers is kept in `<output>/checkpoint-predictions` until all are there: a run that was killed goes on where it stopped
+when the same command is given again, and ends with the same files, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flashsloth.evaluation.benchmarks import PAPER, PaperBenchmark, benchmark_folders
+from flashsloth.evaluation.model import Host, model_fingerprint, open_host
+from flashsloth.evaluation.published import paper_model
+from flashsloth.evaluation.settings import ALL, EvalSettings
+from tenfold import UserError
+from tenfold.data.benchmarks import Question
+from tenfold.hosts.answers import Prompt, generate
+from tenfold.runs import Run, RunRecord, fingerprint, track
+from tenfold.runs.evaluation import (
+    PROGRESS,
+    answer_left,
+    finished_before,
+    forget,
+    open_log,
+    shared_run,
+    write_predictions,
+)
+from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
+from tenfold.runs.ranks import Ranks, choose_device, ranks
+from tenfold.runs.record import RECORD_NAME
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one benchmark gave.
+
+    Attributes:
+        benchmark: which.
+        model: its name. paper_model: the paper's name for a model of these sizes; None: another one.
+        metrics: as in the run's record.
+        files: what was written.
+        limited: only the first questions were asked.
+    """
+
+    benchmark: PaperBenchmark
+    model: str
+    paper_model: str | None
+    metrics: Mapping[str, Any]
+    files: Sequence[Path]
+    limited: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark to evaluate on, into one folder.
+
+    Attributes:
+        settings: with the benchmark's own name, split and data folder.
+        output: the run's folder.
+    """
+
+    host: Host
+    settings: EvalSettings
+    seed: int
+    output: Path
+    benchmark: PaperBenchmark
+    group: Ranks
+
+    def run(
+        self, questions: Sequence[Question], progress: Progress, say: Callable[[str], None], *, again: bool
+    ) -> list[Evaluation]:
+        """The evaluation, on rank 0.
+
+        Args:
+            again: a finished run of the same settings and data is not an error, but the result.
+        """
+        digest = self.group.tell(self.group.lead(lambda: questions_fingerprint(questions)))
+        data = {"model": self.host.fingerprint, "questions": digest or ""}
+        config = self.settings.model_dump()
+        if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):
+            say(f"{self.benchmark.title}: done before, in {self.output}")
+            return [self._evaluation(record)] if self.group.leads else []
+        with shared_run(
+            self.group, "flashsloth", "eval", config=config, seed=self.seed, output=self.output, data=data
+        ) as current:
+            log = open_log(self.group, self.output / PROGRESS, self._header(data))
+            self._answer(questions, log, progress, say)
+            if current is not None:
+                answers = log.merged(question.id for question in questions)
+                current.metrics.update(self._metrics(questions, answers))
+                self._write(questions, answers, current)
+        forget(self.group, log)
+        if current is None:
+            return []
+        assert current.record is not None
+        return [self._evaluation(current.record)]
+
+    def _header(self, data: Mapping[str, str]) -> dict[str, Any]:
+        model, settings = self.host.model, self.settings
+        return {
+            **data,
+            "benchmark": self.benchmark.name,
+            "split": settings.split,
+            "limit": settings.limit,
+            "max_new_tokens": self.benchmark.max_new_tokens,
+            "batch": settings.batch,
+            "dtype": str(model.dtype),
+            "device": model.device.type,
+            "attention": settings.attention,
+        }
+
+    def _answer(
+        self, questions: Sequence[Question], log: PredictionLog, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        by_id: dict[Any, Question] = {question.id: question for question in questions}
+        model, processor = self.host.model, self.host.processor
+
+        def answer(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            prompts = [self._prompt(by_id[one]) for one in ids]
+            found = generate(model, processor, prompts, max_new_tokens=self.benchmark.max_new_tokens)
+            return ((one, asdict(answer)) for one, answer in zip(ids, found, strict=True))
+
+        title, batch = self.benchmark.title, self.settings.batch
+        answer_left(self.group, log, list(by_id), answer, batch=batch, title=title, progress=progress, say=say)
+
+    def _prompt(self, question: Question) -> Prompt:
+        image = question.image()
+        # An <image> in a question's own words is words: the processor would look for a picture.
+        text = self.benchmark.prefix + question.prompt.replace("<image>", "<picture>")
+        prompt = self.host.processor.prompt(text, image=image is not None)
+        return Prompt(prompt, () if image is None else (image,))
+
+    def _metrics(self, questions: Sequence[Question], answers: Mapping[Any, Any]) -> dict[str, Any]:
+        texts = {name: answer["text"] for name, answer in answers.items()}
+        means = {
+            name: fmean(answer[name] for answer in answers.values())
+            for name in ("visual_tokens", "text_tokens", "new_tokens")
+        }
+        scores = self.benchmark.score(questions, texts)
+        split = self.settings.split
+        return {
+            "benchmark": self.benchmark.name,
+            "split": split,
+            "questions": len(questions),
+            "scores": scores,
+            **means,
+        }
+
+    def _write(self, questions: Sequence[Question], answers: Mapping[Any, Any], current: Run) -> None:
+        rows = [{"id": question.id, "prompt": question.prompt, **answers[question.id]} for question in questions]
+        write_predictions(current, rows)
+        texts = {name: answer["text"] for name, answer in answers.items()}
+        self.benchmark.bench.write_submission(questions, texts, current.file("submission"))
+
+    def _evaluation(self, record: RunRecord) -> Evaluation:
+        files = [self.output / name for name in (*record.outputs, RECORD_NAME)]
+        name = paper_model(self.host.model.config)
+        limited = self.settings.limit is not None
+        return Evaluation(self.benchmark, self.host.name, name, record.metrics, files, limited)
+
+
+def run_eval(
+    settings: EvalSettings,
+    seed: int,
+    output: Path,
+    progress: Progress = track,
+    say: Callable[[str], None] = logger.info,
+) -> list[Evaluation]:
+    """Evaluate on one benchmark, or on all that the data folder holds.
+
+    Each benchmark is a run of its own: `run.json`, `metrics.json`, `predictions.jsonl` and, where a server or a judge
+    scores, the submission files, in `output`, for "all" in `output/<benchmark>`.
+
+    Args:
+        seed: of the miniature's questions; decoding is greedy.
+        say: told when a run goes on, or was done before.
+
+    Returns:
+        One evaluation for each benchmark, on rank 0; nothing on the others.
+
+    Raises:
+        UserError: model, benchmark, split or data cannot be used; a broken image; `output` holds a finished run, or one
+            of another model, benchmark, data set or other settings.
+    """
+    if settings.split is not None and settings.benchmark == ALL:
+        raise UserError("a split for all benchmarks", settings.split, "--benchmark NAME beside --split")
+    several = settings.benchmark == ALL and settings.data is not None
+    with ranks() as group, benchmark_folders(settings, seed) as places:
+        asked = []  # before the model, whose loading takes longest
+        for name, place in places.items():
+            one = PAPER[name]
+            own: dict[str, Any] = {"benchmark": name, "data": None if settings.data is None else str(place)}
+            own["split"] = settings.split or one.split
+            asked.append((one, settings.model_copy(update=own), one.read(place, own["split"])[: settings.limit]))
+        # One rank reads (or fetches) the weights for the fingerprint.
+        known_by = group.tell(group.lead(lambda: model_fingerprint(settings)))
+        host = open_host(settings.model_copy(update={"device": str(choose_device(settings.device))}), known_by)
+        found = []
+        for one, chosen, questions in asked:
+            folder = output / one.name if several else output
+            found += Task(host, chosen, seed, folder, one, group).run(questions, progress, say, again=several)
+    return found
+
+
+def questions_fingerprint(questions: Sequence[Question]) -> str:
+    """Of what is asked and of every image's content; of no path.
+
+    Raises:
+        UserError: an image file that cannot be read.
+    """
+    seen: dict[int, str] = {}
+
+    def content(question: Question) -> str | None:
+        picture = question.picture
+        if picture is None:
+            return None
+        if id(picture) not in seen:
+            image = picture.open()
+            seen[id(picture)] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return seen[id(picture)]
+
+    return fingerprint([[one.id, one.prompt, content(one)] for one in questions])

@@ -1,0 +1,107 @@
+"""The whole way at full size with random weights: a release, its conversion, loading, an answer, an evaluation.
+
+    python -m flashsloth.evidence.rehearsal --output runs/rehearsal
+
+Every step is recorded with its seconds and the process's peak memory. Weights are written shard by shard.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+
+from flashsloth.checkpoints import release
+from flashsloth.checkpoints.convert import convert
+from flashsloth.checkpoints.keys import to_official
+from flashsloth.checkpoints.load import load
+from flashsloth.configuration import FlashSlothConfig
+from flashsloth.evaluation.benchmarks import write_mini_set
+from flashsloth.evaluation.run import run_eval
+from flashsloth.evaluation.settings import EvalSettings
+from flashsloth.miniature.vocabulary import write_vocabulary
+from tenfold.cli import main as run_app
+from tenfold.hosts.answers import Prompt, generate
+from tenfold.runs import atomic_write_json, run
+from tenfold.weights import StoredTensor, write_weights
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+def rehearse(config: FlashSlothConfig, folder: Path, limit: int = 2) -> dict[str, Any]:
+    """Walk the way; steps with seconds and peak memory in GB."""
+    steps: dict[str, Any] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        steps[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak, 2)}
+
+    official, ours = folder / "release", folder / "ours"
+    with step("write a release"):
+        write_release(config, official)
+    with step("convert"):
+        convert(official, ours)
+    with step("load in bfloat16"):
+        model, processor = load(ours, dtype="bfloat16", device="auto")
+    with step("answer"):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8))
+        prompt = Prompt(processor.prompt("What is in the image?"), (picture,))
+        steps["new_tokens"] = generate(model, processor, [prompt], max_new_tokens=4)[0].new_tokens
+    del model, processor
+    with step("evaluate"):
+        write_mini_set(folder / "mini", seed=0, per_kind=1)
+        settings = EvalSettings(
+            model=str(ours), benchmark="mini", data=str(folder / "mini"), limit=limit, dtype="bfloat16"
+        )
+        (found,) = run_eval(settings, 0, folder / "eval")
+        steps["questions"] = found.metrics["questions"]
+    return steps
+
+
+def write_release(config: FlashSlothConfig, folder: Path, shard_bytes: int = 10**9) -> None:
+    """Random float16 weights in the official layout, drawn tensor by tensor."""
+    folder.mkdir(parents=True)
+    shapes = {name: tuple(one.shape) for name, one in to_official(release.meta_state(config)).items()}
+
+    def drawn(number: int, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        def read() -> torch.Tensor:
+            if "norm" in name or ".ln_" in name:
+                return torch.full(shape, float(name.endswith("weight")), dtype=torch.float16)
+            generator = torch.Generator().manual_seed(number)
+            return (torch.randn(shape, generator=generator) * 0.02).half()
+
+        return StoredTensor(shape, torch.float16, read)
+
+    stored = {name: drawn(number, name, shape) for number, (name, shape) in enumerate(sorted(shapes.items()))}
+    atomic_write_json(folder / "config.json", release.config_to_official(config))
+    atomic_write_json(folder / "generation_config.json", {"bos_token_id": 50256, "eos_token_id": 50256})
+    write_vocabulary(folder)
+    write_weights(folder, stored, shard_bytes)
+
+
+@app.command(epilog="Example: python -m flashsloth.evidence.rehearsal --output runs/rehearsal")
+def rehearsal(
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="For weights (13 GB) and the record.")],
+    model: Annotated[str, typer.Option(help="3.2b or hd-3.2b.")] = "3.2b",
+) -> None:
+    """Rehearse release, conversion, loading, answer and evaluation at full size."""
+    config = FlashSlothConfig.named(model)
+    config.dtype = torch.float16
+    with run("flashsloth", "rehearsal", config={"model": model}, seed=0, output=output) as current:
+        current.metrics.update(rehearse(config, output / "files"))
+        atomic_write_json(current.file("rehearsal.json"), current.metrics)
+
+
+if __name__ == "__main__":
+    run_app(app)

@@ -1,0 +1,425 @@
+"""FlashSloth as a transformers model (sheet sections 3.2 to 3.8).
+
+    model = FlashSlothForConditionalGeneration.from_pretrained(folder)
+    tokens = model.generate(**processor(images=image, text=prompt, return_tensors="pt"), max_new_tokens=64)
+
+Input ids hold ``config.image_token_id`` once a visual token and ``config.query_token_id`` once a query token; images
+come in reading order over the batch. A second turn that goes on with the cache of the first needs no image: what the
+tower saw is kept with the cache. An image asked about several times needs the tower only once:
+
+    features = model.encode_images(pixel_values)
+    model.generate(input_ids=first, image_features=features)
+    model.generate(input_ids=second, image_features=features)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+
+from flashsloth.backbones import PhiWithQueries, VisionTower, pictures
+from flashsloth.configuration import FlashSlothConfig
+from flashsloth.embq import EmbeddedQuery
+from flashsloth.looking import ImageFeatures, KeptImages, embed_queries, look_up
+from flashsloth.pooling import SpatialAttentionPooling
+from tenfold import UserError
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class FlashSlothModelOutput(BaseModelOutputWithPast):
+    """Hidden states of the language model, and the visual tokens that went in.
+
+    Attributes:
+        image_hidden_states: ``[images, Nv, d]``, or None without images.
+    """
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class FlashSlothOutput(CausalLMOutputWithPast):
+    """Loss (mean cross entropy over the tokens whose label is not -100) and logits ``[batch, kept tokens,
+    vocabulary]``; the rest as in :class:`FlashSlothModelOutput`."""
+
+    image_hidden_states: Tensor | None = None
+
+
+class Projector(nn.Module):
+    """``Linear(dv -> d), GELU, Linear(d -> d)``, behind the pooling (section 3.2, the official mlp2x_gelu)."""
+
+    def __init__(self, config: FlashSlothConfig) -> None:
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``[images, Nv, dv] -> [images, Nv, d]``."""
+        return self.linear_2(self.act(self.linear_1(pooled)))
+
+
+class QueryTokens(nn.Module):
+    """K learnable tokens; each use adds the embedding of " ." to them (section 3.3)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, embeds: Tensor, is_query: Tensor) -> Tensor:
+        """Put the queries in: ``embeds [batch, tokens, d]`` hold the dot's embedding where ``is_query`` is true."""
+        # The k-th query of a row is token k modulo K: groups are whole.
+        index = (is_query.cumsum(dim=1) - 1).clamp(min=0) % self.token.shape[0]
+        return embeds + self.token[index].to(embeds) * is_query.unsqueeze(-1).to(embeds)
+
+
+class FlashSlothPreTrainedModel(PreTrainedModel):
+    config_class = FlashSlothConfig
+    config: FlashSlothConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["PhiDecoderLayer", "SiglipEncoderLayer", "EmbeddedQuery", "SpatialAttentionPooling"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # the prefill reads its ids on the host
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Phi's and SigLIP's parts by their own rules; EmbQ by N(0, 0.02) as the official code (section 3.6)."""
+        super()._init_weights(module)
+        if isinstance(module, QueryTokens):
+            bound = module.token.shape[1] ** -0.5  # section 3.3
+            init.uniform_(module.token, -bound, bound)
+        elif isinstance(module, (Projector, SpatialAttentionPooling)):
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear):  # torch's default, as the official code leaves it
+                    bound = layer.in_features**-0.5
+                    init.uniform_(layer.weight, -bound, bound)
+                    init.uniform_(layer.bias, -bound, bound)
+
+
+class FlashSlothModel(FlashSlothPreTrainedModel):
+    """Tower, SAP, projector, query tokens, EmbQ and language model, without the language modelling head.
+
+    Attributes:
+        dummy_image: when set, a batch without images sends a zero image through all that reads images and adds nothing
+            of it, so that under ZeRO-3 all ranks run the same modules.
+    """
+
+    def __init__(self, config: FlashSlothConfig) -> None:
+        super().__init__(config)
+        text, vision = config.text_config, config.vision_config
+        self.vision_tower = VisionTower._from_config(vision, trained=config.train_vision)
+        self.pooling = SpatialAttentionPooling(vision.hidden_size, config.pool, config.sap_dropout)
+        self.multi_modal_projector = Projector(config)
+        self.query_tokens = QueryTokens(config.query_count, text.hidden_size)
+        self.embq = EmbeddedQuery(text.hidden_size, vision.hidden_size, config.embq_width, text.num_attention_heads)
+        self.language_model = PhiWithQueries._from_config(text, step_layer=config.embq_layer)
+        self.dummy_image = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value
+
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """What the language model sees of images: ``[images, 3, R, R]``, in HD ``[images, 5, 3, R, R]``."""
+        patches = self.vision_tower(pictures(pixel_values, self.config))  # [images * views, n, dv]
+        visual = self.pooling(patches)  # pooled first, then projected
+        images = len(pixel_values)
+        visual = self.multi_modal_projector(visual.reshape(images, -1, visual.shape[-1]))
+        return ImageFeatures(patches.reshape(images, -1, patches.shape[-1]), visual)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: ImageFeatures | None = None,
+        question_spans: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> FlashSlothModelOutput:
+        """Arguments as in :meth:`FlashSlothForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("one of two inputs is needed", "forward", "either input_ids or inputs_embeds")
+        if pixel_values is not None and image_features is not None:
+            raise UserError("images are given twice", "forward", "either pixel_values or image_features")
+        if pixel_values is not None and len(pixel_values):
+            image_features = self.encode_images(pixel_values)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        kept: KeptImages | None = getattr(past_key_values, KeptImages.NAME, None) if past else None
+
+        step = None
+        if inputs_embeds is not None:
+            if image_features is not None:
+                raise UserError("images cannot be placed in inputs_embeds", "forward", "input_ids with placeholders")
+        elif input_ids.shape[1] == 1 and image_features is None and past:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # decoding: nothing to place, nothing to wait for
+        else:
+            inputs_embeds = self._embed(input_ids, image_features)
+            if image_features is not None or kept is not None:
+                plan, kept = look_up(input_ids, image_features, kept, self.config, question_spans)
+                if plan is not None:
+                    step = embed_queries(self.embq, plan)
+        if self.dummy_image and image_features is None and not past:
+            # DeepSpeed's ranks must run all modules in one order.
+            inputs_embeds = inputs_embeds + self._dummy_term(inputs_embeds)
+        if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            # Plain 0..n-1 over each row's own tokens, wherever its padding is.
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            step=step,
+            **kwargs,
+        )
+        if outputs.past_key_values is not None and (not past or image_features is not None):
+            setattr(outputs.past_key_values, KeptImages.NAME, kept)
+        shown = None if image_features is None else image_features.visual_tokens
+        return FlashSlothModelOutput(**outputs, image_hidden_states=shown)
+
+    def _embed(self, input_ids: Tensor, features: ImageFeatures | None) -> Tensor:
+        """Embeddings with visual tokens and queries in their places (section 3.4)."""
+        is_image = input_ids == self.config.image_token_id
+        is_query = input_ids == self.config.query_token_id
+        words = input_ids.masked_fill(is_image | is_query, self.config.dot_token_id)
+        embeds = self.query_tokens(self.get_input_embeddings()(words), is_query)
+        available = 0 if features is None else features.visual_tokens.shape[0] * features.visual_tokens.shape[1]
+        if (wanted := int(is_image.sum())) != available:
+            raise UserError(
+                "image placeholders and visual tokens differ in number",
+                f"{wanted} placeholders in input_ids, {available} visual tokens",
+                f"{self.config.num_image_tokens} placeholders for each image",
+            )
+        if features is None:
+            return embeds
+        visual = features.visual_tokens.to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
+
+    def _dummy_term(self, embeds: Tensor) -> Tensor:
+        # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
+        side = self.config.vision_config.image_size
+        views = (self.config.views,) if self.config.views > 1 else ()
+        features = self.encode_images(torch.zeros(1, *views, 3, side, side, device=embeds.device))
+        queries = features.visual_tokens[:, None, :1]  # [1, 1, 1, d]
+        mask = torch.ones(1, 1, 1, dtype=torch.bool, device=embeds.device)
+        return 0 * self.embq(queries, queries, mask, features.patches).mean().to(embeds)
+
+
+class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMixin):
+    """FlashSloth with its language modelling head."""
+
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: FlashSlothConfig) -> None:
+        super().__init__(config)
+        self.model = FlashSlothModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size)
+        self.post_init()
+
+    @property
+    def dummy_image(self) -> bool:
+        """See :class:`FlashSlothModel`."""
+        return self.model.dummy_image
+
+    @dummy_image.setter
+    def dummy_image(self, value: bool) -> None:
+        self.model.dummy_image = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """Patches and visual tokens, to be given to ``forward`` or ``generate`` as ``image_features`` any number of
+        times.
+
+        Args:
+            pixel_values: normalised images, ``[images, 3, R, R]``, in HD ``[images, 5, 3, R, R]``.
+        """
+        return self.model.encode_images(pixel_values)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: ImageFeatures | None = None,
+        question_spans: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> FlashSlothOutput:
+        """
+        Args:
+            input_ids: ``[batch, tokens]``, with Nv copies of ``config.image_token_id`` an image and K copies of
+                ``config.query_token_id`` behind a question.
+            attention_mask: ``[batch, past + tokens]``, 0 at padding (either side).
+            position_ids: ``[batch, tokens]``; by default 0, 1, ... over each row's tokens without its padding.
+            past_key_values: KV cache of earlier tokens. What was seen of images is kept with it.
+            inputs_embeds: ``[batch, tokens, d]`` instead of ``input_ids``, images and queries already inside; EmbQ does
+                not run.
+            pixel_values: ``[images in the batch, 3, R, R]``, in HD ``[images, 5, 3, R, R]``, in reading order; rows
+                without image need none.
+            image_features: of :meth:`encode_images`, instead of ``pixel_values``.
+            question_spans: ``[batch, rounds, 2]``, positions ``[start, end)`` of the questions in ``input_ids``, one
+                for each query group; by default they are found by the template's own ids (`questions`).
+            labels: ``[batch, tokens]``, -100 where no loss is taken.
+            use_cache: return a KV cache.
+            logits_to_keep: how many of the last positions get logits (0: all), or their indices.
+
+        Raises:
+            UserError: placeholders and images do not fit each other, a query group that is not whole, or inputs that
+                exclude each other.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_features=image_features,
+            question_spans=question_spans,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            vocabulary = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return FlashSlothOutput(loss=loss, logits=logits, **rest)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own.
+
+        Raises:
+            UserError: a way of generating that splits a question from its queries, or guesses tokens ahead.
+        """
+        if not self.config.instruction_tuned:
+            logger.warning_once(STAGE_1)
+        given = kwargs.get("generation_config")
+        for name, why in _REFUSED.items():
+            if kwargs.get(name) is not None or getattr(given or self.generation_config, name, None) is not None:
+                raise UserError(f"{name} is not supported", "generate", why)
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        *args: Any,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers' own, with images at the prefill only, and of a cache's continuation only the new ones."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, next_sequence_length=next_sequence_length, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("pixel_values", "image_features", "question_spans"):
+                inputs.pop(name, None)
+        elif next_sequence_length is not None and next_sequence_length < input_ids.shape[1]:
+            self._drop_seen(inputs, input_ids, input_ids.shape[1] - next_sequence_length)
+        return inputs
+
+    def _drop_seen(self, inputs: dict[str, Any], input_ids: Tensor, past: int) -> None:
+        """Leave out the images, and the questions, that stand in the part of ``input_ids`` that the cache holds."""
+        total = self._images(input_ids)
+        seen = self._images(input_ids[:, :past])
+        for name in ("pixel_values", "image_features"):
+            images = inputs.get(name)
+            if images is None or len(images) != sum(total):
+                continue  # only the new images were given
+            firsts = [sum(total[:row]) for row in range(len(total))]
+            new = [at for row, first in enumerate(firsts) for at in range(first + seen[row], first + total[row])]
+            inputs[name] = images[torch.tensor(new, dtype=torch.long)] if new else None
+        if (spans := inputs.get("question_spans")) is not None:
+            counts = (input_ids[:, :past] == self.config.query_token_id).sum(dim=1) // self.config.query_count
+            inputs["question_spans"] = spans[:, int(counts.min()) :] - past
+
+    def _images(self, input_ids: Tensor) -> list[int]:
+        """Images of each row."""
+        placeholders = (input_ids == self.config.image_token_id).sum(dim=1)
+        return (placeholders // self.config.num_image_tokens).tolist()
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        # For beams and several answers transformers repeats each tensor entry by entry; but a row may have no image
+        # or several. The tower runs once for all of a row's copies.
+        pixel_values, features = kwargs.pop("pixel_values", None), kwargs.pop("image_features", None)
+        if expand_size > 1 and pixel_values is not None:
+            pixel_values, features = None, self.encode_images(pixel_values)
+        if expand_size > 1 and features is not None:
+            counts = self._images(input_ids)
+            rows = torch.arange(sum(counts)).split(counts)
+            features = features[torch.cat([row.repeat(expand_size) for row in rows])]
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        images = {"pixel_values": pixel_values, "image_features": features}
+        return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
+
+
+STAGE_1 = "weights of stage 1 have not learnt to end an answer: generate() goes on to max_new_tokens"
+# What `generate` refuses -> why (part two, A7).
+_REFUSED = {
+    "prefill_chunk_size": "a prefill in one piece: EmbQ reads a question and its queries in one pass",
+    "assistant_model": "decoding without an assistant: its guesses may hold placeholders of images and queries",
+    "prompt_lookup_num_tokens": "decoding without guesses: those from the prompt may hold placeholders of images",
+}
+
+
+def meta_model(name: str) -> FlashSlothForConditionalGeneration:
+    """A released model on the meta device, without weights: for names, shapes, parameters and operations.
+
+    Args:
+        name: as in :meth:`FlashSlothConfig.named`.
+    """
+    with torch.device("meta"):
+        return FlashSlothForConditionalGeneration(FlashSlothConfig.named(name)).eval()
+
+
+AutoModel.register(FlashSlothConfig, FlashSlothModel, exist_ok=True)
+AutoModelForImageTextToText.register(FlashSlothConfig, FlashSlothForConditionalGeneration, exist_ok=True)

@@ -1,0 +1,329 @@
+"""Text and images to model inputs (sheet sections 3.4, 3.8 and 6).
+
+    >>> processor = FlashSlothProcessor.from_pretrained("flashsloth-3.2b")
+    >>> inputs = processor(
+    ...     images=["shelf.jpg", "street.png"],
+    ...     text=[processor.prompt("What does the sign say?"), processor.prompt("How many cars are there?")],
+    ...     return_tensors="pt",
+    ... )
+    >>> model.generate(**inputs, max_new_tokens=64)
+
+`<image>` becomes as many placeholder ids as an image has visual tokens, `<learnable>` as many as there are queries.
+The text between images is tokenised piece by piece, with nothing in front; shorter prompts are padded on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.tokenization_utils_base import AddedToken
+
+from flashsloth.configuration import FlashSlothConfig
+from flashsloth.image_processing import FlashSlothImageProcessor, as_list
+from flashsloth.prompts import CHAT_TEMPLATE, QUERY, question_prompt, template
+from flashsloth.questions import with_placeholders
+from tenfold import UserError
+from tenfold.data.conversation import (
+    IGNORE,
+    IMAGE,
+    IMAGE_MARKER,
+    Encoded,
+    Prompt,
+    conversation_turns,
+    encode,
+    image_places,
+)
+from tenfold.data.formats import Turn
+from tenfold.data.formats.records import Fields
+
+# A question, or a question with its answer.
+Exchange = str | tuple[str, str | None]
+
+
+class CallOptions(TypedDict, total=False):
+    """How `FlashSlothProcessor` is called.
+
+    Args:
+        padding: True or "longest" (default), False, or "max_length": rows are at least `max_length` long.
+        padding_side: "left" (for generation; default) or "right".
+        max_length: see padding.
+        add_special_tokens: without effect; the models have no BOS.
+        image_aspect_ratio: "square", "pad" or "crop", instead of the image processor's.
+        return_tensors: "pt", "np", or None for lists.
+    """
+
+    padding: bool | str
+    padding_side: str
+    max_length: int | None
+    add_special_tokens: bool
+    image_aspect_ratio: str | None
+    return_tensors: str | None
+    text_kwargs: dict[str, Any]
+    images_kwargs: dict[str, Any]
+    common_kwargs: dict[str, Any]
+
+
+class FlashSlothProcessor(ProcessorMixin):
+    """Image processor, tokenizer and prompts of a model.
+
+    Args:
+        image_processor: with the model's size and views.
+        tokenizer: Phi-2's with `<learnable>` and `</s>`; gets `<image>` as a special token if it has none (50297).
+        chat_template: instead of FlashSloth's.
+        num_image_tokens: visual tokens Nv of an image: `config.num_image_tokens`.
+        num_queries: query tokens K of a question: `config.query_count`.
+        image_token, query_token: must be "<image>" and "<learnable>", by which templates and data know them.
+        max_positions: longest sequence that the model is trained for, visual tokens included; None does not check.
+
+    Attributes:
+        image_token_id, query_token_id: the model's `config.image_token_id` and `config.query_token_id`.
+
+    Raises:
+        UserError: a tokenizer without `<learnable>`.
+    """
+
+    def __init__(
+        self,
+        image_processor: FlashSlothImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        num_image_tokens: int = 81,
+        num_queries: int = 9,
+        image_token: str = IMAGE,
+        query_token: str = QUERY,
+        max_positions: int | None = None,
+    ) -> None:
+        if (image_token, query_token) != (IMAGE, QUERY):
+            raise UserError(f"tokens {image_token!r} and {query_token!r}", None, f"{IMAGE} and {QUERY}")
+        if query_token not in tokenizer.get_vocab():
+            raise UserError(f"a tokenizer without {QUERY}", None, "the release's, or `flashsloth tokenizer`'s")
+        self.num_image_tokens, self.num_queries = num_image_tokens, num_queries
+        self.image_token, self.query_token = image_token, query_token
+        self.max_positions = max_positions
+        if image_token not in tokenizer.get_vocab():
+            token = AddedToken(image_token, special=True, normalized=False)
+            tokenizer.add_tokens([token], special_tokens=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self.image_token_id: int = tokenizer.get_vocab()[image_token]
+        self.query_token_id: int = tokenizer.get_vocab()[query_token]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    def __call__(
+        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Unpack[CallOptions]
+    ) -> BatchFeature:
+        """Model inputs of one prompt or of a batch.
+
+        Args:
+            images: None, an image, a list (in the order of the `<image>` of all prompts), or a list for each prompt.
+                An image is a path, a PIL image, or an array `[height, width, 3]` of uint8.
+            text: a prompt or several, with one `<image>` for each image; None gives pixels only.
+            kwargs: see `CallOptions`; `text_kwargs` and `images_kwargs` hold the same, as transformers sorts them.
+
+        Returns:
+            `input_ids` and `attention_mask` `[batch, tokens]`, `pixel_values` `[images, 3, R, R]`, in HD
+            `[images, 5, 3, R, R]` (absent without images).
+
+        Raises:
+            UserError: another number of images than of `<image>`, a broken image, a row beyond `max_positions`, an
+                option that it does not know.
+        """
+        options = self._options(kwargs)
+        pictures = flat_images(images)
+        data: dict[str, Any] = {}
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            _check_counts(texts, images)
+            rows = [self.ids(one) for one in texts]
+            self._check_positions(rows)
+            data |= pad_rows(rows, self.tokenizer.pad_token_id, **_padding(options))
+        if pictures:
+            of_images = {name: options[name] for name in ("image_aspect_ratio", "return_tensors")}
+            data |= self.image_processor(pictures, **of_images)
+        return BatchFeature(data, tensor_type=options["return_tensors"])
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "padding": True,
+            "padding_side": self.tokenizer.padding_side,
+            "max_length": None,
+            "add_special_tokens": True,
+            "image_aspect_ratio": None,
+            "return_tensors": None,
+        }
+        grouped = [dict(given.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs")]
+        plain = {name: value for name, value in given.items() if not name.endswith("_kwargs")}
+        for group in (*grouped, plain):
+            asked = {name: value for name, value in group.items() if value is not None}
+            if unknown := sorted(set(asked) - set(options)):
+                raise UserError(f"unknown option {unknown[0]!r}", "FlashSlothProcessor", ", ".join(options))
+            options |= asked
+        return options
+
+    def prompt(self, question: str | Sequence[Exchange], image: bool | int = True) -> str:
+        """A generation prompt.
+
+        Args:
+            question: a question, or turns `(question, answer)`, the last one without an answer.
+            image: how many images the first question is about; `<image>` in a question counts, too, and is moved to
+                the front of it.
+
+        Raises:
+            UserError: an answer is missing before the last question, or the last one has one.
+        """
+        exchanges = [(one, None) if isinstance(one, str) else one for one in as_list(question)]
+        questions, answers = [one[0] for one in exchanges], [one[1] for one in exchanges if one[1] is not None]
+        if not exchanges or exchanges[-1][1] is not None:
+            raise UserError("turns of a prompt", None, "answers to all questions but the last")
+        marked = any(IMAGE in one for one in questions)
+        return question_prompt(questions, answers, images=(0 if marked else int(image),))
+
+    def encode_conversation(
+        self,
+        conversations: Sequence[Mapping[str, str] | Turn],
+        images: Any = None,
+        *,
+        conversation: str = "phi2",
+        max_length: int | None = None,
+        where: str | None = None,
+    ) -> dict[str, Tensor]:
+        """A training sample: ids and labels, and pixels if there are images.
+
+        Args:
+            conversations: turns of "human" and "gpt", as LLaVA's json has them.
+            images: an image, a list, or None: then `<image>` is words.
+            conversation: "phi2", or "plain" for captions (stage 1).
+            max_length: text tokens that are kept, an image and a marker counting as one (section 5: 3072).
+            where: file and record, for messages.
+
+        Returns:
+            `input_ids` and `labels` `[tokens]`, int64, and `pixel_values` `[images, 3, R, R]`, in HD
+            `[images, 5, 3, R, R]`.
+
+        Raises:
+            UserError: another number of images than of `<image>`, speakers out of turn, no answer, a broken image.
+        """
+        pictures = flat_images(images)
+        encoded = self.encode_turns(conversations, len(pictures), conversation=conversation, where=where)
+        encoded = encoded.truncated(max_length) if max_length else encoded
+        kept = pictures[: encoded.input_ids.count(IMAGE_MARKER)]
+        ids, labels = self.expanded(encoded)
+        sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+        if kept:
+            sample |= self.image_processor(kept, return_tensors="pt")
+        return sample
+
+    def encode_turns(
+        self,
+        conversations: Sequence[Mapping[str, str] | Turn],
+        num_images: int,
+        *,
+        conversation: str = "phi2",
+        where: str | None = None,
+    ) -> Encoded:
+        """The text of `encode_conversation`, with one marker for each image and each query group: the official form."""
+        turns = [one if isinstance(one, Turn) else _turn(one, where) for one in conversations]
+        turns = conversation_turns(turns, images=num_images > 0, where=where)
+        style = template(conversation)
+        style.check(turns, images=num_images > 0, where=where)
+        prompt = style.render(turns, images=num_images > 0)
+        if len(prompt.images) != num_images:
+            raise UserError(f"{len(prompt.images)} <image> for {num_images} images", where, "as many of both")
+        encoded = encode(self.tokenizer, prompt, bos=False)
+        pairs = zip(encoded.input_ids, encoded.labels, strict=True)
+        return Encoded(encoded.input_ids, [IGNORE if token == self.query_token_id else label for token, label in pairs])
+
+    def expanded(self, encoded: Encoded) -> tuple[list[int], list[int]]:
+        """Ids and labels with the placeholders of visual and query tokens instead of one marker each."""
+        new = {IMAGE_MARKER: (self.image_token_id, self.num_image_tokens)}
+        new[self.query_token_id] = (self.query_token_id, self.num_queries)
+        return with_placeholders(encoded.input_ids, encoded.labels, new)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model is given."""
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a prompt, with placeholders."""
+        encoded = encode(self.tokenizer, Prompt(text, images=tuple(image_places(text))), bos=False)
+        return self.expanded(encoded)[0]
+
+    def _check_positions(self, rows: Sequence[Sequence[int]]) -> None:
+        for number, row in enumerate(rows):
+            if self.max_positions is not None and len(row) > self.max_positions:
+                raise UserError(
+                    f"prompt {number} has {len(row)} tokens, visual ones included",
+                    None,
+                    f"at most {self.max_positions}, which is as far as the model was trained",
+                )
+
+
+def flat_images(images: Any) -> list[Any]:
+    """One image, a list, or a list of lists, as a list."""
+    if images is None:
+        return []
+    return [image for row in as_list(images) for image in as_list(row) if image is not None]
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], value: int, side: str, length: int | None = None
+) -> dict[str, list[list[int]]]:
+    """Rows of one length, and a mask that is 1 on what was there.
+
+    Args:
+        rows: of ids.
+        value: what fills them.
+        side: "left" or "right".
+        length: how long they are at least: a longer row stays as it is. None: as long as the longest.
+    """
+    if length is None:
+        length = max(map(len, rows), default=0)
+    padded, masks = [], []
+    for row in rows:
+        ids, mask, fill = list(row), [1] * len(row), max(0, length - len(row))
+        left, right = (fill, 0) if side == "left" else (0, fill)
+        padded.append([value] * left + ids + [value] * right)
+        masks.append([0] * left + mask + [0] * right)
+    return {"input_ids": padded, "attention_mask": masks}
+
+
+def _turn(values: Any, where: str | None) -> Turn:
+    said = Fields(values, where or "a conversation")
+    return Turn(said.text("from"), said.text("value"))
+
+
+def _padding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`pad_rows`' arguments of a call's options."""
+    padding, side = options["padding"], options["padding_side"]
+    lengths = {True: None, "longest": None, False: 0, "do_not_pad": 0, "max_length": options["max_length"]}
+    if padding not in lengths or side not in ("left", "right"):
+        raise UserError(f"padding {padding!r} on the {side!r}", None, f"{', '.join(map(str, lengths))}; left or right")
+    return {"side": side, "length": lengths[padding]}
+
+
+def _check_counts(texts: Sequence[str], images: Any) -> None:
+    marks = [text.count(IMAGE) for text in texts]
+    rows = as_list(images) if images is not None else []
+    if rows and all(isinstance(row, (list, tuple)) for row in rows):
+        if len(rows) != len(texts):
+            raise UserError(f"{len(rows)} lists of images for {len(texts)} prompts", None, "one list for each prompt")
+        for number, (mark, row) in enumerate(zip(marks, rows, strict=True)):
+            if mark != len(row):
+                raise UserError(f"{mark} {IMAGE} and {len(row)} images", f"prompt {number}", "as many of both")
+    elif sum(marks) != len(rows):
+        raise UserError(f"{sum(marks)} {IMAGE} and {len(rows)} images", None, "as many of both")
+
+
+# from_pretrained finds the image processor by its registered name, also where `flashsloth.auto` is not imported. It
+# is the one for every backend: transformers asks for torchvision's first, and would warn that there is none.
+AutoImageProcessor.register(
+    FlashSlothConfig,
+    image_processor_classes=dict.fromkeys(("pil", "torchvision"), FlashSlothImageProcessor),
+    exist_ok=True,
+)
