@@ -21,7 +21,7 @@ BELOW_THE_PAPER = ("tenfold.weights", "tenfold.hosts", "tenfold.runs", "tenfold.
 LIFTED = """
     Ranks ranks world_size choose_device find_device pick_device join name_accelerator require_deepspeed missing_tools
     WeightFiles StoredTensor load_into read_weights require_finite write_weights has_weights check_fits
-    Comparison check_case find_cases goldens run_each kept spread counts apart told_apart paired
+    Comparison find_cases goldens run_each kept spread counts apart told_apart paired
     checked HostSettings new_folder shipped_config absolute command_with Clock timed
     shared_run open_log answer_left finished_before write_predictions identity flat require_same keep_identity threads
     load_host quiet_transformers refuse_misfits first_sentence prompt_text encode_batch sampling cut pad_to_square
@@ -31,6 +31,10 @@ LIFTED = """
 OTHER_THINGS = {
     "dtnet.evidence.claims": {"counts"},
     "fitprune.evaluation.compare": {"Comparison"},
+    "dyvte.evidence.claims": {"kv_cache"},
+    "eas.costs": {"Ranks"},
+    "flashsloth.image_processing": {"pad_to_square"},
+    "gamma_mod.evidence.figures": {"ranks"},
     "llava_hr.image_processing": {"pad_to_square"},
 }
 
