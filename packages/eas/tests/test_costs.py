@@ -45,7 +45,7 @@ def test_trained_parameters_of_lavin(name, removed, value):
 
 def test_parameters_equal_the_modules():
     """Fails if a formula and the module it counts part ways."""
-    ranks = costs.Ranks(8, 12, 4)
+    ranks = costs.RankSizes(8, 12, 4)
     for bias in (False, True):
         module = Adapter(32, 8, groups=4, router_bias=bias)
         assert sum(p.numel() for p in module.parameters()) == costs.adapter_parameters(32, ranks, bias)
@@ -59,7 +59,7 @@ def test_equal_parameters_need_three_times_the_rank():
     """
     rank = costs.equal_parameter_rank(costs.LLAMA_7B, 12, costs.LAVIN)
     aim = costs.lavin_parameters(costs.LLAMA_7B, 12)
-    gaps = {h: abs(costs.lavin_parameters(costs.LLAMA_7B, 0, costs.Ranks(h, 32)) - aim) for h in range(8, 40, 2)}
+    gaps = {h: abs(costs.lavin_parameters(costs.LLAMA_7B, 0, costs.RankSizes(h, 32)) - aim) for h in range(8, 40, 2)}
     assert rank == min(gaps, key=gaps.get) == 24
 
 
@@ -92,7 +92,7 @@ def test_torch_counts_the_same(skip):
     )
     model, tokens = LlamaForCausalLM(config).eval(), 11
     ids = torch.arange(tokens)[None]
-    ranks = costs.Ranks(4, 8)
+    ranks = costs.RankSizes(4, 8)
     with torch.no_grad(), skipper(skip)(model), FlopCounterMode(display=False) as counter:
         model(input_ids=ids, logits_to_keep=1)
     expected = costs.prefill_macs(costs.Shape.of(config), tokens, len(skip), ranks)

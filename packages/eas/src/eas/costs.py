@@ -46,7 +46,7 @@ NAMED = {"7b": LLAMA_7B, "13b": LLAMA_13B}
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankSizes:
     """Of what is trained: h, h' and the groups of the up-projections."""
 
     adapter: int
@@ -54,9 +54,9 @@ class Ranks:
     groups: int = 2
 
 
-LAVIN = Ranks(8, 32)
-LLAVA_SCIENCEQA = Ranks(128, 256)
-LLAVA_AID = Ranks(128, 128)
+LAVIN = RankSizes(8, 32)
+LLAVA_SCIENCEQA = RankSizes(128, 256)
+LLAVA_AID = RankSizes(128, 128)
 EXPERTS = 2
 
 
@@ -70,15 +70,15 @@ def ffn_macs(shape: Shape, tokens: int) -> int:
     return 3 * tokens * shape.width * shape.ffn
 
 
-def adapter_macs(width: int, ranks: Ranks, tokens: int) -> int:
+def adapter_macs(width: int, ranks: RankSizes, tokens: int) -> int:
     return tokens * width * ranks.adapter * (ranks.groups + 2) // ranks.groups + 2 * width
 
 
-def pia_macs(width: int, ranks: Ranks, tokens: int) -> int:
+def pia_macs(width: int, ranks: RankSizes, tokens: int) -> int:
     return 2 * tokens * width * ranks.pia + 2 * tokens * width * ranks.pia // ranks.groups + 2 * width
 
 
-def prefill_macs(shape: Shape, tokens: int, removed: int, ranks: Ranks | None) -> int:
+def prefill_macs(shape: Shape, tokens: int, removed: int, ranks: RankSizes | None) -> int:
     """Of a prompt, un-merged; folded (nothing left of adapters and PIAs) where `ranks` is None. One output token."""
     kept = shape.layers - removed
     total = shape.layers * ffn_macs(shape, tokens) + kept * attention_macs(shape, tokens)
@@ -93,33 +93,33 @@ def attention_parameters(shape: Shape) -> int:
     return 2 * shape.width * shape.width + 2 * shape.width * shape.kv_width
 
 
-def adapter_parameters(width: int, ranks: Ranks, router_bias: bool = True) -> int:
+def adapter_parameters(width: int, ranks: RankSizes, router_bias: bool = True) -> int:
     """Of one adapter: A, B, D, the router."""
     h = ranks.adapter
     return width * h + h + 2 * (width * h // ranks.groups + width) + EXPERTS * width + EXPERTS * router_bias
 
 
-def pia_parameters(width: int, ranks: Ranks) -> int:
+def pia_parameters(width: int, ranks: RankSizes) -> int:
     """Of one PIA: A, C, B, D, the router."""
     h = ranks.pia
     return 2 * (width * h + h) + 2 * (width * h // ranks.groups + width) + EXPERTS * width + EXPERTS
 
 
-def module_parameters(shape: Shape, removed: int, ranks: Ranks, router_bias: bool = True) -> int:
+def module_parameters(shape: Shape, removed: int, ranks: RankSizes, router_bias: bool = True) -> int:
     """All adapters and PIAs of a tuned model."""
     kept = shape.layers - removed
     one = adapter_parameters(shape.width, ranks, router_bias)
     return kept * one + removed * pia_parameters(shape.width, ranks)
 
 
-def lavin_parameters(shape: Shape, removed: int, ranks: Ranks = LAVIN) -> int:
+def lavin_parameters(shape: Shape, removed: int, ranks: RankSizes = LAVIN) -> int:
     """What LaVIN-EAS trains: adapters in use, those of CLIP ViT-L/14 (rank 8), projector and modality embedding."""
-    vision = 24 * adapter_parameters(1024, Ranks(8, 8))
+    vision = 24 * adapter_parameters(1024, RankSizes(8, 8))
     projector = 1024 * 128 + 128 + 128 * shape.width + shape.width
     return module_parameters(shape, removed, ranks) + vision + projector + 2 * shape.width
 
 
-def equal_parameter_rank(shape: Shape, removed: int, ranks: Ranks, router_bias: bool = True) -> int:
+def equal_parameter_rank(shape: Shape, removed: int, ranks: RankSizes, router_bias: bool = True) -> int:
     """The adapter rank (a multiple of groups) with which nothing skipped trains nearest as many weights as `removed`
     skipped do: the fair comparison."""
     aim = module_parameters(shape, removed, ranks, router_bias)
@@ -145,7 +145,7 @@ def dense_fold_macs(shape: Shape, removed: int) -> int:
     return kept + 2 * removed * shape.ffn * shape.width**2
 
 
-def low_rank_fold_macs(shape: Shape, removed: int, ranks: Ranks) -> int:
+def low_rank_fold_macs(shape: Shape, removed: int, ranks: RankSizes) -> int:
     """The same result as ``W + (W U) A``."""
     kept = 3 * (shape.layers - removed) * 2 * shape.width * shape.width * ranks.adapter
     return kept + 2 * removed * 2 * shape.ffn * shape.width * ranks.pia
@@ -156,7 +156,7 @@ def cache_bytes(shape: Shape, tokens: int, removed: int, size: int = 2) -> int:
     return 2 * (shape.layers - removed) * tokens * shape.kv_width * size
 
 
-def decode_bytes(shape: Shape, tokens: int, removed: int, ranks: Ranks | None, size: int = 2) -> int:
+def decode_bytes(shape: Shape, tokens: int, removed: int, ranks: RankSizes | None, size: int = 2) -> int:
     """What one decoding step reads: weights, adapters where `ranks` are given, and the cache of `tokens`."""
     weights = language_model_parameters(shape) - shape.vocabulary * shape.width  # one row of the embedding
     weights -= removed * attention_parameters(shape)

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from tenfold import UserError
-from tenfold.data.formats.records import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.runs import atomic_write_json, read_json
 
 IMAGE = "<image>"
@@ -49,7 +49,7 @@ class Record:
         """The decoded picture, RGB. Raises UserError for a file that is none."""
         if self.image is None:
             return None
-        return open_image(self.image)
+        return open_picture(self.image, raw=True)
 
 
 def read_records(path: str | Path, images: str | Path) -> list[Record]:

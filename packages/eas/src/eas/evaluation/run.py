@@ -186,8 +186,8 @@ def _metrics(
     }
 
 
-def _ranks(plan: Plan) -> costs.Ranks:
-    return costs.Ranks(plan.adapter_rank, plan.pia_rank, plan.groups)
+def _ranks(plan: Plan) -> costs.RankSizes:
+    return costs.RankSizes(plan.adapter_rank, plan.pia_rank, plan.groups)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def left(host: str) -> Outcome:
     return Outcome(frozen + count, True)
 
 
-def _llava(host: str) -> tuple[costs.Ranks, str]:
+def _llava(host: str) -> tuple[costs.RankSizes, str]:
     return (costs.LLAVA_SCIENCEQA, "linear") if host == "vicuna_7b_sqa" else (costs.LLAVA_AID, "mlp")
 
 
@@ -151,7 +151,7 @@ def cache_share() -> Outcome:
 def equal_rank() -> Outcome:
     """The adapter rank with which K = 0 trains as many weights as K = 12."""
     rank = costs.equal_parameter_rank(costs.LLAMA_7B, 12, costs.LAVIN)
-    count = costs.lavin_parameters(costs.LLAMA_7B, 0, costs.Ranks(rank, 32))
+    count = costs.lavin_parameters(costs.LLAMA_7B, 0, costs.RankSizes(rank, 32))
     return Outcome(rank, True, f"{count:,} weights; 1,159,536 of LaVIN's do not grow with the rank")
 
 

@@ -224,7 +224,7 @@ def bench(design: Design) -> Bench:
 
 def equal_rank(shape: costs.Shape, design: Design) -> int:
     """The adapter rank with which nothing skipped trains as many weights."""
-    ranks = costs.Ranks(design.adapter, design.pia)
+    ranks = costs.RankSizes(design.adapter, design.pia)
     return costs.equal_parameter_rank(shape, design.removed, ranks, router_bias=False)
 
 

@@ -74,7 +74,7 @@ def measure(settings: BenchSettings, device: torch.device, seed: int) -> dict[st
     removed = settings.removed or max(1, round(SHARE * layers))
     model = build(settings, device, layers)
     skip = tuple(range(layers - removed, layers))
-    ranks = costs.Ranks(settings.adapter, settings.pia)
+    ranks = costs.RankSizes(settings.adapter, settings.pia)
     subjects = {
         PLAIN: Subject(model, None, settings),
         ADAPTERS: Subject(model, _skipper(layers, (), settings, seed), settings),
@@ -119,7 +119,7 @@ def measure(settings: BenchSettings, device: torch.device, seed: int) -> dict[st
     return {"title": title, "layers": layers, "removed": removed, "subjects": rows, "skipping_alone": skipping}
 
 
-def _predicted(shape: costs.Shape, settings: BenchSettings, removed: int, ranks: costs.Ranks) -> dict[str, Any]:
+def _predicted(shape: costs.Shape, settings: BenchSettings, removed: int, ranks: costs.RankSizes) -> dict[str, Any]:
     """MACs of a prefill, bytes of a decoding step. Prefill is un-merged in all but "plain": folding follows it."""
     size, tokens = torch.finfo(getattr(torch, settings.dtype)).bits // 8, settings.prompt
     kinds = {PLAIN: (0, None, None), ADAPTERS: (0, ranks, ranks), UNMERGED: (removed, ranks, ranks)}

@@ -97,7 +97,7 @@ def dry_run(settings: TrainSettings, shape: costs.Shape, projector: int, ranks: 
     removed = adapters.removed if given is None else len(given)
     if settings.from_search is not None:
         removed = SearchResult.load(Path(settings.from_search)).removed
-    sizes = costs.Ranks(adapters.adapter, adapters.pia, adapters.groups)
+    sizes = costs.RankSizes(adapters.adapter, adapters.pia, adapters.groups)
     modules = costs.module_parameters(shape, removed, sizes, router_bias=False)
     tuned = projector if adapters.projector else 0
     model = costs.language_model_parameters(shape) + projector
