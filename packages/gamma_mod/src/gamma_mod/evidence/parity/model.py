@@ -25,7 +25,8 @@ from gamma_mod.routing import choose_top_k
 from tenfold.hosts import structure
 from tenfold.ledger.goldens import Comparison
 
-Case, Tensors = Mapping[str, Any], Mapping[str, Tensor]
+Case = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
 GRADIENTS = {
     "router": "router.weight",
     "input_layernorm": "layers.0.input_layernorm.weight",
