@@ -112,7 +112,7 @@ class Conversion:
     @property
     def router(self) -> Router:
         """The router; looked up by name, so that one wrapped by an adapter is found."""
-        return self.decoder.router  # type: ignore[return-value]
+        return self.decoder.router
 
     @property
     def attention(self) -> str:
