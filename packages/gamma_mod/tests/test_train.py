@@ -41,6 +41,7 @@ def test_a_finished_training_holds_a_model_that_opens_its_record_and_its_curve(w
     assert report["routing_ratio"] == 0.5 and 0 < report["training_skip"] < 0.5
     assert abs(report["prefill_skip"] - 0.3) < 0.1 and report["prefill_threshold"] > 0.005
     assert processor.tokenizer.pad_token == "<pad>"
+    assert f"run `{record['id']}`" in (whole / "model" / "README.md").read_text()
 
 
 def test_killed_on_progress_it_ends_with_the_same_bits(whole, tmp_path):
