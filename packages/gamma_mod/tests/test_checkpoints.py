@@ -119,6 +119,8 @@ def test_save_pretrained_writes_the_conversion_beside_the_host(tmp_path):
     model, inputs = converted(prefill_threshold=0.4, decode_threshold=0.6, protect="none"), prompts()
     expected = generate(model, inputs)
     model.save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers") and "layers 1, 2" in card and "base_model" not in card
     host = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert not hasattr(host, "gamma_mod")
     gamma_mod.restore(host.eval(), tmp_path / "model")

@@ -29,7 +29,9 @@ def test_a_finished_training_holds_a_model_that_opens_its_record_and_its_curve(w
     """Fails if nothing is trained, the threshold is not calibrated, or the report mixes ratio and skip."""
     model, processor = gamma_mod.load(whole / "model", device="cpu")
     start, _ = mini_host.load()
-    assert model.gamma_mod.config.layers == gamma_mod.place("arank_mod", 6)
+    assert model.gamma_mod.config.layers == gamma_mod.place(
+        "arank_mod", mini_host.config().text_config.num_hidden_layers
+    )
     assert not torch.equal(model.lm_head.weight, start.lm_head.weight)
     curve = lines(whole)
     assert [row["step"] for row in curve] == list(range(1, STEPS + 1)) and curve[-1]["loss"] < curve[0]["loss"]
@@ -39,6 +41,7 @@ def test_a_finished_training_holds_a_model_that_opens_its_record_and_its_curve(w
     assert report["routing_ratio"] == 0.5 and 0 < report["training_skip"] < 0.5
     assert abs(report["prefill_skip"] - 0.3) < 0.1 and report["prefill_threshold"] > 0.005
     assert processor.tokenizer.pad_token == "<pad>"
+    assert f"run `{record['id']}`" in (whole / "model" / "README.md").read_text()
 
 
 def test_killed_on_progress_it_ends_with_the_same_bits(whole, tmp_path):

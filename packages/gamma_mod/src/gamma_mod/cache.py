@@ -122,7 +122,7 @@ def kept_tokens(cache: Cache, layer: int, where: str) -> KeptTokens:
     part = cache.layers[layer] if layer < len(cache.layers) else None
     if isinstance(part, KeptTokens):
         return part
-    if type(part) is not DynamicLayer or getattr(cache, "offloading", False):
+    if part is None or type(part) is not DynamicLayer or getattr(cache, "offloading", False):
         raise UserError("this kind of KV cache", where, "a dynamic cache: layers hold different numbers of tokens")
     if part.get_seq_length():
         raise UserError("a cache made by an unconverted model", where, "a new cache")

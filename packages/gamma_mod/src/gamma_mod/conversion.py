@@ -28,7 +28,7 @@ from gamma_mod.layer import Positions
 from gamma_mod.placement import place
 from gamma_mod.routed import RoutedLayer
 from gamma_mod.routing import Router
-from gamma_mod.storage import write_beside
+from gamma_mod.storage import write_beside, write_card
 from tenfold import UserError
 from tenfold.hosts import structure
 
@@ -112,7 +112,7 @@ class Conversion:
     @property
     def router(self) -> Router:
         """The router; looked up by name, so that one wrapped by an adapter is found."""
-        return self.decoder.router  # type: ignore[return-value]
+        return self.decoder.router
 
     @property
     def attention(self) -> str:
@@ -153,12 +153,13 @@ class Conversion:
         del self._model.gamma_mod
 
     def save_pretrained(self, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """The model's own ``save_pretrained``, with ``gamma_mod.json`` and ``gamma_mod.safetensors`` beside it."""
+        """The model's own ``save_pretrained``; `gamma_mod.json`, `gamma_mod.safetensors` and a model card stand beside."""
         saved = self._save(folder, *args, **kwargs)  # type: ignore[misc]
         state = kwargs.get("state_dict") or {}
         weight = next((state[key] for key in state if key.endswith("router.weight")), self.router.weight)
         if kwargs.get("is_main_process", True):
             write_beside(folder, self.config, weight.detach(), len(structure.decoder_layers(self._model)))
+            write_card(folder, self.config, getattr(self._model.config, "_name_or_path", None))
         return saved
 
     def _check_attention(self) -> None:

@@ -71,7 +71,7 @@ def ranking_attention(
     if attention_mask is None:
         raise UserError("attention without a mask", type(module).__name__, "a causal decoder")
     maps = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(query.dtype)
-    module._gamma_mod_ranking.take(maps)  # type: ignore[operator, union-attr]
+    module._gamma_mod_ranking.take(maps)
     return (maps @ value).transpose(1, 2).contiguous(), None
 
 

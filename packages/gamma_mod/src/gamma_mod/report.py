@@ -81,7 +81,7 @@ class Skips:
 
     def table(self) -> str:
         """The same as text, in percent."""
-        rows = [("layer", *PHASES)]
+        rows: list[tuple[str, ...]] = [("layer", *PHASES)]
         rows += [
             (str(layer), *(_percent(found[phase]) for phase in PHASES)) for layer, found in self.per_layer().items()
         ]
@@ -185,17 +185,17 @@ def calibrate(
         raise UserError(what, type(host).__name__, "a converted model, after eval()")
     if not 0 <= skip < 1:
         raise UserError(f"skip {skip}", "calibrate", "0 to below 1")
-    samples = [{name: value for name, value in sample.items() if name != "labels"} for sample in samples]
-    if not samples:
+    prompts = [{name: value for name, value in sample.items() if name != "labels"} for sample in samples]
+    if not prompts:
         raise UserError("no samples to calibrate on", "calibrate", "at least one prompt")
     before = conversion.config
     tried: dict[float, Calibration] = {}
     try:
-        probabilities = _run(model, conversion, samples, 0.0, tried)
+        probabilities = _run(model, conversion, prompts, 0.0, tried)
         low, high = 0.0, 1.0
         threshold = torch.quantile(_thinned(probabilities), skip).item()
         for _ in range(max(1, rounds)):
-            _run(model, conversion, samples, threshold, tried)
+            _run(model, conversion, prompts, threshold, tried)
             realised = tried[threshold].skip
             if abs(realised - skip) <= 0.005:
                 break

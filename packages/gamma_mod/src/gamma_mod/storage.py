@@ -6,6 +6,7 @@ Both stand in the folder of the host's own files, so a host can be loaded withou
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gamma_mod.config import GammaModConfig
 from tenfold import UserError
-from tenfold.runs import atomic_write_bytes, atomic_write_json, read_json
+from tenfold.runs import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
 
 CONFIG, WEIGHTS = "gamma_mod.json", "gamma_mod.safetensors"
 FORMAT = "gamma_mod/1"
@@ -33,6 +34,40 @@ def write_beside(folder: str | os.PathLike[str], config: GammaModConfig, router:
     described: dict[str, Any] = {"format": FORMAT, "num_layers": num_layers, "width": router.shape[-1]}
     atomic_write_bytes(Path(folder) / WEIGHTS, save({ROUTER: router.detach().cpu().contiguous()}))
     atomic_write_json(Path(folder) / CONFIG, described | {"config": config.to_dict()})
+
+
+def write_card(
+    folder: str | os.PathLike[str], config: GammaModConfig, base: str | None = None, run: str | None = None
+) -> None:
+    """A model card, where there is none yet: what was converted, how, and by which run.
+
+    Args:
+        base: hub id of the host; anything else, such as a folder of this machine, is left out.
+        run: id of the run that trained it; with one, a card that is there is replaced.
+    """
+    path = Path(folder) / "README.md"
+    if path.exists() and run is None:
+        return
+    known = base is not None and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", base) and not Path(base).exists()
+    head = ["---", "library_name: transformers", "license: other", "tags:", "- gamma-mod", "- mixture-of-depths"]
+    head += [f"base_model: {base}"] if known else []
+    layers = ", ".join(map(str, config.layers))
+    lines = [
+        *head,
+        "---",
+        "",
+        "# A mixture-of-depths model (gamma-MoD)",
+        "",
+        f"Decoder layers {layers} let tokens pass by. Routing ratio in training {config.routing_ratio:g}, protected: "
+        f"{config.protect}; thresholds at inference {config.prefill_threshold:g} (prompts) and "
+        f"{config.decode_threshold:g} (generated tokens).",
+        "",
+        f"Trained by run `{run}`." if run else "Not trained by a run of gamma-mod, or not recorded by one.",
+        "",
+        "Load it with `gamma_mod.load`, or the dense host alone with transformers. The licence is that of the host.",
+        "",
+    ]
+    atomic_write_text(path, "\n".join(lines))
 
 
 def read_beside(folder: str | os.PathLike[str]) -> tuple[GammaModConfig, Tensor, int]:

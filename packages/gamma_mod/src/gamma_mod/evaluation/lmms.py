@@ -9,6 +9,7 @@ Installing gamma-mod beside lmms-eval is enough: it finds the model by the entry
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
@@ -94,10 +95,10 @@ class GammaMod(lmms):
     def _prompt(self, request: Instance) -> Prompt:
         return self._protocol.chat(self._processor, *conversation(frame.messages(self, request)))
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         """Not offered: a continuation's tokens would be judged as a prompt's."""
         frame.not_offered("gamma-MoD", "loglikelihood")
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
         """Not offered."""
         frame.not_offered("gamma-MoD", "generate_until_multi_round")

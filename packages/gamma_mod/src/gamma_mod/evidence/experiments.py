@@ -75,7 +75,7 @@ def measure(arm: str, seed: int, folder: Path) -> None:
     losses = adapt(model, processor, chooser, seed)
     with choosing(chooser) if chooser is not None else nullcontext(), measure_skips() as skips:
         accuracy = accuracy_of(model, processor, TEST_WORLD + seed, QUESTIONS, top_k=arm != "dense")
-    found = {"accuracy": accuracy, "loss": losses[-1], "skip": skips.ratio("training")}
+    found: dict[str, Any] = {"accuracy": accuracy, "loss": losses[-1], "skip": skips.ratio("training")}
     if arm == "learned":
         found["curve"] = threshold_curve(model, processor, seed)
     atomic_write_json(kept(folder, arm, seed), found)

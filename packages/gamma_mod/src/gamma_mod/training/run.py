@@ -30,6 +30,7 @@ from gamma_mod.data.prompts import IGNORED, collate
 from gamma_mod.placement import place, select_layers
 from gamma_mod.ranks import arank
 from gamma_mod.report import calibrate, measure_skips
+from gamma_mod.storage import write_card
 from gamma_mod.training.plan import StagePlan, plan, zero_stage
 from gamma_mod.training.settings import TrainSettings
 from gamma_mod.training.stage import arguments, reset, train_stage
@@ -223,6 +224,7 @@ class Training:
         with quiet_transformers():
             model.to(dtype).save_pretrained(folder)
             self.processor.save_pretrained(folder)
+        write_card(folder, model.gamma_mod.config, self.settings.model.model, self.current.id)
         rows = read_jsonl(self.output / METRICS_NAME)
         since = self.plan.steps - max(1, self.plan.steps // 10)
         last = [row["loss"] for row in rows if row["step"] > since]

@@ -70,8 +70,8 @@ def resample(positions: Tensor, side: int) -> Tensor:
 def llava_hr_fusion(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
     """The final alignment and a latent adapter at slow grids of each kind, and the resampled positions."""
     config = case["config"]
-    modules = {"align_stages.0.": FinalAlign, "align_stages_latent.0.": LatentAdapter}
-    built = []
+    modules: dict[str, Any] = {"align_stages.0.": FinalAlign, "align_stages_latent.0.": LatentAdapter}
+    built: list[Any] = []
     for prefix, module in modules.items():
         part = module(config["fast_dim"], config["slow_dim"])
         prefix = f"weights/{prefix}"

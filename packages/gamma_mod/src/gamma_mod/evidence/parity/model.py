@@ -25,7 +25,8 @@ from gamma_mod.routing import choose_top_k
 from tenfold.hosts import structure
 from tenfold.ledger.goldens import Comparison
 
-Case, Tensors = Mapping[str, Any], Mapping[str, Tensor]
+Case = Mapping[str, Any]
+Tensors = Mapping[str, Tensor]
 GRADIENTS = {
     "router": "router.weight",
     "input_layernorm": "layers.0.input_layernorm.weight",
@@ -88,7 +89,8 @@ def mgm_layer(case: Case, tensors: Tensors, compare: Comparison) -> None:
         model = one_layer(case, tensors, trained, routing_ratio=config["routing_ratio"])
         given = {name: tensors[f"in/{kind}/{name}"] for name in ("hidden_states", "attention_mask", "cotangent")}
         labels, text = tensors[f"in/{kind}/labels"], kind == "text"
-        out = _train(model, *given.values(), config["routable_prefix_len"], answers=labels != -100 if text else None)
+        hidden, mask, cotangent = given.values()
+        out = _train(model, hidden, mask, cotangent, config["routable_prefix_len"], labels != -100 if text else None)
         golden = {name: tensors[f"out/{kind}/{name}"] for name in _outputs(tensors, f"out/{kind}/")}
         _compare_training(out, golden, compare, f"{kind} ")
     model = one_layer(case, tensors, tensors["in/infer/router_weight"], prefill_threshold=config["prefill_threshold"])
