@@ -29,9 +29,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def evaluate(host, data, output, **changes):
-    settings = EvalSettings(**{"benchmark": "gqa", "data": str(data / "gqa"), "device": "cpu", "batch": 4, **changes})
-    return evaluation.run_eval(settings, 0, output, host=host)
+def evaluate(host, data, output, /, **changes):
+    given = {"benchmark": "gqa", "data": str(data / "gqa"), "device": "cpu", "batch": 4, **changes}
+    return evaluation.run_eval(EvalSettings(**given), 0, output, host=host)
 
 
 def test_answers_scores_exits_and_costs_are_recomputable(host, data, tmp_path):
