@@ -14,6 +14,7 @@ from tenfold.cli.settings import HostSettings
 from tenfold.data import write
 from tenfold.hosts.answers import Protocol
 from tenfold.hosts.loading import load_host
+from tenfold.testing.processes import in_ranks
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def evaluate(host, data, output, **changes):
-    settings = EvalSettings(**{"benchmark": "gqa", "data": str(data / "gqa"), "device": "cpu", "batch": 4, **changes})
-    return evaluation.run_eval(settings, 0, output, host=host)
+def evaluate(host, data, output, /, **changes):
+    given = {"benchmark": "gqa", "data": str(data / "gqa"), "device": "cpu", "batch": 4, **changes}
+    return evaluation.run_eval(EvalSettings(**given), 0, output, host=host)
 
 
 def test_answers_scores_exits_and_costs_are_recomputable(host, data, tmp_path):
@@ -76,6 +77,15 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_files(host, data, tm
     evaluate(host, data, tmp_path / "broken")
     for name in ("predictions.jsonl", "metrics.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_ranks_answer_what_one_does(data, tmp_path):
+    """Gloo: the questions are shared, the files the same."""
+    given = EvalSettings(benchmark="gqa", data=str(data / "gqa"), device="cpu", batch=4)
+    for world in (1, 2):
+        in_ranks(lambda world=world: evaluation.run_eval(given, 0, tmp_path / str(world)), world)
+    for name in ("predictions.jsonl", "metrics.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
 def test_other_settings_do_not_go_on(host, data, tmp_path, monkeypatch):

@@ -54,9 +54,9 @@ def test_gates_learn_a_table_whose_labels_can_be_read_off():
     x = torch.randn(200, 3, 4, generator=generator)
     labels = {0.0: (x[..., 0] > 0).long()}
     made = Table(("a",) * 200, x, torch.ones(200, 4).bool(), torch.ones(200, 4).bool(), labels)
-    gates = train_gates(made, GateConfig(3, 2, 16), 0, 120, 0.0)
+    gates = train_gates(made, GateConfig(3, 2, 32), 0, 400, 0.0)
     assert ((table_margins(gates, made) > 0).long() == labels[0.0]).float().mean() > 0.9
-    again = train_gates(made, GateConfig(3, 2, 16), 0, 120, 0.0)
+    again = train_gates(made, GateConfig(3, 2, 32), 0, 400, 0.0)
     assert torch.equal(gates[1].w1.weight, again[1].w1.weight)
 
 

@@ -1,9 +1,6 @@
 """Training: its plan, its steps, what it leaves alone, and how it goes on."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,6 +18,7 @@ from tenfold.cli.settings import HostSettings
 from tenfold.data.formats import LlavaInstructSample, Picture
 from tenfold.data.formats.llava_instruct import Turn
 from tenfold.hosts.loading import load_host
+from tenfold.testing.processes import in_ranks
 
 SMALL = {"limit": 12, "batch": 6, "width": 8, "steps": 6, "rate": 1e-3, "checkpoint_steps": 2, "device": "cpu"}
 
@@ -215,28 +213,14 @@ def test_no_samples_for_a_real_host_is_one_line():
         checked(TrainSettings, {"model": "llava-hf/llava-1.5-7b-hf"})
 
 
-@pytest.mark.slow
 def test_two_ranks_follow_one(tmp_path):
     """Gloo, equal global batch: the same steps; sums in another order differ in their last bits only."""
-    values = {**SMALL, "steps": 4}
-    changes = [part for name, value in values.items() if name != "device" for part in ("--set", f"{name}={value}")]
-    config = tmp_path / "small.yaml"
-    config.write_text("model: mini\n")
-    command = [sys.executable, "-m", "dyvte", "train", "--config", str(config), *changes, "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--output", str(tmp_path / "one")], check=True, env=environment, timeout=300)
-    port = str(29500 + os.getpid() % 1000)
-    ranks = [
-        subprocess.Popen(
-            [*command, "--output", str(tmp_path / "two")],
-            env={**environment, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for rank in (0, 1)
-    ]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-3)
+    one = settings(steps=4, layers_a_step="all")
+    in_ranks(lambda: training.run_train(one, 0, tmp_path / "one"), 1)
+    in_ranks(lambda: training.run_train(one, 0, tmp_path / "two"), 2)
+    alone, together = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in alone:
+        torch.testing.assert_close(alone[name], together[name], atol=2e-5, rtol=1e-3)
     records = [json.loads((tmp_path / name / "run.json").read_text())["metrics"] for name in ("one", "two")]
     assert [record["ranks"] for record in records] == [1, 2]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-4)

@@ -46,10 +46,13 @@ class FastV:
         """The visual tokens that leave, ``[batch, width]`` bool, and their number per row."""
         tokens, observed = running.tokens, running.observed
         assert tokens is not None and observed is not None
-        counts = tuple(visual - int(visual * (1 - self.ratio)) for visual in tokens.num_visual)
+        # A share such as 5 of 12 is a hair below itself in floating point.
+        counts = tuple(visual - int(visual * (1 - self.ratio) + 1e-6) for visual in tokens.num_visual)
         score = last_text_row(observed, tokens).mean(1)  # over heads: [batch, width]
         order = score.masked_fill(~tokens.visual, torch.inf).argsort(dim=1, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device)[None])
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
         return (rank < torch.tensor(counts, device=order.device)[:, None]) & tokens.visual, counts
 
 

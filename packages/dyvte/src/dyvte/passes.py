@@ -41,7 +41,8 @@ class Exits:
 
     def tolist(self) -> list[int | None]:
         """Exit layer per row, counted from 0; None where nothing left. Waits for the device."""
-        return [int(e) if image and e < self.layers else None for e, image in zip(self.layer, self.images, strict=True)]
+        exits = zip(self.layer.tolist(), self.images, strict=True)
+        return [layer if image and layer < self.layers else None for layer, image in exits]
 
 
 @dataclass

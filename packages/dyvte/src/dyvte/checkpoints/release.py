@@ -213,6 +213,7 @@ def official_config(config: LlavaConfig, words: int) -> dict[str, Any]:
         "vocab_size": words,
         "num_key_value_heads": llama.num_key_value_heads,
         "pad_token_id": 0,
+        "torch_dtype": str(config.dtype or "float16").removeprefix("torch."),
         "image_aspect_ratio": "pad",
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_projector_type": "mlp2x_gelu",

@@ -126,13 +126,15 @@ def bench_host(
 
 
 def deciding_gates(config: GateConfig, exit_layer: int, device: torch.device, dtype: torch.dtype) -> Gates:
-    """Gates that all keep up to one layer, and exit there: equal logits keep, a sum of GELUs is positive."""
-    gates = Gates(config, device=device, dtype=dtype).requires_grad_(False)
+    """Gates that all keep but at one layer, and exit there: equal logits keep, and GELU(h) + GELU(-h) is positive."""
+    gates = Gates(config, dtype=torch.float32).initialise(0).requires_grad_(False)
+    half = config.width // 2
     for layer, gate in enumerate(gates):
+        gate.w1.weight[half : 2 * half] = -gate.w1.weight[:half]
         gate.w2.weight.zero_()
         if layer == exit_layer:
-            gate.w2.weight[1] = 1.0
-    return gates
+            gate.w2.weight[1, : 2 * half] = 1.0
+    return gates.to(device, dtype)
 
 
 def prompt(settings: BenchSettings, device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
