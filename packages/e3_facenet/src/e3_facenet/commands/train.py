@@ -25,8 +25,8 @@ DATA = """A folder with dataset.json (or dataset2.json): {"train": {"filenames":
 and a folder of pictures (images_512); or with captions.jsonl {"file", "text", "split"}. No camera poses are needed."""
 TRAIN_EPILOG = (
     "Examples: [bold]e3-facenet train --config mini --output runs/mini[/bold] · [bold]e3-facenet train --config "
-    "mm-celeba --dry-run[/bold] · [bold]torchrun --nproc_per_node 4 -m e3_facenet train --config mm-celeba --data MM-CelebA-HQ "
-    "--start ffhq_512.pkl --output runs/mm[/bold]"
+    "mm-celeba --dry-run[/bold] · [bold]torchrun --nproc_per_node 4 -m e3_facenet train --config mm-celeba "
+    "--data MM-CelebA-HQ --start ffhq_512.pkl --output runs/mm[/bold]"
 )
 CONVERT_EPILOG = (
     "Examples: [bold]e3-facenet convert _final_model.pkl e3-facenet-512[/bold] · [bold]e3-facenet convert "

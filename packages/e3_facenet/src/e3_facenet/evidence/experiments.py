@@ -1,4 +1,4 @@
-"""The miniature: one pretrained generator a seed, five fine-tunings from it, and what each of them can do.
+"""The miniature: one pretrained generator a seed, five trainings from it, and what each of them can do.
 
     full        tokens, both regularisers: the paper's
     no_sce      dw = 0: text reaches the picture through the global vector alone
@@ -7,9 +7,10 @@
     no_reg      full without L_reg
     swapped     full, but the enhancer reads another caption's tokens (the global vector is right)
 
-Arms of one seed share start, order of captions, cameras and noise. CLIP and judge are trained once, on the world of
-seed 0, and shared by all, as the paper's arms share OpenAI's CLIP. Every arm runs in a process of its own; what has
-finished is kept.
+Arms of one seed share start, order of captions, cameras and noise. They are taught on drawn pictures: adversarial
+training at this length gives no picture to build a verdict on (tried on development seed 100). CLIP and judge
+are trained once, on the world of seed 0, and shared by all, as the paper's arms share OpenAI's CLIP. Every arm runs in
+a process of its own; what has finished is kept.
 """
 
 from __future__ import annotations
@@ -25,10 +26,7 @@ from torch import Tensor, nn
 
 from e3_facenet.camera import poses
 from e3_facenet.config import GeneratorConfig
-from e3_facenet.data.captioned import Pictures, open_split
-from e3_facenet.data.mini_world import draw, heads, sample, write_mini_world
-from e3_facenet.data.settings import DataSettings
-from e3_facenet.discriminator import Discriminator
+from e3_facenet.data.mini_world import draw, heads, sample
 from e3_facenet.enhancer import StyleEnhancer
 from e3_facenet.generator import Generator
 from e3_facenet.layers import EqualLinear
@@ -36,33 +34,29 @@ from e3_facenet.miniature.model import (
     Judge,
     captions_of,
     mini_clip,
-    mini_discriminator,
     mini_generator,
     right,
     train_clip,
     train_judge,
 )
-from e3_facenet.miniature.pretrain import pretrain
+from e3_facenet.miniature.pretrain import pretrain, teach
 from e3_facenet.text import TextEncoder
-from e3_facenet.training.settings import LossSettings, TrainSettings
-from e3_facenet.training.stages import Players
 from tenfold.ledger.seeds import kept
 from tenfold.runs import atomic_write_json, read_json, sample_rng
 
 WORLD = 0
 PICTURES = 1500
-PRETRAINING, FINE_TUNING = 500, 200
+PRETRAINING, TEACHING = 400, 250
 CAPTIONS = 200
 YAWS = (-0.45, -0.225, 0.0, 0.225, 0.45)
 FULL, NO_SCE, PLAIN, NO_REG, SWAPPED = "full", "no_sce", "plain", "no_reg", "swapped"
 ARMS: dict[str, dict[str, Any]] = {
     FULL: {},
-    NO_SCE: {"offset": "none"},
+    NO_SCE: {"tokens": "none"},
     PLAIN: {},
     NO_REG: {"regulariser": "none"},
-    SWAPPED: {"offset": "shuffled"},
+    SWAPPED: {"tokens": "shuffled"},
 }
-RATE = 1e-3
 
 
 class PlainOffset(nn.Module):
@@ -82,9 +76,8 @@ class PlainOffset(nn.Module):
 
 
 def prepare(folder: Path, world: int = WORLD) -> None:
-    """Write the data set, and train CLIP and judge, where they are not there yet."""
-    if not (folder / "world" / "dataset.json").is_file():
-        write_mini_world(folder / "world", world, PICTURES, 10)
+    """Train CLIP and judge, where they are not there yet."""
+    torch.set_num_threads(1)
     if not (folder / "clip.safetensors").is_file():
         save_file(_plain(train_clip(world).clip.state_dict()), folder / "clip.safetensors")
     if not (folder / "judge.safetensors").is_file():
@@ -119,57 +112,32 @@ def start(folder: Path, seed: int, world: int = WORLD, steps: int = PRETRAINING)
     atomic_write_json(folder / f"start-{seed}.json", {"first": losses[0], "last": float(np.mean(losses[-20:]))})
 
 
-def settings(arm: str, iterations: int = FINE_TUNING) -> TrainSettings:
-    """An arm's training."""
-    loss = LossSettings(contrast_rescale=True, path_length=False, mixing=0.0, **ARMS[arm])
-    return TrainSettings(
-        iterations=iterations, batch=8, micro=8, rate=RATE, ema=0.3, loss=loss, clip="mini",
-        data=DataSettings(in_memory=True, flip=False),
-    )  # fmt: skip
-
-
-def fine_tune(folder: Path, arm: str, seed: int, world: int = WORLD, iterations: int = FINE_TUNING) -> Generator:
-    """Train an arm from its seed's start; returns the averaged generator."""
+def fine_tune(folder: Path, arm: str, seed: int, world: int = WORLD, steps: int = TEACHING) -> Generator:
+    """Teach an arm from its seed's start."""
     encoder, _ = open_shared(folder, world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sample_rng(seed, 0, 32).integers(2**31)))
-        generators = [Generator(mini_generator()) for _ in range(2)]
-        discriminator = Discriminator(mini_discriminator())
-        for generator in generators:
-            generator.load_state_dict(load_file(folder / f"start-{seed}.safetensors"))
+        generator = Generator(mini_generator())
+        generator.load_state_dict(load_file(folder / f"start-{seed}.safetensors"))
         if arm == PLAIN:
-            fixed = torch.Generator().manual_seed(seed)
-            torch.manual_seed(int(torch.randint(2**31, [], generator=fixed)))
-            plain = {name: PlainOffset(one, generators[0].config) for name, one in generators[0].enhancers.items()}  # type: ignore[arg-type]
-            for generator in generators:
-                generator.enhancers = nn.ModuleDict(plain) if generator is generators[0] else _copied(plain)
-    pictures = Pictures(open_split(DataSettings(), folder / "world", "train"), 32, in_memory=True)
-    chosen = settings(arm, iterations)
-    players = Players(
-        chosen, seed, generators[0], discriminator, generators[1], encoder, pictures, torch.device("cpu")
-    )  # fmt: skip
-    curve = []
-    for iteration in range(iterations):
-        logged = players.iterate(iteration)
-        if iteration % 10 == 9:
-            curve.append({name: round(value, 4) for name, value in logged.items()})
+            for name, enhancer in list(generator.enhancers.items()):
+                assert isinstance(enhancer, StyleEnhancer)
+                generator.enhancers[name] = PlainOffset(enhancer, generator.config)
+    made, attributes, angles = heads(world, 0, PICTURES)
+    background = sample(world, 0, PICTURES)[2]
+    losses = teach(generator, encoder, made, attributes, angles, background, seed, steps, **ARMS[arm])
+    curve = [float(np.mean(losses[at : at + 10])) for at in range(0, steps, 10)]
     atomic_write_json(folder / f"curve-{arm}-{seed}.json", curve)
-    return players.average
+    return generator.eval()
 
 
-def _copied(modules: dict[str, PlainOffset]) -> nn.ModuleDict:
-    from copy import deepcopy
-
-    return nn.ModuleDict({name: deepcopy(module) for name, module in modules.items()})
-
-
-def run_arm(arm: str, seed: int, folder: Path, world: int = WORLD, iterations: int = FINE_TUNING) -> dict[str, Any]:
+def run_arm(arm: str, seed: int, folder: Path, world: int = WORLD, steps: int = TEACHING) -> dict[str, Any]:
     """Train and measure one arm of one seed, or take what is kept."""
     torch.set_num_threads(1)
     path = kept(folder, arm, seed)
     if path.exists():
         return read_json(path)
-    generator = fine_tune(folder, arm, seed, world, iterations)
+    generator = fine_tune(folder, arm, seed, world, steps)
     encoder, judge = open_shared(folder, world)
     save_file(_plain(generator.state_dict()), folder / f"{arm}-{seed}.safetensors")
     found = measure(generator, encoder, judge, world, conditional=arm != NO_SCE)
