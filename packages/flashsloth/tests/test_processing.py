@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flashsloth.image_processing import FlashSlothImageProcessor, hd_views
-from flashsloth.miniature.model import mini_processor
+from flashsloth.miniature.model import mini_config, mini_processor
 from flashsloth.prompts import SYSTEM, question_prompt, template
 from flashsloth.questions import rounds
 from PIL import Image
@@ -66,8 +66,6 @@ def test_a_training_sample(processor):
         "top",
         "</s>",
     ]
-    from flashsloth.miniature.model import mini_config
-
     ids, config = sample["input_ids"].tolist(), mini_config()
     texts = [processor.tokenizer.decode(ids[slice(*one.question)]) for one in rounds(ids, config)]
     assert [text.replace(" ", "") for text in texts] == ["Whatshapeisred?", "Whichrowisred?"]
