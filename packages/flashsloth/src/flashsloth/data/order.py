@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator
 
+from tenfold.data.sampler import length_grouped_order
+
 
 def modality_order(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: Generator | None = None
@@ -40,29 +42,6 @@ def modality_order(
         left.append(megabatches[-1])
     shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
     return [index for megabatch in (*shuffled, _in_turn(*left)) for index in megabatch]
-
-
-def length_grouped_order(
-    lengths: Sequence[int], batch_size: int, world_size: int, generator: Generator | None = None
-) -> list[int]:
-    """LLaVA's order of samples of one modality: shuffled and cut into megabatches, one batch for each rank; in each the
-    longest come first, each goes to the rank with the fewest words so far, and ranks follow each other."""
-    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
-    size = batch_size * world_size
-    order: list[int] = []
-    for at in range(0, len(shuffled), size):
-        megabatch = sorted(shuffled[at : at + size], key=lambda index: lengths[index], reverse=True)
-        if len(megabatch) % world_size:
-            order += [index for rank in range(world_size) for index in megabatch[rank::world_size]]
-            continue
-        shares: list[list[int]] = [[] for _ in range(world_size)]
-        room, words = len(megabatch) // world_size, [0] * world_size
-        for index in megabatch:
-            rank = min((rank for rank in range(world_size) if len(shares[rank]) < room), key=words.__getitem__)
-            shares[rank].append(index)
-            words[rank] += lengths[index]
-        order += [index for share in shares for index in share]
-    return order
 
 
 def _in_turn(with_image: list[int], text_only: list[int]) -> list[int]:
