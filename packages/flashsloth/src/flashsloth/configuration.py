@@ -62,6 +62,7 @@ class FlashSlothConfig(PreTrainedConfig):
         query_count: K, learnable query tokens of a question.
         embq_layer: EmbQ updates the queries' hidden states where they enter this decoder layer, counted from 0.
         embq_width: width dd in which EmbQ compares; None: half the vision width.
+        embq_initializer_range: standard deviation of EmbQ's first weights; 0.02 is 1 / sqrt(2560).
         dot_token_id: the token whose embedding is added to every query: " ." in Phi-2's vocabulary.
         image_token_id: stands for a visual token in the input ids.
         query_token_id: `<learnable>`: stands for a query token in the input ids.
@@ -88,6 +89,7 @@ class FlashSlothConfig(PreTrainedConfig):
     query_count: int = 9
     embq_layer: int = 7
     embq_width: int | None = None
+    embq_initializer_range: float = 0.02
     dot_token_id: int = 764
     image_token_id: int = IMAGE
     query_token_id: int = QUERY

@@ -106,6 +106,11 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
         if isinstance(module, QueryTokens):
             bound = module.token.shape[1] ** -0.5  # section 3.3
             init.uniform_(module.token, -bound, bound)
+        elif isinstance(module, EmbeddedQuery):
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear):
+                    init.normal_(layer.weight, std=self.config.embq_initializer_range)
+                    init.zeros_(layer.bias)
         elif isinstance(module, (Projector, SpatialAttentionPooling)):
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):  # torch's default, as the official code leaves it

@@ -72,7 +72,7 @@ def tokenizer(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with Phi-2's vocab.json and merges.txt.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
 ) -> None:
-    """Build the tokenizer from Phi-2's files: <learnable> 50295, </s> 50296, <image> 50297; five known ids are checked."""
+    """Build the tokenizer from Phi-2's files: <learnable> 50295, </s> 50296, <image> 50297; known ids are checked."""
     from flashsloth.checkpoints.tokenizer import build
     from tenfold.runs import atomic_directory
 

@@ -6,17 +6,16 @@ for and not kept. A broken record stops the training with its number; the offici
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flashsloth.processing import FlashSlothProcessor, pad_rows
+from flashsloth.processing import FlashSlothProcessor
 from flashsloth.prompts import template
 from tenfold import UserError
-from tenfold.data.conversation import IGNORE, conversation_turns
+from tenfold.data.conversation import conversation_turns
 from tenfold.data.formats import read_llava_instruct
 
 IMAGE_WORDS = 700  # what an image counts in the order of samples (section 5)
@@ -89,23 +88,3 @@ class InstructData(Dataset):
         self.template.check(turns, images=images, where=where)
         words = max(1, sum(len(turn.text.split()) for turn in sample.turns))
         return words + IMAGE_WORDS if images else -words
-
-
-class Collator:
-    """Samples to a batch: padded on the right, images of all rows in reading order.
-
-    Args:
-        processor: whose tokenizer's padding fills the ids.
-    """
-
-    def __init__(self, processor: FlashSlothProcessor) -> None:
-        self.pad_token_id = processor.tokenizer.pad_token_id
-
-    def __call__(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """A batch: `input_ids`, `attention_mask` and `labels` `[batch, tokens]`, int64, labels -100 where ids are
-        padding; `pixel_values` of all images, absent where no row has one."""
-        batch = pad_rows([sample["input_ids"].tolist() for sample in samples], self.pad_token_id, "right")
-        labels = pad_rows([sample["labels"].tolist() for sample in samples], IGNORE, "right")["input_ids"]
-        tensors = {name: torch.tensor(rows) for name, rows in {**batch, "labels": labels}.items()}
-        pixels = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-        return tensors | ({"pixel_values": torch.cat(pixels)} if pixels else {})

@@ -7,7 +7,6 @@ when the same command is given again, and ends with the same files, bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,9 @@ from flashsloth.evaluation.published import paper_model
 from flashsloth.evaluation.settings import ALL, EvalSettings
 from tenfold import UserError
 from tenfold.data.benchmarks import Question
+from tenfold.data.question_sets import questions_fingerprint
 from tenfold.hosts.answers import Prompt, generate
-from tenfold.runs import Run, RunRecord, fingerprint, track
+from tenfold.runs import Run, RunRecord, track
 from tenfold.runs.evaluation import (
     PROGRESS,
     answer_left,
@@ -210,23 +210,3 @@ def run_eval(
             folder = output / one.name if several else output
             found += Task(host, chosen, seed, folder, one, group).run(questions, progress, say, again=several)
     return found
-
-
-def questions_fingerprint(questions: Sequence[Question]) -> str:
-    """Of what is asked and of every image's content; of no path.
-
-    Raises:
-        UserError: an image file that cannot be read.
-    """
-    seen: dict[int, str] = {}
-
-    def content(question: Question) -> str | None:
-        picture = question.picture
-        if picture is None:
-            return None
-        if id(picture) not in seen:
-            image = picture.open()
-            seen[id(picture)] = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-        return seen[id(picture)]
-
-    return fingerprint([[one.id, one.prompt, content(one)] for one in questions])

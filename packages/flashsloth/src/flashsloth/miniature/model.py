@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.data.mini_world import ANSWERS, COLOURS, PATCH, SIZE
@@ -36,6 +36,8 @@ QUERIES = 4
 VISUAL_TOKENS = 9
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 SPECIAL_TOKENS = ("<unk>", END, QUERY, IMAGE)
+# Part -> what its weights' names begin with.
+PRETRAINED = {"tower": ("model.vision_tower.",), "language": ("model.language_model.", "lm_head.")}
 _WORDS = "USER: ASSISTANT: What Which shape row column is"
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -71,6 +73,7 @@ def mini_config(pool: int = 3) -> FlashSlothConfig:
         pool=pool,
         query_count=QUERIES,
         embq_layer=1,
+        embq_initializer_range=0.15,  # to these widths what 0.02 is to 2,560
         sap_dropout=0.0,
         dot_token_id=words["."],
         newline_token_id=words["\n"],
@@ -125,10 +128,13 @@ def pretrained(folder: str | Path | None = None) -> dict[str, Tensor]:
     Raises:
         UserError: no such file.
     """
-    path = Path(folder or ASSETS / "mini_start") / "start.safetensors"
-    if not path.is_file():
-        raise UserError("no pre-trained parts", path, "python -m flashsloth.miniature.pretraining --output FOLDER")
-    return {name: tensor.float() for name, tensor in load_file(path).items()}
+    found: dict[str, Tensor] = {}
+    for part in PRETRAINED:
+        path = Path(folder or ASSETS / "mini_start") / f"{part}.safetensors"
+        if not path.is_file():
+            raise UserError("no pre-trained parts", path, "python -m flashsloth.miniature.pretraining --output FOLDER")
+        found |= {name: tensor.float() for name, tensor in load_file(path).items()}
+    return found
 
 
 def shipped_folder() -> Path:
@@ -157,8 +163,5 @@ def new_model(seed: int, pool: int = 3, folder: str | Path | None = None) -> Fla
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FlashSlothForConditionalGeneration(mini_config(pool))
-        for module in model.model.embq.modules():
-            if isinstance(module, nn.Linear):  # as 0.02 is at a width of 2,560
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
     initialise(model, folder)
     return model

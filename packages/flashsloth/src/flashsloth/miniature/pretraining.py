@@ -38,6 +38,7 @@ from flashsloth.data.mini_world import conversation as asked
 from flashsloth.miniature import model as mini
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.prompts import SYSTEM
+from tenfold import UserError
 from tenfold.cli import main as run_app
 from tenfold.runs import Run, atomic_write_json, run, track
 
@@ -174,22 +175,26 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: in
         group["lr"] = share * rate
 
 
-def pretrain(settings: PretrainSettings, seed: int, current: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train both parts from nothing: their weights in bfloat16, and what they can do."""
+def pretrain(
+    part: str, settings: PretrainSettings, seed: int, current: Run
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train "tower" or "language" from nothing: its weights in bfloat16, and what it can do."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FlashSlothForConditionalGeneration(mini.mini_config())
-        for module in model.model.vision_tower.modules():
-            if isinstance(module, nn.Linear):  # a start that suits matrices this narrow
-                nn.init.normal_(module.weight, std=0.09)
-        nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.3)
-        can: dict[str, Any] = {"tower": train_tower(model.model.vision_tower, settings, current)}
-        can["language model"] = train_language_model(model, settings, current)
-    parts = ("model.vision_tower.", "model.language_model.", "lm_head.")
+        if part == "tower":
+            tower = model.model.vision_tower
+            for module in tower.modules():
+                if isinstance(module, nn.Linear):  # a start that suits matrices this narrow
+                    nn.init.normal_(module.weight, std=0.09)
+            nn.init.normal_(tower.embeddings.position_embedding.weight, std=0.3)
+            can = train_tower(tower, settings, current)
+        else:
+            can = train_language_model(model, settings, current)
     state = {
         name: value.to(torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()
-        if name.startswith(parts)
+        if name.startswith(mini.PRETRAINED[part])
     }
     return state, can
 
@@ -200,20 +205,24 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command(epilog="Example: python -m flashsloth.miniature.pretraining --output runs/mini_start")
 def mini_pretraining(
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="For metrics and the weights.")],
+    part: Annotated[str, typer.Option(help="all, tower or language.")] = "all",
     seed: Annotated[int, typer.Option(min=0, help="Same seed and number of threads: same bits.")] = 0,
     share: Annotated[float, typer.Option(min=0.001, max=1, help="Of the usual number of steps.")] = 1.0,
 ) -> None:
     """Pre-train the miniature's vision tower and language model."""
+    if part not in ("all", *mini.PRETRAINED):
+        raise UserError("unknown part", part, f"all, {', '.join(mini.PRETRAINED)}")
     torch.set_num_threads(1)
     usual = PretrainSettings()
     steps = {name: max(2, round(share * value)) for name, value in asdict(usual).items() if name.endswith("_steps")}
     settings = PretrainSettings(**asdict(usual) | steps)
     with run("flashsloth", "mini_pretraining", config=asdict(settings), seed=seed, output=output) as current:
-        state, can = pretrain(settings, seed, current)
-        current.metrics.update(can)
-        save_file(state, current.file("start.safetensors"))
+        for name in mini.PRETRAINED if part == "all" else (part,):
+            state, can = pretrain(name, settings, seed, current)
+            current.metrics[name] = can
+            save_file(state, current.file(f"{name}.safetensors"))
         command = f"python -m flashsloth.miniature.pretraining --output FOLDER --seed {seed}"
-        made = {"command": command, "seed": seed, "settings": asdict(settings), "held_out": can}
+        made = {"command": command, "seed": seed, "settings": asdict(settings), "held_out": current.metrics}
         atomic_write_json(current.file("training.json"), {**made, "libraries": {"torch": torch.__version__}})
 
 

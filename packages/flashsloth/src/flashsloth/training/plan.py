@@ -13,7 +13,7 @@ from typing import Any
 from flashsloth.training.settings import StageName, StageSettings, TrainSettings
 from tenfold import UserError
 from tenfold.cli import package_file
-from tenfold.runs import read_json
+from tenfold.runs.plan import count_records, deepspeed_config, zero_stage
 
 # What stage 1 trains, by our names: SAP and projector.
 STAGE_1 = ("model.multi_modal_projector.", "model.pooling.")
@@ -141,7 +141,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
     samples: dict[StageName, int] = {}
     for name in settings.running:
         stage = settings.stage(name)
-        count = getattr(data.expected, name) if data.folder is None else _count(Path(data.folder) / stage.data)
+        count = getattr(data.expected, name) if data.folder is None else count_records(Path(data.folder) / stage.data)
         samples[name] = count - len(stage.skip)
     with torch.device("meta"):
         model = FlashSlothForConditionalGeneration(config := model_config(settings))
@@ -155,32 +155,18 @@ def dry_run(settings: TrainSettings) -> DryRun:
     return DryRun(counts, data.folder is not None)
 
 
-def deepspeed_config(stage: StageSettings, precision: str = "bf16") -> dict[str, Any] | None:
+def deepspeed_of(stage: StageSettings) -> dict[str, Any] | None:
     """The content of a stage's DeepSpeed json, shipped or the user's own; None without DeepSpeed.
 
     Raises:
         UserError: no such file, or one that is not ZeRO-2 or ZeRO-3.
     """
-    if stage.deepspeed is None:
-        return None
-    path = Path(stage.deepspeed)
-    if stage.deepspeed in ("zero2", "zero3"):
-        path = package_file("flashsloth", f"configs/{stage.deepspeed}.json")
-    content = read_json(path)
-    zero = content.get("zero_optimization", {}) if isinstance(content, dict) else {}
-    if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
-        raise UserError("not a DeepSpeed config", path, "zero_optimization with stage 2 or 3")
-    return content
+    named = stage.deepspeed
+    if named in ("zero2", "zero3"):
+        return deepspeed_config(package_file("flashsloth", f"configs/{named}.json"))
+    return deepspeed_config(named)
 
 
-def zero_stage(stage: StageSettings) -> int:
+def zero_of(stage: StageSettings) -> int:
     """The ZeRO stage of a stage's DeepSpeed json; 0 without DeepSpeed."""
-    content = deepspeed_config(stage)
-    return content["zero_optimization"]["stage"] if content else 0
-
-
-def _count(path: Path) -> int:
-    records = read_json(path)
-    if not isinstance(records, list) or not records:
-        raise UserError("no records", path, "a list of conversations")
-    return len(records)
+    return zero_stage(deepspeed_of(stage))

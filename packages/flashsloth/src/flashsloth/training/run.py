@@ -24,9 +24,9 @@ from flashsloth.checkpoints import release
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.data.instruct import InstructData
 from flashsloth.data.mini import write_mini_data
-from flashsloth.training.plan import StagePlan, plan, zero_stage
+from flashsloth.training.plan import StagePlan, plan, zero_of
 from flashsloth.training.settings import StageName, TrainSettings
-from flashsloth.training.stages import arguments, reset, train_stage
+from flashsloth.training.stages import arguments, train_stage
 from flashsloth.training.start import build, make_processor, model_config, resolved, starting_weights
 from tenfold import UserError
 from tenfold.runs import (
@@ -42,6 +42,7 @@ from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
+from tenfold.runs.stages import reset
 from tenfold.weights import StoredTensor, require_finite, write_weights
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ FREE = (
     "device", "checkpoint_steps", "keep", "log_steps", "wandb", "data.folder", "data.workers",
     "model.language_model", "model.siglip", "model.stage1", "model.start",
 )  # fmt: skip
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     if (output / RECORD_NAME).exists():
         raise UserError("holds a finished run", output, "a new folder")
     device = choose_device(settings.device)
-    deepspeed = any(zero_stage(settings.stage(name)) for name in settings.running)
+    deepspeed = any(zero_of(settings.stage(name)) for name in settings.running)
     with threads(settings.threads), join(device, "flashsloth", deepspeed) as ranks:
         ranks.lead(lambda: require_new(output, resume, own=(DATA,)))
         named = settings
@@ -194,7 +195,7 @@ class Training:
             starting_weights(self.settings, self.config, first, self.seed, Path(given) if given else None, files)
 
     def _run_stage(self, stage: StagePlan) -> None:
-        zero = zero_stage(stage.settings)
+        zero = zero_of(stage.settings)
         try:
             with ExitStack() as files:
                 # What is loaded comes before the arguments: with these alive, every model is made in pieces (ZeRO-3).

@@ -133,7 +133,7 @@ class TrainSettings(Settings):
         loss: what the mean of the cross entropy is taken over: "batch", the tokens of the whole batch, so that the
             number of devices does not matter; or "micro_batch", those of one device's forward pass, of which the mean
             is taken, as the official code does.
-        precision: "bf16" or "fp16" (the authors', under DeepSpeed, with a dynamic loss scale) or "fp32".
+        precision: "bf16" (the authors used fp16 with a dynamic loss scale) or "fp32".
         gradient_checkpointing: recompute activations in the backward pass.
         device: "auto" takes CUDA where there is a device, else the CPU.
         threads: of torch on the CPU; None: as torch chooses. Sums over threads differ in their last bits.
@@ -151,7 +151,7 @@ class TrainSettings(Settings):
     train_vision: bool = False
     reinit_sap_in_stage2: bool = False
     loss: Literal["batch", "micro_batch"] = "batch"
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = "bf16"
     gradient_checkpointing: bool = True
     device: str = Field(default="auto", pattern=DEVICE)
     threads: int | None = Field(default=None, ge=1)
