@@ -35,7 +35,7 @@ def render_array(scene: Scene, size: int) -> np.ndarray:
     picture = np.empty((size, size, 3), dtype=np.uint8)
     picture[:] = BACKGROUND
     for thing in scene.things:
-        window, covered = _place(thing, size)
+        window, covered = placed(thing, size)
         under = picture[window].astype(np.int32)
         cover = covered[..., None].astype(np.int32)
         colour = np.array(COLOURS[thing.colour], dtype=np.int32)
@@ -54,7 +54,7 @@ def masks(scene: Scene, size: int) -> np.ndarray:
     _check(size)
     found = np.zeros((len(scene.things), size, size), dtype=bool)
     for mask, thing in zip(found, scene.things, strict=True):
-        window, covered = _place(thing, size)
+        window, covered = placed(thing, size)
         mask[window] = 2 * covered > SAMPLES * SAMPLES
     return found
 
@@ -64,7 +64,7 @@ def _check(size: int) -> None:
         raise UserError("image size out of range", str(size), f"1 to {MAX_SIZE} pixels")
 
 
-def _place(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
+def placed(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
     """The pixels around an object: their window in the picture, and samples covered `[rows, columns]`."""
     column, phase_x = divmod(thing.x * size, UNITS)
     row, phase_y = divmod(thing.y * size, UNITS)
