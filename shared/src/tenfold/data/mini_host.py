@@ -1,4 +1,4 @@
-"""The mini host: a LLaVA of twelve layers and 1.2 million parameters that answers questions about the mini world's flags.
+"""The mini host: a LLaVA of twelve layers and 1.2 million parameters that answers questions about scenes of flags.
 
 It is a real transformers `LlavaForConditionalGeneration` (CLIP vision tower, two-layer projector, Llama decoder) with
 a word-level tokenizer and a `LlavaProcessor`, so code that works on it works on a LLaVA of any size. The folder

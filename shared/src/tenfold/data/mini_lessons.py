@@ -1,4 +1,4 @@
-"""What the mini host is taught, step by step: the tower to read patches, then the decoder to answer, with hints and looks.
+"""What the mini host is taught: the tower to read patches, then the decoder to answer, with hints and looks.
 
 A hint names, in the middle of the network, what the model should have found by then: an object's row, column, colour,
 shape and flag, read from a token's hidden state through the model's own output matrix, so hints need no weights. An
@@ -223,7 +223,7 @@ class Batch:
     hints: Hints
 
     def sees(self) -> Tensor:
-        """Which token sees which: what stands before it in its question, and the picture; bool `[scenes, tokens, tokens]`."""
+        """What a token sees: its question up to it, and the picture; bool `[scenes, tokens, tokens]`."""
         tokens = self.input_ids.shape[1]
         before = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         question, key = self.blocks[:, :, None], self.blocks[:, None, :]
@@ -302,7 +302,9 @@ class Batches:
             sequences.append((ids, positions, blocks))
         pixels = self._processor.image_processor(images, return_tensors="pt")["pixel_values"]
         padding = self._processor.tokenizer.pad_token_id
-        padded = [_padded(part, fill) for part, fill in zip(zip(*sequences, strict=True), (padding, 0, -2), strict=True)]
+        padded = [
+            _padded(part, fill) for part, fill in zip(zip(*sequences, strict=True), (padding, 0, -2), strict=True)
+        ]
         rows, columns, named = torch.tensor(answers).unbind(1)
         where = torch.tensor([hint[:3] for hint in hints])
         hints_of_batch = Hints(where[:, 0], where[:, 1], where[:, 2], torch.tensor([hint[3] for hint in hints]))

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,9 +164,7 @@ def take_step(
     return {"loss": loss.item(), "end_loss": end_loss.item(), "hint_loss": hints.item(), **shares}
 
 
-def _predicted(
-    model: LlavaForConditionalGeneration, hidden: Tensor, batch: Batch, ahead: int
-) -> tuple[Tensor, Tensor]:
+def _predicted(model: LlavaForConditionalGeneration, hidden: Tensor, batch: Batch, ahead: int) -> tuple[Tensor, Tensor]:
     """Logits `[answers, vocabulary]` and targets `[answers]` of the answers, or of what stands `ahead` of them."""
     columns = batch.columns + ahead
     return words(model, hidden[batch.rows, columns]), batch.input_ids[batch.rows, columns + 1]
@@ -212,8 +210,10 @@ def train(
     model = mini_host.build(seed).train()
     batches = Batches(mini_host.processor(), settings, seed)
     checkpoint = last_complete_checkpoint(folder)
-    done, optimizer = (0, Optimiser(model, settings)) if checkpoint is None else _load(checkpoint, model, settings, seed)
-    total = settings.tower_steps + settings.steps
+    done, optimizer = (
+        (0, Optimiser(model, settings)) if checkpoint is None else _load(checkpoint, model, settings, seed)
+    )
+    total, identity = settings.tower_steps + settings.steps, _identity(settings, seed)
     if done:
         typer.echo(f"resuming after step {done} of {total}")
     for step in track(range(done, total), "training", total - done):
@@ -226,7 +226,8 @@ def train(
             values = take_step(model, optimizer, batches, settings, reading)
         current.log(step + 1, **values)
         if (step + 1) % checkpoint_every == 0 and step + 1 < total:
-            write_checkpoint(folder, step + 1, lambda target: _save(target, model, optimizer, settings, seed))
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": identity}
+            write_checkpoint(folder, step + 1, partial(_save, state=state))
     return model.eval()
 
 
@@ -241,10 +242,7 @@ def _identity(settings: Settings, seed: int) -> dict[str, str | int | float]:
     return {**asdict(settings), "seed": seed, "lessons": repr(LESSONS)}
 
 
-def _save(
-    target: Path, model: LlavaForConditionalGeneration, optimizer: Optimiser, settings: Settings, seed: int
-) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": _identity(settings, seed)}
+def _save(target: Path, *, state: dict[str, Any]) -> None:
     torch.save(state, target / "state.pt")
 
 

@@ -1,9 +1,9 @@
-"""Questions about scenes of flags (`tenfold.data.miniworld.flags`): one look at the picture, several, or as many as it takes.
+"""Questions about scenes of flags (`tenfold.data.miniworld.flags`): one look at the picture, or several.
 
-    shape, colour, place     one look
-    yes_no, count            one look at everything
-    two_hop, three_hop       find an object, then follow one flag, or two
-    follow                   follow flags to the end: the picture decides how many
+shape, colour, place     one look
+yes_no, count            one look at everything
+two_hop, three_hop       find an object, then follow one flag, or two
+follow                   follow flags to the end: the picture decides how many
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _ask_place(shown: FlagScene, draws: Draws) -> FlagQuestion:
 
 
 def _ask_yes_no(shown: FlagScene, draws: Draws) -> FlagQuestion | None:
-    """Half yes; of the noes half about a colour that is not there, half about one that is, mostly with a shape that is."""
+    """Half yes; of the noes half about an absent colour, half about one that is there, mostly with a shape that is."""
     looks = [(thing.colour, thing.shape) for thing in shown.things]
     if draws.below(2):
         colour, shape = draws.choice(looks)

@@ -7,7 +7,7 @@ end").
 
 >>> from tenfold.data.miniworld import flags
 >>> scene = flags.scene(seed=0, index=7)
->>> flags.render(scene)                                     # 80 x 80 pixels with the noise that the mini host is asked at
+>>> flags.render(scene)                                     # 80 x 80 pixels, with noise
 >>> flags.questions(scene, seed=0, index=7, count=3)        # one-word answers
 
 Everything is integer arithmetic on raw random bits: the same bytes on every platform.
@@ -21,9 +21,8 @@ import numpy as np
 from PIL import Image
 
 from tenfold.data.miniworld.draws import Draws
-from tenfold.data.miniworld.raster import SAMPLES, placed
+from tenfold.data.miniworld.raster import SAMPLES, check_size, placed
 from tenfold.data.miniworld.world import BACKGROUND, COLOURS, SHAPES, UNITS, Thing
-from tenfold.errors import UserError
 
 EDGE, PATCH = 10, 8
 SIZE = EDGE * PATCH
@@ -158,10 +157,9 @@ def render_array(scene: FlagScene, size: int = SIZE, *, noise: int = NOISE, draw
         draw: number of the noise's draw: the same scene and ground under another noise.
 
     Raises:
-        UserError: size outside [SIZE, 2048].
+        UserError: size outside [1, 2048].
     """
-    if not SIZE <= size <= 2048:
-        raise UserError("image size out of range", str(size), f"{SIZE} to 2048 pixels")
+    check_size(size)
     at = np.arange(size) * SIZE // size
     bits = np.random.Philox(key=np.array([scene.ground, 0], dtype=np.uint64))
     texels = SIZE // _TEXEL

@@ -30,7 +30,7 @@ def render(scene: Scene, size: int) -> Image.Image:
 
 def render_array(scene: Scene, size: int) -> np.ndarray:
     """The picture of a scene as uint8 `[size, size, 3]`. Raises UserError as `render` does."""
-    _check(size)
+    check_size(size)
     total = SAMPLES * SAMPLES
     picture = np.empty((size, size, 3), dtype=np.uint8)
     picture[:] = BACKGROUND
@@ -51,7 +51,7 @@ def masks(scene: Scene, size: int) -> np.ndarray:
     Raises:
         UserError: `size` outside [1, 2048].
     """
-    _check(size)
+    check_size(size)
     found = np.zeros((len(scene.things), size, size), dtype=bool)
     for mask, thing in zip(found, scene.things, strict=True):
         window, covered = placed(thing, size)
@@ -59,7 +59,7 @@ def masks(scene: Scene, size: int) -> np.ndarray:
     return found
 
 
-def _check(size: int) -> None:
+def check_size(size: int) -> None:
     if not 1 <= size <= MAX_SIZE:
         raise UserError("image size out of range", str(size), f"1 to {MAX_SIZE} pixels")
 
