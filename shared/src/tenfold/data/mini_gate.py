@@ -157,10 +157,16 @@ def measure(
     }
 
 
+def within(name: str, value: float) -> bool:
+    """Whether a gate's value lies within its bounds, both included."""
+    least, most = GATES[name]
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
 def _verdict(name: str, value: float) -> dict[str, Any]:
     least, most = GATES[name]
-    passed = (least is None or value >= least) and (most is None or value <= most)
-    return {"value": round(float(value), 2), "least": least, "most": most, "passed": bool(passed)}
+    value = round(float(value), 2)
+    return {"value": value, "least": least, "most": most, "passed": within(name, value)}
 
 
 def _majority(answers: Tensor) -> float:

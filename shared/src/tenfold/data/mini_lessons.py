@@ -52,8 +52,9 @@ EARLY, LATE, LOOKS = 3, 5, 0.5
 # Kinds of questions as often as they are drawn, where flags may be followed and where they may not.
 DRAWN = ("shape", "colour", "place", "count") * 2 + ("yes_no", "three_hop") * 3 + ("two_hop", "follow") * 4
 DRAWN_PLAIN = tuple(kind for kind in DRAWN if kind in PLAIN)
-# Steps of the whole training of the decoder, of the linear rise of the learning rates, and over which scenes grow.
-STEPS, WARMUP, RAMP = 2500, 50, 300
+# Steps of the whole training of the decoder, of the linear rise of the learning rates, and over which scenes grow. From
+# FALL on the rates go down to zero; SLOW is the horizon of the cosine that they follow besides.
+STEPS, WARMUP, RAMP, FALL, SLOW = 1500, 50, 300, 750, 2500
 # Steps of the tower alone, its pictures a step, and the last step of the tower at a share of the highest rates.
 TOWER_STEPS, TOWER_PICTURES, TOWER_END = 350, 24, 0.3
 TRAINED_NOISE = 27  # the noise of a picture is uniform from 0 to this, in grey levels
@@ -101,10 +102,11 @@ def scene_size(step: int) -> tuple[int, int]:
 
 
 def schedule(step: int) -> float:
-    """The share of the highest learning rates at a step, counted from 0: a linear warm-up, then a cosine to zero."""
+    """The share of the highest learning rates at a step, counted from 0: a linear warm-up, then a slow fall to zero."""
     if step < WARMUP:
         return (step + 1) / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (SLOW - WARMUP)))
+    return cosine * min(1.0, (STEPS - step) / (STEPS - FALL))
 
 
 def tower_schedule(step: int, steps: int) -> float:
