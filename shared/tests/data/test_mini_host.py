@@ -85,7 +85,7 @@ def test_the_record_of_the_training_says_how_it_was_made_and_what_it_can_do(host
     for text in (json.dumps(made), json.dumps(gates)):
         assert not any(part in text for part in ("/home", "/tmp", "/work"))
     shipped = gates["seeds"][str(made["seed"])]
-    probes = Probes(model, processor, prompts(processor, shipped["world"]["seed"], 128, ("two_hop",)))
+    probes = Probes(model, processor, prompts(processor, shipped["world"]["seed"], 100, ("two_hop",)))
     again = probes.by_kind(probes.right(probes.removed()[-1]))["two_hop"]
     assert again == pytest.approx(shipped["accuracy"]["two_hop"], abs=1)
 

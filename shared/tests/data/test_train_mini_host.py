@@ -244,7 +244,7 @@ def test_in_looks_the_picture_is_seen_by_words_that_name_early_and_by_the_last_o
         of_patches = sees[0, picture, picture]
         assert of_patches.sum(1).tolist() == [1 + min(2, number % 10) for number in range(100)]
     assert looking(0, SETTINGS) and looking(LATE_STEP - 1, SETTINGS) and not looking(LATE_STEP, SETTINGS)
-    assert not looking(0, Settings(2, 1, 1, 1, looks=0.0))
+    assert not looking(0, Settings(2, 1, 1, 1, free=0))
 
 
 def test_pictures_reach_the_trainer_as_the_processor_gives_them_to_a_user(processor) -> None:
@@ -328,7 +328,7 @@ def test_scenes_grow_to_six_objects_along_the_ramp() -> None:
 
 def test_the_loss_is_the_mean_over_answers(processor) -> None:
     """Against a plain walk, which finds the answers in the text. Fails if the loss is a sum, or counts other words."""
-    settings = Settings(steps=1, batch=2, questions=3, threads=1, looks=0.0)
+    settings = Settings(steps=1, batch=2, questions=3, threads=1, free=0)
     model, batches = mini_host.build(0), Batches(processor, settings, 0)
     batch = batches.at(0)
     with torch.no_grad():

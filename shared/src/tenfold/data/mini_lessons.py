@@ -8,7 +8,7 @@ exist; hints make each look a lesson of its own.
 Hints place a look; they do not prevent an earlier one. Without more, the text copies a handful of objects out of the
 picture in its first layers, and nothing is read later. So in batches with looks (`looking`) the picture can be seen
 only where a look belongs: by the word that names an object in the first layers, by the last token from layer LATE on.
-All batches up to the middle of the training are of this kind, every second one after it: the host must then answer
+All batches of the training's first part are of this kind, every second one after it: the host must then answer
 without any such mask, but has little to gain from another way of reading.
 
 Every sample comes from `sample_rng(seed, step, number)`: a batch is a pure function of seed and step.
@@ -45,16 +45,18 @@ _COLOURS = tuple(miniworld.COLOURS)
 # After how many decoder layers a hidden state is read: what the picture shows, at each visual token; the object that
 # a word names (by one word, or by two), at that word; and the objects of the chain, at the last token of the question.
 PICTURE, ONE_WORD, TWO_WORDS, CHAIN = 0, 2, 3, (5, 7, 9, 11)
-# Where a look may see the picture: words that name in the layers before EARLY, the last token from layer LATE on. After
-# this share of the training looks are free in every second step.
-EARLY, LATE, LOOKS = 3, 5, 0.5
+# Where a look may see the picture: words that name in the layers before EARLY, the last token from layer LATE on. From
+# step FREE on looks are free in every second step.
+EARLY, LATE, FREE = 3, 5, 750
 
 # Kinds of questions as often as they are drawn, where flags may be followed and where they may not.
 DRAWN = ("shape", "colour", "place", "count") * 2 + ("yes_no", "three_hop") * 3 + ("two_hop", "follow") * 4
 DRAWN_PLAIN = tuple(kind for kind in DRAWN if kind in PLAIN)
-# Steps of the whole training of the decoder, of the linear rise of the learning rates, and over which scenes grow. From
-# FALL on the rates go down to zero; SLOW is the horizon of the cosine that they follow besides.
-STEPS, WARMUP, RAMP, FALL, SLOW = 1500, 50, 300, 750, 2500
+# Steps of the whole training of the decoder, of the linear rise of the learning rates, and over which scenes grow.
+STEPS, WARMUP, RAMP = 1300, 50, 300
+# The rates follow a cosine with a horizon of SLOW steps; besides, from the first step of each pair on, they go down in
+# a line that meets zero at the second.
+SLOW, FALLS = 2500, ((750, 1500), (1050, STEPS))
 # Steps of the tower alone, its pictures a step, and the last step of the tower at a share of the highest rates.
 TOWER_STEPS, TOWER_PICTURES, TOWER_END = 350, 24, 0.3
 TRAINED_NOISE = 27  # the noise of a picture is uniform from 0 to this, in grey levels
@@ -70,7 +72,7 @@ class Settings:
         questions: questions about each scene.
         threads: of torch; sums over threads differ in their last bits.
         tower_steps: optimiser steps of the tower, before the decoder's.
-        looks: share of the training after which looks are free in every second step; 0 for free looks throughout.
+        free: step from which on looks are free in every second step; 0 for free looks throughout.
         matrix_rate: highest learning rate of the layers' matrices (Muon).
         rate: highest learning rate of everything else (AdamW).
         weight_decay: of the layers' matrices.
@@ -85,7 +87,7 @@ class Settings:
     questions: int
     threads: int
     tower_steps: int = TOWER_STEPS
-    looks: float = LOOKS
+    free: int = FREE
     matrix_rate: float = 0.02
     rate: float = 2e-3
     weight_decay: float = 0.02
@@ -106,7 +108,9 @@ def schedule(step: int) -> float:
     if step < WARMUP:
         return (step + 1) / WARMUP
     cosine = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (SLOW - WARMUP)))
-    return cosine * min(1.0, (STEPS - step) / (STEPS - FALL))
+    for start, end in FALLS:
+        cosine *= min(1.0, (end - step) / (end - start))
+    return cosine
 
 
 def tower_schedule(step: int, steps: int) -> float:
@@ -116,7 +120,7 @@ def tower_schedule(step: int, steps: int) -> float:
 
 def looking(step: int, settings: Settings) -> bool:
     """Whether a step's questions may see the picture only where a look belongs."""
-    return settings.looks > 0 and (step < settings.looks * STEPS or step % 2 == 0)
+    return settings.free > 0 and (step < settings.free or step % 2 == 0)
 
 
 def told(scene: FlagScene, place: int, *, look: bool = True) -> list[int]:

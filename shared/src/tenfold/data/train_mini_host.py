@@ -36,10 +36,10 @@ from tenfold.data.mini_lessons import (
     CHAIN,
     DRAWN,
     EARLY,
-    FALL,
+    FALLS,
+    FREE,
     HINTED,
     LATE,
-    LOOKS,
     ONE_WORD,
     RAMP,
     SLOW,
@@ -68,8 +68,8 @@ LESSONS = {
     "ramp": RAMP,
     "warmup": WARMUP,
     "horizon": STEPS,
-    "fall": FALL,
     "slow": SLOW,
+    "falls": FALLS,
     "hints_after_layers": {"one word": ONE_WORD, "two words": TWO_WORDS, "chain": CHAIN},
     "looks": {"words before layer": EARLY, "last token from layer": LATE},
     "noise": TRAINED_NOISE,
@@ -293,7 +293,7 @@ def train_mini_host(
     batch: Annotated[int, typer.Option(min=1, help="Scenes a step.")] = 8,
     questions: Annotated[int, typer.Option(min=1, max=20, help="Questions about each scene.")] = 12,
     tower_steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of the tower, before.")] = TOWER_STEPS,
-    looks: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps after which looks are free.")] = LOOKS,
+    free: Annotated[int, typer.Option(min=0, help="Step after which looks are free; 0: throughout.")] = FREE,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
@@ -304,10 +304,10 @@ def train_mini_host(
     """
     if not resume and last_complete_checkpoint(output) is not None:
         raise UserError("holds checkpoints of an earlier run", output, "--resume, or a new folder")
-    settings = Settings(steps, batch, questions, threads, tower_steps, looks)
+    settings = Settings(steps, batch, questions, threads, tower_steps, free)
     command = (
         f"python -m tenfold.data.train_mini_host --output FOLDER --seed {seed} --steps {steps} --batch {batch} "
-        f"--questions {questions} --tower-steps {tower_steps} --looks {looks:g} --threads {threads}"
+        f"--questions {questions} --tower-steps {tower_steps} --free {free} --threads {threads}"
     )
     recorded = {**asdict(settings), **LESSONS}
     with run("tenfold", "train_mini_host", config=recorded, seed=seed, output=output) as current:
