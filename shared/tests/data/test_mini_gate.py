@@ -179,14 +179,18 @@ def test_a_gate_is_passed_within_its_bounds() -> None:
 
 
 def test_measuring_writes_every_gate_with_its_curves(tmp_path) -> None:
-    """Fails if a gate has no value, or its file names a machine's path."""
+    """Fails if a gate has no value, another seed's gates are lost, or the file names a machine's path."""
     mini_host.build(0).save_pretrained(tmp_path)
     mini_host.processor().save_pretrained(tmp_path)
+    (tmp_path / "training.json").write_text('{"seed": 3}')
+    (tmp_path / "gates.json").write_text('{"seeds": {"0": {}}}')
     threads = torch.get_num_threads()
     result = CliRunner().invoke(mini_gate.app, [str(tmp_path), "--count", "2"])
     torch.set_num_threads(threads)
     assert result.exit_code == 0, (result.output, result.exception)
-    measured = json.loads((tmp_path / "gates.json").read_text())
+    record = json.loads((tmp_path / "gates.json").read_text())
+    assert record["seeds"].keys() == {"0", "3"}
+    measured = record["seeds"]["3"]
     assert measured["gates"].keys() == mini_gate.GATES.keys()
     assert all(name in result.output for name in mini_gate.GATES)
     assert set(measured["removal"]) == {"all", *KINDS}

@@ -1,6 +1,6 @@
 """The gates: what the mini host answers, and where in its layers it reads the picture.
 
-    python -m tenfold.data.mini_gate runs/mini_host/model          # writes gates.json beside the weights
+    python -m tenfold.data.mini_gate runs/mini_host/model --record gates.json      # adds this training seed's
 
 A rule that chooses which visual tokens to drop, which to route or when to stop can only be told from another one in a
 model that the choice matters to. So this measures, on held-out scenes, what is lost when all visual tokens are removed
@@ -29,7 +29,7 @@ from tenfold.data import mini_host
 from tenfold.data.mini_probes import Probes, Prompts, prompts
 from tenfold.data.miniworld import flags
 from tenfold.data.miniworld.flag_questions import KINDS, asked
-from tenfold.runs import atomic_write_json
+from tenfold.runs import atomic_write_json, read_json
 
 # Of the scenes that gates are measured on; the trainer's share no stream with these, whatever the seeds.
 WORLD, COUNT = 9001, 100
@@ -290,15 +290,19 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command(epilog="Example: python -m tenfold.data.mini_gate runs/mini_host/model")
 def mini_gate(
     folder: Annotated[Path, typer.Argument(help="A trained mini host, as transformers saves it.")],
+    record: Annotated[Path | None, typer.Option(help="File to add to; default: FOLDER/gates.json.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the held-out scenes.")] = WORLD,
     count: Annotated[int, typer.Option(min=2, help="Questions of each kind.")] = COUNT,
     noise: Annotated[int, typer.Option(min=0, help="Of the pictures, in grey levels.")] = flags.NOISE,
 ) -> None:
-    """Measure the gates of a mini host; FOLDER/gates.json holds them with their curves."""
+    """Measure the gates of a mini host, with their curves, and add them to a record under the host's training seed."""
+    trained = read_json(folder / "training.json")["seed"]
+    path = record or folder / "gates.json"
+    seeds = read_json(path)["seeds"] if path.exists() else {}
     torch.set_num_threads(1)
     model, processor = mini_host.load(folder)
     measured = measure(model, processor, seed, count, noise)
-    atomic_write_json(folder / "gates.json", json.loads(json.dumps(measured)))
+    atomic_write_json(path, {"seeds": {**seeds, str(trained): json.loads(json.dumps(measured))}})
     typer.echo(show(measured))
 
 
