@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from tenfold.data import mini_gate, mini_host
-from tenfold.data.mini_probes import Probes, prompts
+from tenfold.data.mini_probes import LEARNT, Probes, prompts
 from tenfold.data.miniworld import flags
 from tenfold.data.miniworld.flag_questions import KINDS, asked
 
@@ -193,7 +193,7 @@ def test_measuring_writes_every_gate_with_its_curves(tmp_path) -> None:
     measured = record["seeds"]["3"]
     assert measured["gates"].keys() == mini_gate.GATES.keys()
     assert all(name in result.output for name in mini_gate.GATES)
-    assert set(measured["removal"]) == {"all", *KINDS}
+    assert set(measured["removal"]) == {"all", *LEARNT} and set(measured["accuracy"]) == set(KINDS)
     assert {len(curve) for curve in measured["removal"].values()} == {mini_host.LAYERS + 1}
     assert len(measured["attention removed"]) == mini_host.LAYERS
     assert str(tmp_path) not in json.dumps(measured)

@@ -26,7 +26,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from tenfold.cli import main as run_app
 from tenfold.data import mini_host
-from tenfold.data.mini_probes import Probes, Prompts, prompts
+from tenfold.data.mini_probes import LEARNT, Probes, Prompts, prompts
 from tenfold.data.miniworld import flags
 from tenfold.data.miniworld.flag_questions import KINDS, asked
 from tenfold.runs import atomic_write_json, read_json
@@ -123,7 +123,7 @@ def measure(
     sweep = gate.removed()
     right = gate.right(sweep)
     whole, overall = right[-1], gate.score(right[-1])
-    majority = {kind: 100 * _majority(gate.answers[torch.from_numpy(gate.kinds == kind)]) for kind in KINDS}
+    majority = {kind: 100 * _majority(gate.answers[torch.from_numpy(gate.kinds == kind)]) for kind in LEARNT}
     exits = _exits(gate, sweep)
     keeps = _keeps(gate)
     routing = _routing(gate)
@@ -132,7 +132,7 @@ def measure(
     losses = np.diff(curve)
     values = {
         "accuracy": overall,
-        "least lead over the majority class": min(gate.by_kind(whole)[kind] - majority[kind] for kind in KINDS),
+        "least lead over the majority class": min(gate.by_kind(whole)[kind] - majority[kind] for kind in LEARNT),
         "layers that lose 5 points": int((losses >= 5).sum()),
         "layers after 3 that lose 5 points": int((losses[4:] >= 5).sum()),
         "loss by an oracle's keep-set": overall - keeps["0"]["oracle"],
@@ -147,7 +147,7 @@ def measure(
     return {
         "world": {"seed": seed, "questions of a kind": count, "noise": noise},
         "gates": {name: _verdict(name, value) for name, value in values.items()},
-        "accuracy": gate.by_kind(whole),
+        "accuracy": {**gate.by_kind(whole), **_not_learnt(model, processor, seed, count, noise)},
         "majority": majority,
         "removal": {"all": curve, **gate.by_kind(right)},
         "exits": exits,
@@ -167,6 +167,15 @@ def _verdict(name: str, value: float) -> dict[str, Any]:
     least, most = GATES[name]
     value = round(float(value), 2)
     return {"value": value, "least": least, "most": most, "passed": within(name, value)}
+
+
+def _not_learnt(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed: int, count: int, noise: int
+) -> dict[str, Any]:
+    """Accuracy in the kinds that the gates go without."""
+    kinds = [kind for kind in KINDS if kind not in LEARNT]
+    probes = Probes(model, processor, prompts(processor, seed, count, kinds), noise)
+    return probes.by_kind(probes.right(probes.removed()[-1]))
 
 
 def _majority(answers: Tensor) -> float:
@@ -193,8 +202,8 @@ def _exits(gate: Probes, sweep: Tensor) -> dict[str, Any]:
         "best mixture": 100 * best_mixture(right.mean(1), float(exits.mean())),
         "shuffled": 100 * float(np.mean(over)),
         "shuffled within a kind": 100 * float(np.mean(within)),
-        "mean layer of a kind": {kind: float(exits[gate.kinds == kind].mean() - 1) for kind in KINDS},
-        "deviation within a kind": {kind: float(exits[gate.kinds == kind].std()) for kind in KINDS},
+        "mean layer of a kind": {kind: float(exits[gate.kinds == kind].mean() - 1) for kind in LEARNT},
+        "deviation within a kind": {kind: float(exits[gate.kinds == kind].std()) for kind in LEARNT},
     }
 
 
