@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from fitprune import claims, figures, mini_claims
-from fitprune.cli import app
-from fitprune.questions import find_benchmark, paper_split
+from fitprune.commands.app import app
+from fitprune.evaluation.questions import find_benchmark, paper_split
+from fitprune.evidence import claims, experiments, figures
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file
 from tenfold.cli.bibtex import load_citation, paper_bibtex
@@ -147,7 +147,7 @@ def test_the_shipped_host_can_fail(monkeypatch):
     for ours, control, passed in ((0.7, 0.5, True), (0.5, 0.7, False), (0.5, 0.5, False)):
         scores = {"unpruned": 1.0, "fitprune": ours, "random-before": control, "fastv": 0.2}
         found = {(method, kind): score for method, score in scores.items() for kind in ("one-hop", "two-hop")}
-        monkeypatch.setattr(mini_claims, "shipped", lambda questions, found=found: found)
+        monkeypatch.setattr(experiments, "shipped", lambda questions, found=found: found)
         outcome = claims.shipped_host()
         assert outcome.passed is passed and outcome.value == 100 * ours and f"{control:.1%}" in outcome.detail
 

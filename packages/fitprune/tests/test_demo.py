@@ -10,15 +10,15 @@ from PIL import Image
 from rich.console import Console
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fitprune import picture
-from fitprune.demo import PICTURE, SCENE, ask, run_demo
-from fitprune.flops import LLAVA_7B, DecoderShape, reduction
-from fitprune.loading import load_host
+from fitprune.costs import LLAVA_7B, DecoderShape, reduction
+from fitprune.evaluation import picture
+from fitprune.evaluation.demo import PICTURE, SCENE, ask, run_demo
+from fitprune.evaluation.settings import DemoSettings
 from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
-from fitprune.settings import DemoSettings
 from tenfold import UserError
 from tenfold.data import mini_host, miniworld
+from tenfold.hosts.loading import load_host
 from tenfold.runs import RunRecord
 
 MINI_SHAPE = DecoderShape(layers=6, hidden=96, intermediate=192, heads=4)

@@ -7,17 +7,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from fitprune import mini_claims, mini_verdicts
-from fitprune.cli import main
-from fitprune.flops import DecoderShape, base_macs, layer_macs
-from fitprune.loading import load_host
-from fitprune.mini_verdicts import judge, verdict
-from fitprune.settings import HostSettings
+from fitprune.commands.app import main
+from fitprune.costs import DecoderShape, base_macs, layer_macs
+from fitprune.evidence import experiments, findings
+from fitprune.evidence.findings import judge, verdict
 from tenfold import UserError
 from tenfold.cli import package_file
+from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.data.mini_lessons import STEPS, Settings
 from tenfold.data.train_mini_host import LESSONS
+from tenfold.hosts.loading import load_host
 from tenfold.ledger import load_ledger
 
 RATIOS = (0.4, 0.6, 0.8)
@@ -28,7 +28,7 @@ KINDS = ("all", "one-hop", "place", "two-hop")
 def measured():
     """The shipped host, measured on a handful of questions."""
     methods = ("fitprune", "self", "cross", "uniform", "single-cut", "random-before")
-    return mini_claims.measure(
+    return experiments.measure(
         load_host(HostSettings()), 0, ratios=(0.6,), methods=methods, scenes=2, questions=4, draws=2
     )
 
@@ -63,7 +63,7 @@ def test_a_host_is_measured_with_gate_and_recipes(measured):
 
 def test_a_budget_out_of_reach_is_left_out_and_said():
     """Fails if one budget that cannot be met ends the whole run."""
-    found = mini_claims.measure(
+    found = experiments.measure(
         load_host(HostSettings()), 0, ratios=(0.6, 0.99), methods=("fitprune",), scenes=1, questions=2, draws=1
     )
     assert [recipe["ratio"] for recipe in found["recipes"]] == [0.6] and "recipe at 99%" in found["left_out"]
@@ -71,7 +71,7 @@ def test_a_budget_out_of_reach_is_left_out_and_said():
 
 def made(folder, seed, **changes):
     (folder / "model").mkdir(parents=True)
-    settings = {**asdict(Settings(STEPS, **mini_claims.TRAINING)), **LESSONS, **changes}
+    settings = {**asdict(Settings(STEPS, **experiments.TRAINING)), **LESSONS, **changes}
     (folder / "model" / "training.json").write_text(json.dumps({"seed": seed, "settings": settings}))
     return folder
 
@@ -79,11 +79,11 @@ def made(folder, seed, **changes):
 def test_a_host_that_is_there_is_taken_if_it_was_trained_alike(tmp_path):
     """Fails if a host of another seed or other settings is measured under the wrong name."""
     folder = made(tmp_path / "seed-1", 1)
-    assert mini_claims.trained(1, folder) == folder / "model"
+    assert experiments.trained(1, folder) == folder / "model"
     with pytest.raises(UserError, match="trained with another seed"):
-        mini_claims.trained(2, folder)
+        experiments.trained(2, folder)
     with pytest.raises(UserError, match="trained with another settings"):
-        mini_claims.trained(1, made(tmp_path / "other", 1, steps=7))
+        experiments.trained(1, made(tmp_path / "other", 1, steps=7))
 
 
 def test_a_host_that_is_not_there_is_trained_by_the_committed_command(tmp_path, monkeypatch):
@@ -95,24 +95,24 @@ def test_a_host_that_is_not_there_is_trained_by_the_committed_command(tmp_path, 
         made(output, options["seed"], steps=options["steps"])
 
     monkeypatch.setattr("tenfold.data.train_mini_host.train_mini_host", train)
-    mini_claims.trained(0, tmp_path / "new")
+    experiments.trained(0, tmp_path / "new")
     (tmp_path / "killed" / "checkpoint-100").mkdir(parents=True)
-    monkeypatch.setattr(mini_claims, "last_complete_checkpoint", lambda folder: folder / "checkpoint-100")
-    mini_claims.trained(2, tmp_path / "killed")
+    monkeypatch.setattr(experiments, "last_complete_checkpoint", lambda folder: folder / "checkpoint-100")
+    experiments.trained(2, tmp_path / "killed")
     assert [(call["seed"], call["resume"]) for call in calls] == [(0, False), (2, True)]
 
 
 def test_what_a_seed_has_finished_is_kept_for_its_host_alone(tmp_path, monkeypatch):
     """Fails if a finished seed is measured twice, or an old measurement is taken for a new host."""
     calls = []
-    monkeypatch.setattr("fitprune.loading.load_host", lambda settings: settings.model)
-    monkeypatch.setattr(mini_claims, "measure", lambda host, seed: calls.append(seed) or {"rows": []})
+    monkeypatch.setattr("tenfold.hosts.loading.load_host", lambda settings: settings.model)
+    monkeypatch.setattr(experiments, "measure", lambda host, seed: calls.append(seed) or {"rows": []})
     folder = made(tmp_path / "seed-0", 0)
-    first = mini_claims.measure_seed(0, tmp_path)
-    assert mini_claims.measure_seed(0, tmp_path) == first and calls == [0]
+    first = experiments.measure_seed(0, tmp_path)
+    assert experiments.measure_seed(0, tmp_path) == first and calls == [0]
     (folder / "model" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="measured on another host"):
-        mini_claims.measure_seed(0, tmp_path)
+        experiments.measure_seed(0, tmp_path)
 
 
 def results(ours=0.9, *, gate=(0.2, 0.2, 0.3, 0.6, 1.0, 1.0), jitter=0.01, **others):
@@ -211,7 +211,7 @@ def test_the_command_repeats_the_experiments(monkeypatch, capsys):
 
 def test_the_shipped_host_is_asked_live():
     """Every method on both kinds of questions."""
-    found = mini_claims.shipped(questions=2, scenes=1, draws=1)
+    found = experiments.shipped(questions=2, scenes=1, draws=1)
     assert {
         (method, kind) for method in ("unpruned", "fitprune", "fastv", "random-before") for kind in KINDS[1::2]
     } <= {*found}
@@ -219,6 +219,6 @@ def test_the_shipped_host_is_asked_live():
 
 
 def test_tables_for_the_figures_hold_every_seed():
-    table = mini_verdicts.Scores(results()).table()
+    table = findings.Scores(results()).table()
     (row,) = (row for row in table if (row["method"], row["ratio"], row["kind"]) == ("fitprune", 0.6, "two-hop"))
     assert row["mean"] == pytest.approx(0.9) and row["spread"] == pytest.approx(0.01) and len(row["seeds"]) == 3
