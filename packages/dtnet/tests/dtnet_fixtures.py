@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dtnet import train
-from dtnet.mini_data import write_mini_coco
-from dtnet.settings import TrainSettings
+from dtnet.data.mini import write_mini_coco
+from dtnet.training import run as train
+from dtnet.training.settings import TrainSettings
 
 # Two epochs of five steps with cross entropy, two of three steps self-critical.
 TINY: dict[str, Any] = {

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dtnet.blocks import AttentionBlock
 from dtnet.config import DTNetConfig
+from dtnet.evidence.parity.model import golden_model
 from dtnet.model import DTNet
-from dtnet.parity import golden_model
 
 GOLDENS = Path(__file__).parent / "goldens"
 

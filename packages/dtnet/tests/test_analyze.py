@@ -11,8 +11,11 @@ from dtnet_models import tiny_features, tiny_model
 from PIL import Image
 from rich.console import Console
 
-from dtnet import claims, demo
-from dtnet.analyze import (
+from dtnet.config import DTNetConfig
+from dtnet.data.grid_features import write_grid_features
+from dtnet.data.mini import write_mini_coco
+from dtnet.evaluation import demo
+from dtnet.evaluation.analysis import (
     caption_loss,
     cell_rows,
     collect_paths,
@@ -24,10 +27,8 @@ from dtnet.analyze import (
     report,
     swap_test,
 )
-from dtnet.analyze_run import AnalyzeSettings, run_analyze
-from dtnet.config import DTNetConfig
-from dtnet.grid_features import write_grid_features
-from dtnet.mini_data import write_mini_coco
+from dtnet.evaluation.analysis_run import AnalyzeSettings, run_analyze
+from dtnet.evidence import claims
 from dtnet.model import DTNet
 from dtnet.router import Paths
 from tenfold import UserError

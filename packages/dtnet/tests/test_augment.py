@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as vision
 
-from dtnet.augment import TRAINING, TRANSFORMS, _rotation, augment, crop, pepper_and_salt, pool, rotate
+from dtnet.training.augment import TRAINING, TRANSFORMS, _rotation, augment, crop, pepper_and_salt, pool, rotate
 from tenfold import UserError
 from tenfold.runs import sample_rng
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtnet.baselines import nearest_caption_baseline, split_cider
-from dtnet.captions import CaptionSet
-from dtnet.grid_features import GridFeatures, write_grid_features
-from dtnet.train_data import CaptionData
+from dtnet.data.caption_data import CaptionData
+from dtnet.data.captions import CaptionSet
+from dtnet.data.grid_features import GridFeatures, write_grid_features
+from dtnet.evaluation.baselines import nearest_caption_baseline, split_cider
 from dtnet.vocabulary import Vocabulary
 
 CAPTIONS = {

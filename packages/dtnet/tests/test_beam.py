@@ -7,9 +7,9 @@ import torch
 from dtnet_models import golden, tiny_features, tiny_model
 
 from dtnet.beam import Beams, beam_search, greedy, sample
+from dtnet.evidence.official_style import reprojecting_beam_search
 from dtnet.model import DTNet
-from dtnet.official_style import reprojecting_beam_search
-from dtnet.scst import scst_loss
+from dtnet.training.stages import scst_loss
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
 

@@ -10,10 +10,11 @@ import torch
 from dtnet_models import tiny_config
 from rich.console import Console
 
-from dtnet import benchmark, flops
-from dtnet.benchmark import AGAIN, EARLY, KEPT, BenchSettings, macs, run_bench
+from dtnet import costs
+from dtnet.commands.tables import bench_tables
 from dtnet.config import DTNetConfig
-from dtnet.tables import bench_tables
+from dtnet.evidence import speed
+from dtnet.evidence.speed import AGAIN, EARLY, KEPT, BenchSettings, macs, run_bench
 
 SETTINGS = BenchSettings(beams=3, max_len=6, batches=(1, 2), repeats=2, device="cpu")
 
@@ -37,14 +38,14 @@ def test_every_way_is_timed_on_the_same_captions(tmp_path: Path) -> None:
 
 def test_a_search_that_finds_other_words_is_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if tokens are not compared."""
-    search = benchmark.reprojecting_beam_search
+    search = speed.reprojecting_beam_search
 
     def other(*args, **options):
         found = search(*args, **options)
         found.tokens[0, 0, 0] += 1
         return found
 
-    monkeypatch.setattr(benchmark, "reprojecting_beam_search", other)
+    monkeypatch.setattr(speed, "reprojecting_beam_search", other)
     with pytest.raises(RuntimeError, match="disagree"):
         run_bench(SETTINGS, 0, None, tiny_config())
 
@@ -56,12 +57,12 @@ def test_the_prediction_is_the_count_at_full_size() -> None:
     assert round(macs(config, settings, AGAIN) / 1e6) == 11107
     assert round(macs(config, settings, KEPT) / 1e6) == 2291
     assert macs(config, BenchSettings(max_len=10), KEPT) < 0.8 * macs(config, settings, KEPT)
-    assert flops.encoder_macs(config) < macs(config, BenchSettings(max_len=1), KEPT)
+    assert costs.encoder_macs(config) < macs(config, BenchSettings(max_len=1), KEPT)
 
 
 def test_large_batches_are_left_to_those_who_ask() -> None:
     """On the CPU 50 images by the authors' way take minutes."""
-    assert benchmark.BATCHES == (1, 10) and benchmark.FULL_BATCHES == (1, 10, 50)
+    assert speed.BATCHES == (1, 10) and speed.FULL_BATCHES == (1, 10, 50)
 
 
 def test_bf16_is_measured_and_says_so(tmp_path: Path) -> None:

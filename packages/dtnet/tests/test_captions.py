@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dtnet.captions import (
+from dtnet.data.captions import (
     ANNOTATION_NAMES,
     ID_LISTS,
     derive_id_lists,

@@ -13,7 +13,7 @@ import torch
 from dtnet_models import GOLDENS, golden, tiny_config, tiny_features, tiny_model, tiny_tokens
 from safetensors.torch import load_file, save_file
 
-from dtnet.checkpoints import (
+from dtnet.checkpoints.keys import (
     convert,
     export_state,
     from_official,
@@ -25,8 +25,8 @@ from dtnet.checkpoints import (
 from dtnet.config import DTNetConfig
 from dtnet.model import DTNet
 from dtnet.vocabulary import Vocabulary
-from dtnet.weights import read_weights
 from tenfold import UserError
+from tenfold.weights import read_weights
 
 
 def training_state(model: DTNet) -> dict:

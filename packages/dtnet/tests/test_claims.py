@@ -8,7 +8,9 @@ import pytest
 from dtnet_mini import write_untrained
 from PIL import Image
 
-from dtnet import claims, demo, mini_data
+from dtnet.data import mini
+from dtnet.evaluation import demo
+from dtnet.evidence import claims
 from tenfold.cli import package_file
 from tenfold.cli.bibtex import load_citation, paper_bibtex
 from tenfold.ledger import evaluate, load_ledger
@@ -118,10 +120,10 @@ def test_the_swap_control_can_fail(monkeypatch):
 
 def test_the_counter_can_fail(monkeypatch):
     """Fails if the formulas are compared with themselves."""
-    from dtnet import flops
+    from dtnet import costs
 
     assert claims.macs_counter().passed
-    monkeypatch.setattr(flops, "step_macs", lambda *args, **options: 1)
+    monkeypatch.setattr(costs, "step_macs", lambda *args, **options: 1)
     found = claims.macs_counter()
     assert found.passed is False and "beam_search" in found.detail
 
@@ -130,10 +132,8 @@ def test_the_shipped_model_must_beat_its_baseline(tmp_path, monkeypatch):
     """An untrained one does not. Fails if captions and references get mixed up, or the baseline is left out."""
     folder = write_untrained(tmp_path / "model")
     monkeypatch.setattr(demo, "mini_model_path", lambda: folder)
-    write = mini_data.write_mini_coco
-    monkeypatch.setattr(
-        mini_data, "write_mini_coco", lambda folder, *_, **options: write(folder, 0, 60, 1, 8, **options)
-    )
+    write = mini.write_mini_coco
+    monkeypatch.setattr(mini, "write_mini_coco", lambda folder, *_, **options: write(folder, 0, 60, 1, 8, **options))
     found = claims.shipped_model()
     assert found.passed is False and found.value < 50
     assert "nearest caption" in found.detail

@@ -12,9 +12,9 @@ import yaml
 from dtnet_fixtures import STEPS, die_after, tiny_settings, weights, write_tiny_data
 from PIL import Image
 
-from dtnet.cli import main
-from dtnet.grid_features import GridFeatures
-from dtnet.mini_data import write_mini_coco
+from dtnet.commands.app import main
+from dtnet.data.grid_features import GridFeatures
+from dtnet.data.mini import write_mini_coco
 from dtnet.model import DTNet
 from tenfold.data.miniworld import render, scene
 from tenfold.runs import RunRecord
@@ -69,7 +69,7 @@ def one_line(error: str) -> str:
 def test_help_and_cite_answer_without_torch():
     """Fails if the command imports a module of the method before a verb needs it."""
     code = (
-        "import sys; from dtnet.cli import main; heavy = {'torch', 'h5py', 'spacy', 'matplotlib'}\n"
+        "import sys; from dtnet.commands.app import main; heavy = {'torch', 'h5py', 'spacy', 'matplotlib'}\n"
         "verbs = ['train', 'eval', 'caption', 'extract', 'convert']\n"
         "for arguments in (['--help'], *([verb, '--help'] for verb in verbs), ['cite']):\n"
         "    sys.argv = ['dtnet', *arguments]\n"

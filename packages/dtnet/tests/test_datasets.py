@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dtnet.captions import read_captions
-from dtnet.datasets import ImageDataset, PairDataset, collate_images, collate_pairs, pad_ids
+from dtnet.data.captions import read_captions
+from dtnet.data.datasets import ImageDataset, PairDataset, collate_images, collate_pairs, pad_ids
+from dtnet.data.grid_features import GridFeatures
+from dtnet.data.mini import FEATURES, VOCABULARY, scene_kinds, write_mini_coco
 from dtnet.features import MiniFeatures
-from dtnet.grid_features import GridFeatures
-from dtnet.mini_data import FEATURES, VOCABULARY, scene_kinds, write_mini_coco
-from dtnet.vocabulary import BOS, EOS, PAD, Vocabulary, split_words, tokenise
+from dtnet.vocabulary import BOS, EOS, PAD, Vocabulary, tokenise
 from tenfold import UserError
 from tenfold.data.mini_captions import caption_scene
 from tenfold.data.miniworld import render
+from tenfold.metrics.captions import split_words
 
 TRAIN, VAL, TEST = 40, 6, 5
 
@@ -77,7 +78,7 @@ def test_a_loaders_worker_reads_the_same(pairs: PairDataset) -> None:
 
 def test_missing_features_are_found_before_the_epoch(folder: Path, tmp_path: Path) -> None:
     """Fails if only the access raises: an epoch would die after hours."""
-    from dtnet.grid_features import write_grid_features
+    from dtnet.data.grid_features import write_grid_features
 
     whole = GridFeatures(folder / FEATURES)
     write_grid_features(tmp_path / "f.h5", ((number, whole[number]) for number in whole.ids() if number != 7))

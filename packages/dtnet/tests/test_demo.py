@@ -12,8 +12,8 @@ from dtnet_mini import write_untrained
 from PIL import Image
 from rich.console import Console
 
-from dtnet import demo
-from dtnet.demo import DemoSettings, held_out_scenes, mini_model_path, run_demo
+from dtnet.evaluation import demo
+from dtnet.evaluation.demo import DemoSettings, held_out_scenes, mini_model_path, run_demo
 from dtnet.features import MiniFeatures
 from dtnet.model import DTNet
 from tenfold import UserError
@@ -82,7 +82,7 @@ def test_the_demonstration_needs_no_optional_dependency(mini: Path, tmp_path: Pa
         "import sys\n"
         "for name in ('spacy', 'pycocoevalcap', 'torchvision', 'wandb', 'pytest'): sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from dtnet.demo import DemoSettings, run_demo\n"
+        "from dtnet.evaluation.demo import DemoSettings, run_demo\n"
         f"print(len(run_demo(DemoSettings(model={str(mini)!r}, scenes=1), Path('run')).captions))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -13,20 +13,21 @@ import torch
 from dtnet_fixtures import fork, in_ranks, write_tiny_data
 from typer.testing import CliRunner
 
-from dtnet import cli_eval, evaluate
 from dtnet.beam import beam_search
-from dtnet.captions import read_captions
+from dtnet.commands import evaluate as cli_eval
 from dtnet.config import DTNetConfig
-from dtnet.eval_settings import EvalSettings
-from dtnet.evaluate import PREDICTIONS, run_eval
-from dtnet.grid_features import GridFeatures
+from dtnet.data.captions import read_captions
+from dtnet.data.grid_features import GridFeatures
+from dtnet.evaluation import run as evaluate
+from dtnet.evaluation.run import PREDICTIONS, run_eval
+from dtnet.evaluation.settings import EvalSettings
 from dtnet.model import DTNet
-from dtnet.scoring import score_captions
-from dtnet.settings import checked
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
+from tenfold.cli.settings import checked
 from tenfold.cli.verify import verify_run
 from tenfold.data.formats.coco_captions import read_caption_results, read_karpathy, write_karpathy
+from tenfold.metrics.captions.coco import score_captions
 from tenfold.runs import RunRecord, read_jsonl
 
 RESULTS = "captions_val_dtnet_results.json"

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torchvision import models
 
-from dtnet import extract as extraction
-from dtnet.extract import ExtractSettings, convert_maps, extract, run_extract
+from dtnet.data import extract as extraction
+from dtnet.data.extract import ExtractSettings, convert_maps, extract, run_extract
+from dtnet.data.grid_features import GridFeatures
 from dtnet.features import BackboneFeatures, MiniFeatures, build_extractor
-from dtnet.grid_features import GridFeatures
 from tenfold import UserError
 from tenfold.data.formats.coco_captions import KarpathyImage, write_karpathy
 

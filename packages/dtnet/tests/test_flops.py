@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtnet.beam import beam_search
 from dtnet.config import DTNetConfig
-from dtnet.flops import (
+from dtnet.costs import (
     caption_macs,
     encoder_macs,
     geometry_macs,
@@ -21,8 +21,8 @@ from dtnet.flops import (
     table,
     teacher_macs,
 )
+from dtnet.evidence.official_style import reprojecting_beam_search
 from dtnet.model import DTNet
-from dtnet.official_style import reprojecting_beam_search
 
 
 def counted(work) -> int:

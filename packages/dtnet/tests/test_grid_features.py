@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dtnet.grid_features import GridFeatures, write_grid_features
+from dtnet.data.grid_features import GridFeatures, write_grid_features
 from tenfold import UserError
 
 
@@ -126,7 +126,7 @@ def test_a_worker_opens_its_own_handle(way: str, path: Path) -> None:
 
 def test_only_one_handle_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The official loader opens the file for every item."""
-    from dtnet import grid_features
+    from dtnet.data import grid_features
 
     features, opened, really = GridFeatures(path), [], grid_features._open_h5
     monkeypatch.setattr(grid_features, "_open_h5", lambda where: opened.append(where) or really(where))

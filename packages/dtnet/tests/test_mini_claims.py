@@ -10,12 +10,12 @@ import pytest
 import torch
 from dtnet_fixtures import weights
 
-from dtnet import mini_claims
-from dtnet.mini_claims import BLIND, JOINT, PLAIN, VARIANTS, judge, measure_run, nearest, settings
-from dtnet.mini_data import write_mini_coco
+from dtnet.data.mini import write_mini_coco
+from dtnet.evidence import experiments
+from dtnet.evidence.experiments import BLIND, JOINT, PLAIN, VARIANTS, judge, measure_run, nearest, settings
 from dtnet.model import DTNet
-from dtnet.settings import TrainSettings
-from dtnet.train import STATE, run_train
+from dtnet.training.run import STATE, run_train
+from dtnet.training.settings import TrainSettings
 from tenfold.cli import load_config, package_file
 from tenfold.ledger import load_ledger
 from tenfold.runs import read_json, write_checkpoint
@@ -50,7 +50,7 @@ def test_a_run_is_measured_before_and_after_self_critical_training(folder: Path,
     """Fails if the weights before it are not those that the second stage started from."""
     assert set(run) == {"config", "training", "xe", "scst"}
     after = DTNet.from_pretrained(folder / "joint-0" / "model").state_dict()
-    before = mini_claims.before_scst(folder / "joint-0")
+    before = experiments.before_scst(folder / "joint-0")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before) or run["training"]["best_step"] == 8
     assert run["xe"]["routing"]["swap"].keys() >= {"own", "another", "mean"}
@@ -68,16 +68,16 @@ def test_self_critical_training_started_from_the_best_weights(tmp_path: Path) ->
     save(800, 1.0, ("xe",))
     save(1600, 2.0, ("xe",))
     save(1720, 3.0, ("xe", "scst"))
-    assert mini_claims.before_scst(tmp_path)["w"] == 2
+    assert experiments.before_scst(tmp_path)["w"] == 2
     save(1840, 4.0, ("xe", "scst"))
     with pytest.raises(RuntimeError, match="not the end of cross entropy"):
-        mini_claims.before_scst(tmp_path)
+        experiments.before_scst(tmp_path)
 
 
 def test_what_is_finished_is_kept(folder: Path, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a finished run is trained or measured again."""
-    monkeypatch.setattr("dtnet.train.run_train", None)
-    monkeypatch.setattr(mini_claims, "measure", None)
+    monkeypatch.setattr("dtnet.training.run.run_train", None)
+    monkeypatch.setattr(experiments, "measure", None)
     assert measure_run(JOINT, 0, folder, TINY) == run
 
 
@@ -185,11 +185,11 @@ def test_the_tables_of_the_figures_have_a_row_for_each_rival(folder: Path, run: 
 def test_all_runs_in_two_processes_and_again_from_what_is_kept(tmp_path: Path) -> None:
     """Fails if a worker cannot be spawned, or results get attributed to another variant."""
     write_mini_coco(tmp_path / "data", 0, 40, 6, 6, images=False)
-    findings = mini_claims.conduct(tmp_path, TINY)
-    assert len(list(tmp_path.glob("*-*.json"))) == len(VARIANTS) * len(mini_claims.SEEDS)
+    findings = experiments.conduct(tmp_path, TINY)
+    assert len(list(tmp_path.glob("*-*.json"))) == len(VARIANTS) * len(experiments.SEEDS)
     (tmp_path / "blind-2.json").unlink()
-    again = mini_claims.conduct(tmp_path, TINY)
+    again = experiments.conduct(tmp_path, TINY)
     assert [finding.value for finding in again] == [finding.value for finding in findings]
-    measured_plain = [read_json(tmp_path / f"plain-{seed}.json")["xe"]["beam"]["cider"] for seed in mini_claims.SEEDS]
+    measured_plain = [read_json(tmp_path / f"plain-{seed}.json")["xe"]["beam"]["cider"] for seed in experiments.SEEDS]
     table = next(finding for finding in findings if finding.claim == "mini-cells").more["table"]
     assert table[0]["seeds"] == measured_plain

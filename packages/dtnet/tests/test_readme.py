@@ -10,7 +10,7 @@ import pytest
 import typer
 from dtnet_mini import write_untrained
 
-from dtnet.cli import app
+from dtnet.commands.app import app
 from tenfold.data import mini_captions, miniworld
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from dtnet.plan import dry_run, plan
-from dtnet.schedule import EPOCHS, cosine_rate, paper_rate
-from dtnet.settings import TrainSettings
+from dtnet.training.plan import dry_run, plan
+from dtnet.training.schedule import EPOCHS, cosine_rate, paper_rate
+from dtnet.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import load_config
 

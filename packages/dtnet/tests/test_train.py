@@ -13,19 +13,20 @@ import torch
 from dtnet_fixtures import STEPS, TINY, XE_STEPS, tiny_settings, weights, write_tiny_data
 
 from dtnet.beam import beam_search
-from dtnet.cider import CiderD
-from dtnet.datasets import ImageDataset, PairDataset
+from dtnet.data.caption_data import SwappedFeatures, open_data
+from dtnet.data.datasets import ImageDataset, PairDataset
 from dtnet.model import DTNet
-from dtnet.plan import plan
-from dtnet.ranks import Ranks
-from dtnet.schedule import cosine_rate
-from dtnet.settings import TrainSettings
-from dtnet.stages import CrossEntropy, SelfCritical, search, search_then_score
-from dtnet.train import Training, build_model, run_train
-from dtnet.train_data import SwappedFeatures, open_data
-from dtnet.vocabulary import PAD, split_words
+from dtnet.training.plan import plan
+from dtnet.training.run import Training, build_model, run_train
+from dtnet.training.schedule import cosine_rate
+from dtnet.training.settings import TrainSettings
+from dtnet.training.stages import CrossEntropy, SelfCritical, search, search_then_score
+from dtnet.vocabulary import PAD
 from tenfold import UserError
+from tenfold.metrics.captions import split_words
+from tenfold.metrics.captions.cider import CiderD
 from tenfold.runs import RunRecord, run
+from tenfold.runs.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -303,12 +304,12 @@ def test_what_a_training_refuses(finished: Path, data: Path, tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"model.max_len should be 8 or more"):
         tiny_settings(data, model={"max_len": 7})
     with monkeypatch.context() as patch:
-        patch.setattr("dtnet.ptb.find_java", missing)
+        patch.setattr("tenfold.metrics.captions.ptb.find_java", missing)
         with pytest.raises(UserError, match="no Java"):
             run_train(tiny_settings(data, validation={"tokens": "ptb"}), 0, tmp_path / "java")
     assert not any((tmp_path / name).exists() for name in ("long", "java", "wide", "missing", "none", "start"))
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
+        with pytest.raises(UserError, match="no such CUDA device"):
             run_train(tiny_settings(data, device="cuda"), 0, tmp_path / "cuda")
 
 

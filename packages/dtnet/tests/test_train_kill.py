@@ -16,8 +16,8 @@ import torch
 import yaml
 from dtnet_fixtures import STEPS, XE_STEPS, die_after, killed, sha256, tiny_settings, weights, write_tiny_data
 
-from dtnet.settings import TrainSettings
-from dtnet.train import run_train
+from dtnet.training.run import run_train
+from dtnet.training.settings import TrainSettings
 from tenfold.runs import last_complete_checkpoint
 
 
@@ -144,7 +144,17 @@ def test_the_command_itself_is_killed_from_outside(data: Path, whole: Path, tmp_
     """`dtnet train` as a process, killed when a step is logged, and inside a write. Fails as the tests above do."""
     folder, config = tmp_path / "run", tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_settings(data).model_dump(mode="json")))
-    command = [sys.executable, "-m", "dtnet.cli", "train", "--config", str(config), "--output", str(folder), "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "dtnet.commands.app",
+        "train",
+        "--config",
+        str(config),
+        "--output",
+        str(folder),
+        "--resume",
+    ]
 
     def logged() -> int:
         path = folder / "metrics.jsonl"

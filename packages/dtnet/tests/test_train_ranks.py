@@ -14,10 +14,12 @@ import torch
 import yaml
 from dtnet_fixtures import in_ranks, tiny_settings, weights, write_tiny_data
 
+from dtnet.data.caption_data import open_data
 from dtnet.model import DTNet
-from dtnet.ranks import Ranks, join
-from dtnet.train import build_model, run_train
-from dtnet.train_data import open_data
+from dtnet.training.data_parallel import sum_gradients, summed
+from dtnet.training.run import build_model, run_train
+from tenfold.runs.ranks import Ranks
+from tenfold.runs.ranks import ranks as joined
 
 # Everything that ranks do differently on purpose is off: dropout, augmentation, BatchNorm's own statistics.
 QUIET = {"augment": False, "freeze_bn": True, "model": {"dropout": 0.0, "attention_dropout": 0.0}}
@@ -86,7 +88,7 @@ def test_two_ranks_train_both_stages_and_go_on_bit_for_bit(data: Path, tmp_path:
     first = tiny_settings(data, xe={"epochs": 1, "steps": 3}, scst={"epochs": 1, "steps": 3})
 
     def stopped() -> None:
-        from dtnet import stages
+        from dtnet.training import stages
 
         loss, count = stages.SelfCritical.loss, 0
 
@@ -112,15 +114,15 @@ def test_ranks_sum_gradients_and_average_statistics(tmp_path: Path) -> None:
     """Fails if a parameter without a gradient gets one, or running statistics stay each rank's own."""
 
     def work() -> None:
-        with join(torch.device("cpu")) as ranks:
+        with joined(torch.device("cpu")) as ranks:
             model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
             model[0].weight.grad = torch.full((3, 2), float(ranks.rank + 1))
             model[1].running_mean.fill_(10.0 * ranks.rank)
-            ranks.sum_gradients(model)
+            sum_gradients(ranks, model)
             assert model[0].weight.grad.eq(3).all() and model[2].weight.grad is None
             assert model[1].running_mean.eq(5).all() and model[1].running_var.eq(1).all()
-            assert ranks.sum(torch.tensor(ranks.rank + 1.0)).item() == 3
-            assert ranks.gather(ranks.rank) == [0, 1] and ranks.broadcast(ranks.rank) == 0
+            assert summed(ranks, torch.tensor(ranks.rank + 1.0)).item() == 3
+            assert ranks.gather(ranks.rank) == [0, 1] and ranks.tell(ranks.rank) == 0
 
     in_ranks(work)
 
@@ -142,7 +144,7 @@ def test_torchrun_starts_two_ranks(data: Path, tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += ["-m", "dtnet.cli", "train", "--config", str(config), "--output", str(tmp_path / "run")]
+    command += ["-m", "dtnet", "train", "--config", str(config), "--output", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1

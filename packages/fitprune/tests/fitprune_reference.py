@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
-from fitprune_hosts import IMAGE
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from tenfold.testing.hosts import IMAGE
 
 
 class _Captured(Exception):

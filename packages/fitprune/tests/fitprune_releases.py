@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from fitprune.weight_files import WeightFiles
+from tenfold.weights import WeightFiles
 
 OFFICIAL_KEYS = json.loads((Path(__file__).parent / "goldens" / "official_keys.json").read_text())
 WORDS = 70

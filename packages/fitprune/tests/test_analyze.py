@@ -4,14 +4,14 @@ import sys
 
 import pytest
 import torch
-from fitprune_hosts import IMAGE, Prompts, build
 
-from fitprune.analyze import MEASURES, analyze, rank_correlation, top_share
-from fitprune.cli import main
+from fitprune.commands.app import main
+from fitprune.evaluation.analysis import MEASURES, analyze, rank_correlation, top_share
 from fitprune.recipe import Recipe
 from fitprune.search import collect_statistics
 from tenfold.data import mini_host
 from tenfold.runs import RunRecord, read_json
+from tenfold.testing.hosts import IMAGE, Prompts, build
 
 
 def test_statistics_equal_those_of_the_full_attention_maps():

@@ -4,19 +4,30 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fitprune_hosts import IMAGE, SCENARIOS, Prompts, build
 from fitprune_reference import decoder, heads_of, layer_zero_input, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from fitprune import Recipe, benchmark
-from fitprune.baselines import METHODS, FastV, FitPrune, PyramidDrop, RandomBefore, SingleCut, Uniform, drawn, solve
-from fitprune.benchmark import AtOutput, Host
-from fitprune.flops import LLAVA_7B, DecoderShape, base_macs, layer_macs, reduction
-from fitprune.method import match
+from fitprune import Recipe
+from fitprune.costs import LLAVA_7B, DecoderShape, base_macs, layer_macs, reduction
+from fitprune.evaluation.baselines import (
+    METHODS,
+    FastV,
+    FitPrune,
+    PyramidDrop,
+    RandomBefore,
+    SingleCut,
+    Uniform,
+    drawn,
+    solve,
+)
+from fitprune.evaluation.pruners import match
+from fitprune.evidence import speed
+from fitprune.evidence.speed import AtOutput, Host
 from fitprune.rules import Random
 from tenfold import UserError
+from tenfold.testing.hosts import IMAGE, SCENARIOS, Prompts, build
 
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
 SHAPE = DecoderShape(layers=4, hidden=32, intermediate=48, heads=4, kv_heads=2)
@@ -58,7 +69,7 @@ def test_counted_flops_are_those_that_run(name, monkeypatch):
     """On a whole tiny LLaVA against torch's counter. The rule, whose own products are no part of the formula, is
     replaced by a draw. Fails if ``at_output`` of a method differs from where its tokens are counted to leave."""
     host = Host(shape=DecoderShape(4, 32, 48, 4, 4, 8), vocabulary=50, prefix=3, visual=48, text=5)
-    ours = benchmark.build(host, torch.float32, torch.device("cpu"), 0)
+    ours = speed.build(host, torch.float32, torch.device("cpu"), 0)
     ours.set_attn_implementation("eager")
     recipe = Recipe("tiny", 4, 48, (20, 0, 10, 4))
     method = solve(name, 0.4, host.shape, 48, recipe=recipe)

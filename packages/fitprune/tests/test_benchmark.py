@@ -8,16 +8,16 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from fitprune import search_benchmark
-from fitprune.baselines import METHODS, FitPrune
-from fitprune.benchmark import EAGER, GENERIC, PRUNED, UNPRUNED, AtOutput, Bench, Host, resample, run_bench
-from fitprune.flops import DecoderShape, alive, layer_macs
+from fitprune.commands.tables import bench_tables
+from fitprune.costs import DecoderShape, alive, layer_macs
+from fitprune.evaluation.baselines import METHODS, FitPrune
+from fitprune.evidence import search_speed
+from fitprune.evidence.search_speed import candidates_by_loop, compare_selections, drawn_scores
+from fitprune.evidence.settings import BenchSettings
+from fitprune.evidence.speed import EAGER, GENERIC, PRUNED, UNPRUNED, AtOutput, Bench, Host, resample, run_bench
 from fitprune.recipe import Recipe
 from fitprune.rules import Random
 from fitprune.search import candidates
-from fitprune.search_benchmark import candidates_by_loop, compare_selections, drawn_scores
-from fitprune.settings import BenchSettings
-from fitprune.tables import bench_tables
 from tenfold import UserError
 from tenfold.cli.app import citations
 from tenfold.runs import RunRecord
@@ -72,7 +72,7 @@ def test_criteria_layers_and_tolerances_are_one_call():
 
 
 def test_the_search_is_refused_a_figure_when_the_two_disagree(bench, monkeypatch):
-    monkeypatch.setattr(search_benchmark, "candidates", lambda score, visual, kept: ~visual.expand_as(score))
+    monkeypatch.setattr(search_speed, "candidates", lambda score, visual, kept: ~visual.expand_as(score))
     with pytest.raises(AssertionError, match="disagree"):
         bench.search()
 
@@ -134,7 +134,7 @@ def test_the_recipe_is_the_released_one_resampled_to_the_layers(measured):
 
 
 def test_the_result_is_a_run_record_that_can_be_cited(measured):
-    from fitprune.cli import package
+    from fitprune.commands.app import package
 
     figures, file = measured
     record = RunRecord.load(file)

@@ -10,7 +10,7 @@ import torch
 from fitprune_releases import RELEASE, TOWER, WORDS, tiny_weights, write_release
 from safetensors.torch import load_file, save_file
 
-from fitprune.checkpoints import convert, to_official
+from fitprune.checkpoints.keys import convert, to_official
 from tenfold import UserError
 
 

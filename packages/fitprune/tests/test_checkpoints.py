@@ -16,7 +16,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from fitprune.checkpoints import convert, official_shapes, to_official, to_transformers
+from fitprune.checkpoints.keys import convert, official_shapes, to_official, to_transformers
 from tenfold.data import mini_host, miniworld
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from fitprune import claims, figures, mini_claims
-from fitprune.cli import app
-from fitprune.questions import find_benchmark, paper_split
+from fitprune.commands.app import app
+from fitprune.evaluation.questions import find_benchmark, paper_split
+from fitprune.evidence import claims, experiments, figures
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file
 from tenfold.cli.bibtex import load_citation, paper_bibtex
@@ -143,11 +143,10 @@ def test_the_mini_host_stands_behind_the_exactness_claims():
 
 
 def test_the_shipped_host_can_fail(monkeypatch):
-    """Fails if the check does not compare the recipe with random removal."""
+    """Fails if the check does not compare the product with chance."""
     for ours, control, passed in ((0.7, 0.5, True), (0.5, 0.7, False), (0.5, 0.5, False)):
-        scores = {"unpruned": 1.0, "fitprune": ours, "random-before": control, "fastv": 0.2}
-        found = {(method, kind): score for method, score in scores.items() for kind in ("one-hop", "two-hop")}
-        monkeypatch.setattr(mini_claims, "shipped", lambda questions, found=found: found)
+        found = {"unpruned": 1.0, "product": ours, "random": control, "fastv": 0.2}
+        monkeypatch.setattr(experiments, "shipped", lambda questions, found=found: found)
         outcome = claims.shipped_host()
         assert outcome.passed is passed and outcome.value == 100 * ours and f"{control:.1%}" in outcome.detail
 
@@ -187,13 +186,12 @@ def recorded(tmp_path, monkeypatch):
     """A folder of results, as `claims --train` leaves them, in place of the package's own."""
     table = [
         {"method": method, "ratio": ratio, "kind": kind, "visual_reduction": ratio, "mean": 0.5, "seeds": [0.4, 0.6]}
-        for method, ratio in (("unpruned", 0.0), ("fitprune", 0.4), ("fitprune", 0.6), ("random", 0.6))
-        for kind in ("one-hop", "two-hop")
+        for method, ratio in (("unpruned", 0.0), ("product", 0.4), ("product", 0.6), ("random", 0.6))
+        for kind in ("place", "two_hop")
     ]
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "mini-which.json").write_text(json.dumps({"table": table}))
-    (folder / "mini-gate.json").write_text(json.dumps({"curves": {"two_hop": [[0.2, 0.6, 1.0]] * 2}}))
     monkeypatch.setattr(claims, "find_package_file", lambda module, name: folder)
     return folder
 
@@ -203,13 +201,13 @@ def test_figures_are_pictures(tmp_path, recorded, monkeypatch):
     from PIL import Image
 
     monkeypatch.setattr(figures, "mini_host", partial(figures.mini_host, scenes=1))
-    names = ("recipe-60", "delivered", "recipe-mini", "patches", "accuracy", "gates")
+    names = ("recipe-60", "delivered", "recipe-mini", "patches", "gates", "accuracy")
     drawn = claims.figures(tmp_path)
     assert tuple(figure.path.stem for figure in drawn) == names
     for figure in drawn:
         with Image.open(figure.path) as image:
             assert image.width >= 380 and len(image.convert("RGB").getcolors(1 << 20)) > 20
-    assert "no evidence of where larger models look" in drawn[-1].caption
+    assert "no evidence of where larger models look" in drawn[-2].caption
 
 
 def test_what_was_not_recorded_is_not_drawn(tmp_path, recorded, monkeypatch):
@@ -217,7 +215,7 @@ def test_what_was_not_recorded_is_not_drawn(tmp_path, recorded, monkeypatch):
     shutil.rmtree(recorded)
     monkeypatch.setattr(figures, "mini_host", lambda folder: (folder / "recipe.png", folder / "patches.png"))
     monkeypatch.setattr(figures, "delivered", lambda path: path)
-    assert len(claims.figures(tmp_path)) == 4
+    assert len(claims.figures(tmp_path)) == 5
 
 
 def test_the_citation_names_the_paper():

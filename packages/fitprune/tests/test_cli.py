@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fitprune.cli import main
+from fitprune.commands.app import main
 from fitprune.recipe import Recipe
 from tenfold.data import mini_host, mini_sets
 from tenfold.data.formats import write_calibration
 from tenfold.runs import RunRecord
 
-COMMAND = [sys.executable, "-c", "from fitprune.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from fitprune.commands.app import main; main()"]
 FIT = ["fit", "--limit", "3", "--ratio", "0.4", "--ratio", "0.6"]
 RECIPES = ["recipe-0.4.json", "recipe-0.6.json"]
 
@@ -73,7 +73,7 @@ def questions(tmp_path_factory):
 def test_help_and_cite_answer_without_torch():
     """Fails if cli.py imports a module of the method at its top."""
     code = (
-        "import sys; from fitprune.cli import main; heavy = {'torch', 'transformers', 'matplotlib'}\n"
+        "import sys; from fitprune.commands.app import main; heavy = {'torch', 'transformers', 'matplotlib'}\n"
         "for arguments in (['--help'], ['fit', '--help'], ['cite']):\n"
         "    sys.argv = ['fitprune', *arguments]\n"
         "    try: main()\n"
@@ -105,7 +105,7 @@ def test_fit_says_what_is_left_and_what_it_saves(fitprune, tmp_path):
         recipe.remove[0],
         recipe.alive()[1],
     ]
-    assert f"36 → {recipe.alive()[-1]}" in out
+    assert f"100 → {recipe.alive()[-1]}" in out
     assert f"{recipe.reduction:.1%}" in out
     assert f"wrote {tmp_path / 'run' / 'recipe-0.6.json'}" in out.replace("\n", " ")
 
@@ -358,7 +358,7 @@ def test_a_processor_that_wants_another_library_is_one_line(fitprune, tmp_path, 
     def wants(*args, **kwargs):
         raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out\n")
 
-    monkeypatch.setattr("fitprune.loading.AutoProcessor.from_pretrained", wants)
+    monkeypatch.setattr("tenfold.hosts.loading.AutoProcessor.from_pretrained", wants)
     refused(fitprune("demo", "--output", tmp_path / "run"), "requires the Torchvision library but it was not found: ")
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 import typer
 
-from fitprune.cli import app, main
-from fitprune.cli_eval import shipped_config
-from fitprune.eval_tables import eval_tables
-from fitprune.evaluate import Evaluation
+from fitprune.commands.app import app, main
+from fitprune.commands.tables import eval_tables
+from fitprune.evaluation.run import Evaluation
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file
 from tenfold.cli.app import console
+from tenfold.cli.verbs import shipped_config
 from tenfold.data import mini_host, write
 from tenfold.data.benchmarks import BENCHMARKS, benchmark
 from tenfold.ledger.schema import load_ledger
@@ -157,14 +157,14 @@ def test_the_ledgers_full_claims_are_commands_that_this_command_takes():
 def test_eval_configs_say_how_they_are_run():
     folder = Path(__file__).parent.parent / "configs" / "eval"
     for config in folder.glob("*.yaml"):
-        assert shipped_config(config.stem) == config
+        assert shipped_config("fitprune", config.stem) == config
         assert f"fitprune eval --config {config.stem} " in config.read_text(), config.name
 
 
 def test_help_of_eval_answers_without_torch():
     """And lists every benchmark's files. Fails if cli_eval.py imports a module of the method at its top."""
     code = (
-        "import sys; from fitprune.cli import main; sys.argv = ['fitprune', 'eval', '--help']\n"
+        "import sys; from fitprune.commands.app import main; sys.argv = ['fitprune', 'eval', '--help']\n"
         "try: main()\n"
         "except SystemExit as done: assert not done.code\n"
         "print('loaded:', sorted({'torch', 'transformers'} & set(sys.modules)))"
@@ -179,7 +179,7 @@ def test_help_of_eval_answers_without_torch():
 def test_torchrun_shares_the_work(options, evaluated, tmp_path):
     """The command of the help text, in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "fitprune.cli", "eval", *options, "--output", str(tmp_path / "run")]
+    command += ["-m", "fitprune", "eval", *options, "--output", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         out, _ = process.communicate(timeout=600)

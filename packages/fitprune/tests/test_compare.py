@@ -7,21 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fitprune import compare_run
-from fitprune.baselines import METHODS
-from fitprune.calibrate import Prompts, mini_calibration
-from fitprune.cli import main
-from fitprune.compare import ALL_KINDS, UNPRUNED, Arm, Comparison, Item, compare
-from fitprune.compare_run import find_items, find_recipes, mini_items, run_compare
+from fitprune.commands.app import main
+from fitprune.costs import LLAVA_7B, DecoderShape, base_macs, layer_macs
+from fitprune.data.calibration import Prompts, mini_calibration
+from fitprune.evaluation import compare_run
+from fitprune.evaluation.baselines import METHODS
+from fitprune.evaluation.compare import ALL_KINDS, UNPRUNED, Arm, Comparison, Item, compare
+from fitprune.evaluation.compare_run import find_items, find_recipes, mini_items, run_compare
+from fitprune.evaluation.settings import COMPARED, CompareSettings
 from fitprune.fitting import Calibration
-from fitprune.flops import LLAVA_7B, DecoderShape, base_macs, layer_macs
-from fitprune.loading import load_host
 from fitprune.recipe import Recipe
-from fitprune.settings import COMPARED, CompareSettings
 from tenfold import UserError
 from tenfold.data import mini_host, mini_sets
 from tenfold.data.formats import write_calibration
 from tenfold.data.write import WRITERS, Format
+from tenfold.hosts.loading import load_host
 from tenfold.metrics import bootstrap
 from tenfold.runs import RunRecord, read_jsonl
 
@@ -271,7 +271,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, host, recipe):
 
 def test_methods_at_full_size_meet_every_budget():
     """LLaVA-1.5-7B's dimensions; only the counting, without a model."""
-    from fitprune.compare import solve_all
+    from fitprune.evaluation.compare import solve_all
 
     recipes = {percent / 100: Recipe.released("llava-1.5-7b", percent) for percent in (40, 60, 80)}
     arms, left_out = solve_all(LLAVA_7B, recipes, COMPARED, (0,))

@@ -19,18 +19,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fitprune import flops
-from fitprune.evaluate import choose_recipe, run_eval
-from fitprune.flops import DecoderShape
-from fitprune.generation import VICUNA_SYSTEM, Protocol, encode_batch, generate, pad_to_square
+from fitprune import costs
+from fitprune.costs import DecoderShape
+from fitprune.evaluation.published import published
+from fitprune.evaluation.questions import find_benchmark, paper_split, questions_fingerprint
+from fitprune.evaluation.run import choose_recipe, run_eval
+from fitprune.evaluation.settings import EvalSettings
 from fitprune.pruner import Pruner
-from fitprune.published import published
-from fitprune.questions import find_benchmark, paper_split, questions_fingerprint
 from fitprune.recipe import Recipe
-from fitprune.settings import EvalSettings
 from tenfold import UserError
 from tenfold.data import mini_host, write
 from tenfold.data.benchmarks import BENCHMARKS, benchmark
+from tenfold.hosts.answers import VICUNA, Protocol, encode_batch, generate, pad_to_square
 from tenfold.runs import RunRecord, read_jsonl
 
 FORKS = multiprocessing.get_context("fork")
@@ -127,9 +127,9 @@ def test_delivered_flops_are_those_of_the_tokens_that_were_there(host, settings,
             alive = pruner.surviving().sum(1).tolist()
         text = inputs["input_ids"].shape[1] - alive[0]
         pairs = list(pairwise(alive))
-        visual_flops.append(sum(2 * flops.layer_macs(before, after, shape) for before, after in pairs))
-        prompt_flops.append(sum(2 * flops.layer_macs(before + text, after + text, shape) for before, after in pairs))
-        unpruned.append(shape.layers * 2 * flops.layer_macs(alive[0] + text, alive[0] + text, shape))
+        visual_flops.append(sum(2 * costs.layer_macs(before, after, shape) for before, after in pairs))
+        prompt_flops.append(sum(2 * costs.layer_macs(before + text, after + text, shape) for before, after in pairs))
+        unpruned.append(shape.layers * 2 * costs.layer_macs(alive[0] + text, alive[0] + text, shape))
     metrics = json.loads((whole / "metrics.json").read_text())
     assert metrics["visual_gflops"] == pytest.approx(fmean(visual_flops) / 1e9, rel=1e-12)
     assert metrics["prompt_gflops"] == pytest.approx(fmean(prompt_flops) / 1e9, rel=1e-12)
@@ -322,7 +322,7 @@ def test_prompts_with_and_without_an_image_share_a_batch(host, recipe):
         together = generate(model, processor, prompts, max_new_tokens=6)
         alone = [generate(model, processor, [prompt], max_new_tokens=6)[0] for prompt in prompts]
     assert together == alone
-    assert [answer.visual_tokens for answer in together] == [36, 0, 36]
+    assert [answer.visual_tokens for answer in together] == [100, 0, 100]
 
 
 def test_llavas_own_prompt_is_vicunas_with_its_system_sentence(host):
@@ -339,7 +339,15 @@ def test_llavas_own_prompt_is_vicunas_with_its_system_sentence(host):
         {"role": "user", "content": [{"type": "text", "text": "c"}]},
     ]
     later = Protocol.llava.chat(processor, turns, prompt.images).text
-    assert later == f"{VICUNA_SYSTEM} USER: <image>\na ASSISTANT: b</s>USER: c ASSISTANT:"
+    assert later == f"{VICUNA.system} USER: <image>\na ASSISTANT: b</s>USER: c ASSISTANT:"
+    # A system turn gives way to Vicuna's sentence; pictures come first in their turn; the end is the tokenizer's own.
+    turns[2]["content"] += [{"type": "image"}, {"type": "image"}]
+    with_system = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *turns]
+    other = copy.deepcopy(processor)
+    other.tokenizer.eos_token = "<end>"
+    assert Protocol.llava.chat(other, with_system, ()).text == (
+        f"{VICUNA.system} USER: <image>\na ASSISTANT: b<end>USER: <image>\n<image>\nc ASSISTANT:"
+    )
 
 
 def test_llavas_images_are_padded_to_squares_of_the_mean_colour():
@@ -358,7 +366,7 @@ def test_the_host_decides_whose_prompts_are_used(host):
     reads_all = copy.deepcopy(processor)
     reads_all.tokenizer.unk_token = None
     assert Protocol.of(model, reads_all) is Protocol.llava
-    reads_all.chat_template = f"{VICUNA_SYSTEM} {processor.chat_template}"
+    reads_all.chat_template = f"{VICUNA.system} {processor.chat_template}"
     assert Protocol.of(model, reads_all) is Protocol.processor
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitprune_hosts import Prompts, build
 
 import fitprune
-from fitprune import fitting
+from fitprune import fit
 from fitprune.fitting import Calibration
 from fitprune.search import candidates
 from tenfold import UserError
 from tenfold.runs import read_jsonl
+from tenfold.testing.hosts import Prompts, build
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2_vl"])
@@ -157,8 +157,8 @@ def test_a_killed_fit_resumes_to_the_same_bits(tmp_path, whole_fit, kill_at, mon
 
     measured = []
     for name in ("collect_statistics", "fit_alpha"):
-        original = getattr(fitting, name)
-        monkeypatch.setattr(fitting, name, lambda *args, run=original: measured.append(1) or run(*args))
+        original = getattr(fit, name)
+        monkeypatch.setattr(fit, name, lambda *args, run=original: measured.append(1) or run(*args))
     run_fit(tmp_path)
     whole = sum(path.read_bytes().count(b"\n") for path in whole_fit.glob("progress/*.jsonl"))
     assert len(measured) == whole - done

@@ -3,14 +3,13 @@ layers."""
 
 import pytest
 import torch
-from fitprune_hosts import Prompts, build
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, Qwen2VLTextConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
 from fitprune import Pruner, Recipe
-from fitprune.flops import (
+from fitprune.costs import (
     LLAVA_7B,
     DecoderShape,
     alive_macs,
@@ -29,6 +28,7 @@ from fitprune.flops import (
     true_prefill_macs,
 )
 from fitprune.statistics import AttentionMass
+from tenfold.testing.hosts import Prompts, build
 
 RECIPE = Recipe.released("llava-1.5-7b", 60)
 
@@ -110,7 +110,7 @@ def test_pruned_prefill_costs_what_the_formula_says(early, monkeypatch):
     model = build("llava", "eager")
     inputs = Prompts("llava").batch([[("image", 4), 6]])
     recipe = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
-    monkeypatch.setattr("fitprune.attachment.is_plain_pre_norm", lambda module: early)
+    monkeypatch.setattr("tenfold.hosts.structure.is_plain_pre_norm", lambda module: early)
     monkeypatch.setattr(
         "fitprune.rules.token_mass",
         lambda tokens, *_: AttentionMass(*torch.rand(2, *tokens.visual.shape)),

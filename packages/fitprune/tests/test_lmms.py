@@ -6,13 +6,13 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image
 
-from fitprune.evaluate import run_eval
-from fitprune.generation import Protocol, conversation, cut, sampling
+from fitprune.evaluation.run import run_eval
+from fitprune.evaluation.settings import EvalSettings
 from fitprune.recipe import Recipe
-from fitprune.settings import EvalSettings
 from tenfold import UserError
 from tenfold.data import mini_host, write
 from tenfold.data.benchmarks import benchmark
+from tenfold.hosts.answers import Protocol, conversation, cut, sampling
 from tenfold.runs import read_jsonl
 
 NO_LMMS = "lmms-eval is not installed (make lmms)"

@@ -9,12 +9,12 @@ padding.
 import pytest
 import torch
 import transformers
-from fitprune_hosts import HOSTS, SCENARIOS, Prompts, build
 from fitprune_reference import logits_of, slow
 from packaging.version import Version
 
 from fitprune import Pruner, Recipe
 from tenfold import UserError
+from tenfold.testing.hosts import HOSTS, SCENARIOS, Prompts, build
 
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
 SPECIAL = [0, 3, 4, 7, 8, 9]  # padding and placeholders: a random model would generate them

@@ -5,13 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fitprune_hosts import IMAGE, MROPE, SCENARIOS, SIGLIP, TEXT, Prompts, build
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 from fitprune import Pruner, Recipe
-from fitprune.attachment import Layer
 from fitprune.statistics import attention_mass, lowest_scores
 from tenfold import UserError
+from tenfold.testing.hosts import IMAGE, SCENARIOS, Prompts, build
 
 MAIN = ("llava", "qwen2_vl")
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
@@ -140,7 +139,7 @@ def test_dropping_at_the_layer_output_gives_the_same_survivors(host, scenario, m
     inputs = Prompts(name).batch(*SCENARIOS[scenario])
     with Pruner(RECIPE)(model):
         early = model(**inputs).logits
-    monkeypatch.setattr("fitprune.attachment.is_plain_pre_norm", lambda module: False)
+    monkeypatch.setattr("tenfold.hosts.structure.is_plain_pre_norm", lambda module: False)
     with Pruner(RECIPE)(model):
         late = model(**inputs).logits
     torch.testing.assert_close(late, early, atol=1e-4, rtol=1e-4)
@@ -331,37 +330,6 @@ def test_ties_remove_the_later_token_first():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda i, m: i.update(labels=i["input_ids"]), "labels under pruning"),
-        (
-            lambda i, m: i.update(past_key_values=StaticCache(config=m.config, max_cache_len=64)),
-            "static cache",
-        ),
-        (lambda i, m: i.update(attention_mask=torch.ones(1, 1, 25, 25)), r"not \[batch, tokens\]"),
-        (
-            lambda i, m: i.update(input_ids=i["input_ids"][:, :19], attention_mask=None),
-            "no text after the image",
-        ),
-        (
-            lambda i, m: (
-                i.pop("input_ids"),
-                i.update(inputs_embeds=torch.zeros(1, 25, 32), pixel_values=None),
-            ),
-            "inputs_embeds",
-        ),
-    ],
-)
-def test_what_cannot_be_pruned_is_refused(model, inputs, change, message):
-    """Labels, static cache, four-dimensional mask, a chunk that splits image and question, embeddings
-    without a mask."""
-    change(inputs, model)
-    with Pruner(RECIPE)(model), pytest.raises(UserError, match=message):
-        model(**inputs)
-
-
-@torch.no_grad()
 def test_caches_do_not_leave_their_context(model, inputs):
     with Pruner(RECIPE)(model):
         cache = model(**inputs, use_cache=True).past_key_values
@@ -386,65 +354,3 @@ def test_a_cache_filled_before_pruning_can_be_continued(model, inputs):
     with Pruner(RECIPE)(model) as pruner:
         model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
         assert pruner.kv_lengths(cache) == [[4 + 25], [4 + 21], [4 + 21], [4 + 16]]
-
-
-def test_one_attachment_at_a_time(model):
-    pruner = Pruner(RECIPE)
-    with pruner(model):
-        with pytest.raises(UserError, match="already attached"):
-            pruner.attach(model)
-        with pytest.raises(UserError, match="already being pruned"):
-            Pruner(RECIPE).attach(model)
-    assert not any(
-        isinstance(getattr(layer.forward, "__self__", None), Layer) for layer in model.model.language_model.layers
-    )
-
-
-def test_hosts_of_other_structure_are_refused(model):
-    """Each with its reason: compiled, no transformers model, wrong depth, sliding windows, deepstack,
-    bidirectional."""
-    with pytest.raises(UserError, match="compiled model"):
-        Pruner(RECIPE).attach(torch.compile(build("llava")))
-    with pytest.raises(UserError, match="cannot prune"):
-        Pruner(RECIPE).attach(torch.nn.Linear(2, 2))
-    with pytest.raises(UserError, match="layers"):
-        Pruner(Recipe(model="tiny", num_layers=5, visual_tokens=16, remove=(1,) * 5)).attach(model)
-    sliding = build("qwen2_vl")
-    sliding.config.text_config.layer_types = ["sliding_attention"] * 4
-    with pytest.raises(UserError, match="sliding-window"):
-        Pruner(RECIPE).attach(sliding)
-    bidirectional = build("llava")
-    bidirectional.config.text_config.use_bidirectional_attention = True
-    with pytest.raises(UserError, match="bidirectional"):
-        Pruner(RECIPE).attach(bidirectional)
-
-
-def refused_hosts():
-    from transformers import (
-        Gemma3Config,
-        Gemma3ForConditionalGeneration,
-        PaliGemmaConfig,
-        PaliGemmaForConditionalGeneration,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-    )
-
-    text, vision = {**TEXT, "head_dim": 8}, {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
-    yield "sliding-window", Gemma3ForConditionalGeneration, Gemma3Config(text_config=text, vision_config=SIGLIP)
-    paligemma = PaliGemmaConfig(text_config={"model_type": "gemma", **text}, vision_config=SIGLIP)
-    yield "bidirectional", PaliGemmaForConditionalGeneration, paligemma
-    qwen3 = Qwen3VLConfig(
-        text_config={**text, "rope_parameters": MROPE},
-        vision_config={**vision, "deepstack_visual_indexes": [0]},
-        image_token_id=IMAGE,
-    )
-    yield "deepstack", Qwen3VLForConditionalGeneration, qwen3
-
-
-@pytest.mark.parametrize("reason, model_class, config", list(refused_hosts()))
-def test_hosts_that_the_method_cannot_serve_are_refused(reason, model_class, config):
-    """Gemma 3, PaliGemma and Qwen3-VL, by structure, each with its reason."""
-    with torch.device("meta"):
-        model = model_class(config)
-    with pytest.raises(UserError, match=reason):
-        Pruner(RECIPE).attach(model)

@@ -44,7 +44,7 @@ def test_the_commands_of_the_readme_run(tmp_path):
     local = next(block for block in blocks("sh") if "fitprune demo  " in block)
     for line in local.splitlines():
         words = shlex.split(line, comments=True)
-        code = "from fitprune.cli import main; main()"
+        code = "from fitprune.commands.app import main; main()"
         done = subprocess.run([sys.executable, "-c", code, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}: {done.stderr}"
     with Image.open(tmp_path / "recipe.png") as picture:
@@ -55,8 +55,8 @@ def test_every_verb_and_every_baseline_is_in_the_readme():
     """Fails if a verb or a baseline is added, or renamed, and the README does not tell."""
     import typer
 
-    from fitprune.baselines import METHODS
-    from fitprune.cli import app
+    from fitprune.commands.app import app
+    from fitprune.evaluation.baselines import METHODS
 
     told = {line.split()[1] for block in blocks("sh") for line in block.splitlines() if line.startswith("fitprune ")}
     assert set(typer.main.get_command(app).commands) - told == {"train", "report"}
@@ -69,7 +69,7 @@ def test_every_command_of_the_readme_has_the_options_it_is_given(capsys, monkeyp
     """Also those that need official weights. Fails if an option is renamed."""
     import typer
 
-    from fitprune.cli import app
+    from fitprune.commands.app import app
 
     command = typer.main.get_command(app)
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("fitprune ")]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitprune import Recipe
-from fitprune.flops import DecoderShape, recipe_macs
+from fitprune.costs import DecoderShape, recipe_macs
 from tenfold import UserError
 
 SHAPE = DecoderShape(layers=4, hidden=8, intermediate=16, heads=2)

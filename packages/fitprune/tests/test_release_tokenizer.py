@@ -6,7 +6,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from fitprune.llava_release import IMAGE, PAD, read_tokenizer
+from fitprune.checkpoints.release import IMAGE, PAD, read_tokenizer
 from tenfold import UserError
 
 TEXT = "A chat between a user and an assistant. USER: What shape is it?\nAnswer briefly. ASSISTANT: a square\n"

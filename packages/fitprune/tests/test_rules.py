@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from fitprune_hosts import IMAGE, SCENARIOS, Prompts, build
 
 from fitprune import Pruner, Recipe
-from fitprune.ragged import Tokens
 from fitprune.rules import RULES, Observation, Random, last_token
+from tenfold.hosts.ragged import Tokens
+from tenfold.testing.hosts import IMAGE, SCENARIOS, Prompts, build
 
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
 ZERO = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(0, 0, 0, 0))

@@ -10,7 +10,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from inst_diff_edit import mini, mini_scenes
+from inst_diff_edit.data import scenes
+from inst_diff_edit.miniature import model as mini
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def double():
 
 @pytest.fixture(scope="session")
 def edits():
-    return [mini_scenes.edit(0, index) for index in range(3)]
+    return [scenes.edit(0, index) for index in range(3)]
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from diffusers.models.attention_processor import (
 from peft import LoraConfig
 from torch import nn
 
-from inst_diff_edit import attention, mini
+from inst_diff_edit import attention
 from inst_diff_edit.attention import AttentionRecorder, cross_attention, grid_edge
+from inst_diff_edit.miniature import model as mini
 from tenfold import UserError
 
 WORDS, WIDTH = 16, mini.WIDTH

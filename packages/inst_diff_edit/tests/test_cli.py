@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from inst_diff_edit import benchmark, mini, mini_scenes
-from inst_diff_edit.cli import main
-from inst_diff_edit.evaluate import write_mini_set
+from inst_diff_edit.commands.app import main
+from inst_diff_edit.data import scenes
+from inst_diff_edit.evaluation.run import write_mini_set
+from inst_diff_edit.evidence import speed
+from inst_diff_edit.miniature import model as mini
 from tenfold.runs import RunRecord
 
 
@@ -27,7 +29,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "scene.png"
-    mini_scenes.edit(0, 0).picture(64).save(path)
+    scenes.edit(0, 0).picture(64).save(path)
     return path
 
 
@@ -60,7 +62,7 @@ def refused(command, *arguments):
 def test_help_answers_without_torch():
     """Fails if a verb imports what it needs before it is asked to work."""
     code = (
-        "import sys; from inst_diff_edit.cli import main\n"
+        "import sys; from inst_diff_edit.commands.app import main\n"
         "verbs = ['edit', 'demo', 'train', 'eval', 'bench', 'claims', 'verify', 'report']\n"
         "for arguments in (['--help'], *([verb, '--help'] for verb in verbs), ['cite']):\n"
         "    sys.argv = ['inst-diff-edit', *arguments]\n"
@@ -134,21 +136,21 @@ def test_bench_prints_realised_and_predicted(command, monkeypatch):
     """Measuring is tested with costs; here: options in, tables out. Fails if --full or --repeats is lost."""
     asked = {}
     row = {"seconds": 1.5, "tflops": 205.6, "samples": 250, "calls": 75, "peak_bytes": 3 * 2**30}
-    methods = {name: {**row, "seconds": 1.5 * (n + 1)} for n, name in enumerate(benchmark.METHODS)}
+    methods = {name: {**row, "seconds": 1.5 * (n + 1)} for n, name in enumerate(speed.METHODS)}
     size = {"edge": 512, "steps": 50, "dtype": "bfloat16"}
 
     def run_bench(settings, seed, output, size_):
         asked.update(settings=settings, seed=seed, output=output, size=size_)
-        return {"size": size, "methods": methods, "speed_ups": benchmark.speed_ups(methods)}
+        return {"size": size, "methods": methods, "speed_ups": speed.speed_ups(methods)}
 
-    monkeypatch.setattr(benchmark, "run_bench", run_bench)
+    monkeypatch.setattr(speed, "run_bench", run_bench)
     code, out, err = command(
         "bench", "--dtype", "bfloat16", "--repeats", 7, "--full", "--output", "b.json", "--seed", 2
     )
     assert code == 0, err
-    assert asked["size"] is benchmark.FULL and asked["settings"].repeats == 7 and asked["seed"] == 2
+    assert asked["size"] is speed.FULL and asked["settings"].repeats == 7 and asked["seed"] == 2
     assert asked["settings"].dtype == "bfloat16" and str(asked["output"]) == "b.json"
-    assert "realised / predicted" in out and all(method in out for method in benchmark.METHODS)
+    assert "realised / predicted" in out and all(method in out for method in speed.METHODS)
     assert "205.6" in out and "3.00" in out and "3.0" in out
     command("bench")
     assert asked["size"] is None and asked["output"] is None
@@ -248,9 +250,10 @@ def test_edit_names_what_is_wrong(command, broken, picture):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_no_cuda_when_asked_for(command, picture):
-    assert "no CUDA device: --device cuda" in refused(command, "edit", picture, "--to", "a ring", "--device", "cuda")
-    assert "no CUDA device: --device cuda" in refused(command, "eval", "--device", "cuda")
-    assert "no CUDA device: --device cuda" in refused(command, "bench", "--device", "cuda")
+    edit = refused(command, "edit", picture, "--to", "a ring", "--device", "cuda")
+    assert "no such CUDA device: device cuda:0" in edit
+    assert "no such CUDA device: device cuda:0" in refused(command, "eval", "--device", "cuda")
+    assert "no such CUDA device: device cuda:0" in refused(command, "bench", "--device", "cuda")
 
 
 def test_eval_names_what_is_wrong(command, broken, tmp_path):

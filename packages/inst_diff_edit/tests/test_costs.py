@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from inst_diff_edit import benchmark, flops, hosts
-from inst_diff_edit.benchmark import METHODS, Bench, Size, speed_ups
-from inst_diff_edit.settings import BenchSettings
+from inst_diff_edit import costs, hosts
+from inst_diff_edit.evidence import speed
+from inst_diff_edit.evidence.settings import BenchSettings
+from inst_diff_edit.evidence.speed import METHODS, Bench, Size, speed_ups
 
 TINY = Size((16, 32, 32, 32), (8, 8, 8, 8), 24, 8, 64, 4)
 
@@ -26,18 +27,18 @@ def test_what_runs_is_what_was_counted(bench, method):
 
 def test_the_sheet_s_table_of_costs():
     """Sample-forwards and calls at the published settings."""
-    assert (flops.inst_diff_edit_cost().samples, flops.inst_diff_edit_cost().calls) == (250, 75)
-    assert (flops.repository_diffedit_cost().samples, flops.repository_diffedit_cost().calls) == (1100, 550)
-    assert (flops.diffusers_diffedit_cost().samples, flops.diffusers_diffedit_cost().calls) == (200, 81)
-    direct = flops.inst_diff_edit_cost(1, final="latents")
-    assert (direct.samples, direct.calls) == (flops.sdedit_cost().samples, flops.sdedit_cost().calls) == (50, 25)
+    assert (costs.inst_diff_edit_cost().samples, costs.inst_diff_edit_cost().calls) == (250, 75)
+    assert (costs.repository_diffedit_cost().samples, costs.repository_diffedit_cost().calls) == (1100, 550)
+    assert (costs.diffusers_diffedit_cost().samples, costs.diffusers_diffedit_cost().calls) == (200, 81)
+    direct = costs.inst_diff_edit_cost(1, final="latents")
+    assert (direct.samples, direct.calls) == (costs.sdedit_cost().samples, costs.sdedit_cost().calls) == (50, 25)
 
 
 def test_flops_of_a_convolution_by_hand():
     """Two per multiply-accumulate. Fails if the counter counts multiply-accumulates."""
     with torch.random.fork_rng():
         layer = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert flops.count(lambda: layer(torch.zeros(1, 3, 8, 8))) == 2 * 3 * 5 * 9 * 64
+    assert costs.count(lambda: layer(torch.zeros(1, 3, 8, 8))) == 2 * 3 * 5 * 9 * 64
 
 
 def test_the_inpainting_unet_differs_in_its_first_convolution_only():
@@ -55,6 +56,6 @@ def test_speed_ups_are_ratios_of_the_same_run():
 
 
 def test_bench_writes_its_record(tmp_path):
-    metrics = benchmark.run_bench(BenchSettings(device="cpu", repeats=1), 0, tmp_path / "bench.json", TINY)
+    metrics = speed.run_bench(BenchSettings(device="cpu", repeats=1), 0, tmp_path / "bench.json", TINY)
     assert (tmp_path / "bench.json").is_file()
     assert all(row["counted_as_expected"] for row in metrics["methods"].values())

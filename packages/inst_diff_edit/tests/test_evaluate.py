@@ -17,10 +17,16 @@ import torch
 import typer
 from PIL import Image
 
-from inst_diff_edit import cli, evaluate, metrics, mini, mini_scenes, scoring, tables
-from inst_diff_edit.evaluate import EDITS, run_eval, write_mini_set
-from inst_diff_edit.scoring import Edited, Networks, score
-from inst_diff_edit.settings import EvalSettings
+from inst_diff_edit.commands import app as cli
+from inst_diff_edit.commands import tables
+from inst_diff_edit.data import scenes
+from inst_diff_edit.evaluation import metrics
+from inst_diff_edit.evaluation import run as evaluate
+from inst_diff_edit.evaluation import scores as scoring
+from inst_diff_edit.evaluation.run import EDITS, run_eval, write_mini_set
+from inst_diff_edit.evaluation.scores import Edited, Networks, score
+from inst_diff_edit.evaluation.settings import EvalSettings
+from inst_diff_edit.miniature import model as mini
 from tenfold import UserError
 from tenfold.cli import package_file
 from tenfold.data.formats.editing import EditRecord, EditSample, read_edits, write_edits
@@ -183,7 +189,7 @@ def test_sdedit_has_pictures_and_no_masks_and_diffedit_without_inpainting_the_re
 def test_the_mini_set_reads_back_pixel_for_pixel(data):
     """Official names, half of each kind. Fails if pictures go through JPEG."""
     for index, sample in enumerate(read_edits(data, "Editing-Mask")):
-        drawn = mini_scenes.edit(evaluate.MINI_WORLD, index)
+        drawn = scenes.edit(evaluate.MINI_WORLD, index)
         assert np.array_equal(np.asarray(sample.image()), np.asarray(drawn.picture()))
         assert np.array_equal(sample.mask(), drawn.mask()) and sample.record.edit_prompt == drawn.prompt
         if index < 2:

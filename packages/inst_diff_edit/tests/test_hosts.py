@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from inst_diff_edit import attention, claims, hosts
+from inst_diff_edit import attention, hosts
+from inst_diff_edit.evidence import claims
 
 GOLDEN = Path(__file__).parent / "goldens" / "official_keys.json"
 

@@ -13,16 +13,16 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from inst_diff_edit import claims
 from inst_diff_edit.attention import AttentionRecorder
-from inst_diff_edit.editing import edit
-from inst_diff_edit.evaluate import edit_batch
-from inst_diff_edit.loading import fingerprints, load_pipeline, model_source
-from inst_diff_edit.parity_pipeline import write_model
-from inst_diff_edit.pictures import to_tensor
+from inst_diff_edit.checkpoints.load import ModelSettings, fingerprints, load_pipeline, model_source
+from inst_diff_edit.evaluation.edit import edit
+from inst_diff_edit.evaluation.run import edit_batch
+from inst_diff_edit.evaluation.settings import EvalSettings, MethodSettings
+from inst_diff_edit.evidence import claims
+from inst_diff_edit.evidence.parity.pipeline import write_model
+from inst_diff_edit.inputs import to_tensor
 from inst_diff_edit.pipeline import InstDiffEditPipeline
 from inst_diff_edit.sampling import noise_seeds
-from inst_diff_edit.settings import EvalSettings, MethodSettings, ModelSettings
 from tenfold import UserError
 from tenfold.data.formats.editing import EditRecord, EditSample
 from tenfold.data.formats.records import Picture

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inst_diff_edit.baselines import GAUSSIAN
+from inst_diff_edit.evaluation.baselines import GAUSSIAN
 from inst_diff_edit.masks import BACKGROUND, OBJECT, blur, decide_roles, instant_mask, stretch
 from inst_diff_edit.resize import resize
 

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
-from inst_diff_edit import metrics, mini, networks
-from inst_diff_edit.metrics import Gaussian, fid, frechet_distance, gaussian, square_root
+from inst_diff_edit.evaluation import metrics, networks
+from inst_diff_edit.evaluation.metrics import Gaussian, fid, frechet_distance, gaussian, square_root
+from inst_diff_edit.miniature import model as mini
 from tenfold import UserError
 
 # LPIPS' release names its linear weights so; its networks' channels.

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inst_diff_edit import mini, pipeline
-from inst_diff_edit.pictures import to_tensor
+from inst_diff_edit import pipeline
+from inst_diff_edit.inputs import to_tensor
+from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import SEED
 
 

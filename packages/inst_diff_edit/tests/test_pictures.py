@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inst_diff_edit.pictures import as_image, as_images, from_tensor, masks_as, to_tensor
+from inst_diff_edit.inputs import as_image, as_images, from_tensor, masks_as, to_tensor
 from tenfold import UserError
 
 

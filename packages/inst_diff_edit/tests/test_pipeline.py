@@ -6,10 +6,10 @@ import torch
 from diffusers import LMSDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
 
-from inst_diff_edit import mini
 from inst_diff_edit.attention import AttentionRecorder
-from inst_diff_edit.baselines import sdedit
-from inst_diff_edit.pictures import to_tensor
+from inst_diff_edit.evaluation.baselines import sdedit
+from inst_diff_edit.inputs import to_tensor
+from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import SEED, InstDiffEditPipeline
 from inst_diff_edit.sampling import NoiseLevels, noise_seeds, noises, start_index
 from tenfold import UserError

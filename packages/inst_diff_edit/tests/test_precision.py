@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from inst_diff_edit import mini
+from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.sampling import start_index
 from inst_diff_edit.words import split_words
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from inst_diff_edit.cli import app
+from inst_diff_edit.commands.app import app
 from tenfold.cli import package_file
 from tenfold.ledger import load_ledger
 
@@ -42,10 +42,11 @@ def test_commands_of_the_ledger_have_the_options_they_are_given() -> None:
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:
     """On the mini model, decoded directly. Fails if a public name or an argument that the README uses changes."""
-    from inst_diff_edit import mini, mini_scenes
+    from inst_diff_edit.data import scenes
+    from inst_diff_edit.miniature import model as mini
 
     monkeypatch.chdir(tmp_path)
-    mini_scenes.edit(0, 0).picture().save("bear.jpg")
+    scenes.edit(0, 0).picture().save("bear.jpg")
     code = "\n".join(line for line in blocks("python")[0].splitlines() if '.to("cuda")' not in line)
     opened = 'InstDiffEditPipeline.from_pretrained("stable-diffusion-v1-4", inpaint="stable-diffusion-inpainting")'
     for written, here in (

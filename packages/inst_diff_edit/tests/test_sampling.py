@@ -17,7 +17,7 @@ from diffusers import (
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from inst_diff_edit import mini
+from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import SEED
 from inst_diff_edit.sampling import (
     NoiseLevels,

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inst_diff_edit import mini
-from inst_diff_edit.train_mini import Training, TrainSettings, batch_at, learning_rate, price_at, train
+from inst_diff_edit.miniature import model as mini
+from inst_diff_edit.training.run import Training, TrainSettings, batch_at, learning_rate, price_at, train
 from tenfold import UserError
 from tenfold.runs import RunRecord, last_complete_checkpoint, read_jsonl
 
@@ -90,7 +90,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
 @pytest.mark.slow
 def test_killed_on_progress_and_resumed(tmp_path):
     """A real kill, when the third step has been logged. Fails if the resumed run starts from nothing."""
-    command = [sys.executable, "-m", "inst_diff_edit.cli", "train", "--steps", "40", "--batch", "2"]
+    command = [sys.executable, "-m", "inst_diff_edit", "train", "--steps", "40", "--batch", "2"]
     options = ["--checkpoint-every", "2", "--output", str(tmp_path / "killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, *options], env=environment)
@@ -128,7 +128,7 @@ def test_the_autoencoder_of_pixels_does_nothing():
 
 
 def test_every_word_of_the_mini_world_is_one_token_and_others_come_in_pieces():
-    from inst_diff_edit.mini_scenes import OTHER_WORDS, WORDS
+    from inst_diff_edit.data.scenes import OTHER_WORDS, WORDS
 
     tokenizer = mini.tokenizer()
     assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS + OTHER_WORDS)

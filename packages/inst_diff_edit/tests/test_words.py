@@ -2,7 +2,7 @@
 
 import pytest
 
-from inst_diff_edit import mini
+from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.words import split_words, stack_weights
 from tenfold import UserError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from llava_hr_fixtures import tiny_config, tiny_model
 
-from llava_hr import mini
 from llava_hr.image_processing import LlavaHrImageProcessor
+from llava_hr.miniature import model as mini
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 

@@ -23,8 +23,10 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
-from llava_hr import mini, stages, train
-from llava_hr.settings import TrainSettings
+from llava_hr.miniature import model as mini
+from llava_hr.training import run as train
+from llava_hr.training import stages
+from llava_hr.training.settings import TrainSettings
 
 # Three steps of stage 1, two epochs of three steps of stage 2; each of two forward passes.
 SAMPLES, PRETRAIN_STEPS, STEPS = 24, 3, 9

@@ -5,9 +5,9 @@ import torch
 from llava_hr_eval_fixtures import make_processor, write_model
 from PIL import Image
 
-from llava_hr.answers import Answerer, Query
-from llava_hr.benchmarks import find_benchmark
-from llava_hr.loading import load
+from llava_hr.checkpoints.load import load
+from llava_hr.evaluation.answers import Answerer, Query
+from llava_hr.evaluation.benchmarks import find_benchmark
 from tenfold import UserError
 from tenfold.data import miniworld, write
 

@@ -11,14 +11,17 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from llava_hr import bench_towers, benchmark, cli_convert, flops
-from llava_hr.bench_settings import BenchSettings
-from llava_hr.bench_tables import bench_tables
-from llava_hr.benchmark import Bench, Clock, llava_config, reduced_config, run_bench
+from llava_hr import bench_towers, costs
+from llava_hr.commands import convert as cli_convert
+from llava_hr.commands.tables import bench_tables
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.settings import checked
+from llava_hr.evidence import speed
+from llava_hr.evidence.settings import BenchSettings
+from llava_hr.evidence.speed import Bench, llava_config, reduced_config, run_bench
 from tenfold import UserError
+from tenfold.cli.settings import checked
 from tenfold.runs import RunRecord
+from tenfold.runs.clock import Clock
 
 SETTINGS = BenchSettings(
     device="cpu",
@@ -89,9 +92,9 @@ def test_the_cost_of_an_answer_has_every_step(bench):
     """Fails if the tokens after the first are left out, or their caches do not grow."""
     subject = bench.subjects[0]
     decoder = subject.shape.decoder
-    steps = sum(flops.decode_macs(decoder, 4 + 8 + step) for step in (1, 2, 3))
+    steps = sum(costs.decode_macs(decoder, 4 + 8 + step) for step in (1, 2, 3))
     head = 24 * 60
-    expected = 2 * (flops.prefill(subject.shape, 64, 8).total + steps + 4 * head)
+    expected = 2 * (costs.prefill(subject.shape, 64, 8).total + steps + 4 * head)
     assert bench._cost("answer", subject) == expected
 
 
@@ -159,11 +162,11 @@ def test_only_the_cpu_is_given_fewer_layers():
     """Fails if the whole model is not measured on CUDA, or a CPU gets all of it."""
     full, settings = LlavaHrConfig.named("7b"), BenchSettings()
     whole = reduced_config(full, settings, torch.device("cuda"))
-    assert flops.Shape.of(whole) == flops.NAMED["7b"]
-    small = flops.Shape.of(reduced_config(full, settings, torch.device("cpu")))
-    assert small == flops.reduced(flops.NAMED["7b"], decoder=2, vit=4, conv=(1, 1, 3, 1))
+    assert costs.Shape.of(whole) == costs.NAMED["7b"]
+    small = costs.Shape.of(reduced_config(full, settings, torch.device("cpu")))
+    assert small == costs.reduced(costs.NAMED["7b"], decoder=2, vit=4, conv=(1, 1, 3, 1))
     asked = BenchSettings(layers=3, vit_layers=8, conv_depths=(2, 2, 2, 2))
-    chosen = flops.Shape.of(reduced_config(full, asked, torch.device("cuda")))
+    chosen = costs.Shape.of(reduced_config(full, asked, torch.device("cuda")))
     assert (chosen.decoder.layers, chosen.vit.layers, chosen.conv.depths) == (3, 8, (2, 2, 2, 2))
     assert whole.text_config.max_position_embeddings >= 5329 + 60 + 10
 
@@ -243,7 +246,7 @@ def test_the_command_passes_every_option_on(monkeypatch, measured, tmp_path):
     """Fails if an option is not the setting of its name, or the tables are not shown."""
     app, asked = typer.Typer(), []
     app.command()(cli_convert.bench)
-    monkeypatch.setattr(benchmark, "run_bench", lambda *arguments: asked.append(arguments) or measured[0])
+    monkeypatch.setattr(speed, "run_bench", lambda *arguments: asked.append(arguments) or measured[0])
     options = (
         "--device cpu --dtype bfloat16 --layers 1 --vit-layers 8 --conv-depths 1,2,3,4 --image-size 768 --repeats 2"
     )

@@ -10,10 +10,10 @@ from llava_hr_fixtures import tiny_config
 from llava_hr_releases import tiny_weights, write_release
 from safetensors.torch import save_file
 
-from llava_hr import weight_files
-from llava_hr.convert import KEPT, convert
+from llava_hr.checkpoints.convert import KEPT, convert
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from tenfold import UserError
+from tenfold import weights as weight_files
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import torch
 from llava_hr_fixtures import tiny_config, tiny_model
 from llava_hr_releases import CONFIG, CONVNEXT, OFFICIAL_KEYS, UNUSED, VIT, golden_weights, tiny_weights
 
-from llava_hr.checkpoints import (
+from llava_hr.checkpoints.convert import key_report
+from llava_hr.checkpoints.keys import (
     TowerConfig,
     config_to_official,
     config_to_ours,
@@ -18,9 +19,8 @@ from llava_hr.checkpoints import (
     to_ours,
     unused_shapes,
 )
+from llava_hr.checkpoints.release import meta_state
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.convert import key_report
-from llava_hr.release import meta_state
 from tenfold import UserError
 
 SIZES = {"7b": ("llava-hr-7b", 781, 32), "x-13b": ("llava-hr-x-13b", 815, 40)}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_hr import claims, flops
+from llava_hr import costs
+from llava_hr.evidence import claims
 from tenfold.cli import package_file
 from tenfold.ledger import evaluate, load_ledger
 from tenfold.ledger.evidence import failures
@@ -59,7 +60,7 @@ def test_what_is_counted_holds(ledger):
 
 def test_a_wrong_count_fails(ledger, monkeypatch):
     """Fails if the published values are not compared."""
-    monkeypatch.setattr(flops, "visual_tokens", lambda shape, size: 1025)
+    monkeypatch.setattr(costs, "visual_tokens", lambda shape, size: 1025)
     chosen, results = counted(ledger)
     assert {"tokens-384", "tokens-1024", "tokens-llava-1022"} <= set(failures(chosen, results))
 

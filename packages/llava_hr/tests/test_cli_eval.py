@@ -14,16 +14,17 @@ import typer
 import yaml
 from llava_hr_eval_fixtures import write_model
 
-from llava_hr import cli_eval, hosts
-from llava_hr.benchmarks import PAPER, find_benchmark
-from llava_hr.cli import app, main
-from llava_hr.cli_eval import shipped_config
-from llava_hr.eval_settings import EvalSettings
-from llava_hr.eval_tables import eval_tables
-from llava_hr.evaluate import Evaluation
-from llava_hr.published import TABLES
+from llava_hr.commands import evaluate as cli_eval
+from llava_hr.commands.app import app, main
+from llava_hr.commands.tables import eval_tables
+from llava_hr.evaluation import model as hosts
+from llava_hr.evaluation.benchmarks import PAPER, find_benchmark
+from llava_hr.evaluation.published import TABLES
+from llava_hr.evaluation.run import Evaluation
+from llava_hr.evaluation.settings import EvalSettings
 from tenfold.cli import load_config, package_file
 from tenfold.cli.app import console
+from tenfold.cli.verbs import shipped_config
 from tenfold.data import write
 from tenfold.ledger.schema import load_ledger
 from tenfold.runs import RunRecord, read_jsonl, run
@@ -174,7 +175,7 @@ def test_eval_configs_say_how_they_are_run():
     folder = Path(__file__).parent.parent / "configs" / "eval"
     assert {config.stem for config in folder.glob("*.yaml")} >= {"mini", "7b", "x-13b"}
     for config in folder.glob("*.yaml"):
-        assert shipped_config(config.stem) == config
+        assert shipped_config("llava_hr", config.stem) == config
         assert f"llava-hr eval --config {config.stem} " in config.read_text(), config.name
         assert load_config(EvalSettings, config).model == yaml.safe_load(config.read_text())["model"]
 
@@ -182,7 +183,7 @@ def test_eval_configs_say_how_they_are_run():
 def test_help_of_eval_answers_without_torch():
     """And lists every benchmark's files. Fails if cli_eval.py imports a module of the method at its top."""
     code = (
-        "import sys; from llava_hr.cli import main; sys.argv = ['llava-hr', 'eval', '--help']\n"
+        "import sys; from llava_hr.commands.app import main; sys.argv = ['llava-hr', 'eval', '--help']\n"
         "try: main()\n"
         "except SystemExit as done: assert not done.code\n"
         "print('loaded:', sorted({'torch', 'transformers', 'pycocoevalcap'} & set(sys.modules)))"
@@ -224,9 +225,9 @@ def test_torchrun_shares_the_work(options, evaluated, tmp_path):
     """The command of the help text, in two processes."""
     script = tmp_path / "cli.py"
     script.write_text(
-        "from dataclasses import replace; from llava_hr.benchmarks import PAPER\n"
+        "from dataclasses import replace; from llava_hr.evaluation.benchmarks import PAPER\n"
         "PAPER['vqav2'] = replace(PAPER['vqav2'], max_new_tokens=6)\n"
-        "from llava_hr.cli import main; main()\n"
+        "from llava_hr.commands.app import main; main()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     process = subprocess.Popen(

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from llava_hr_training import STEPS, bits, die_after, lines, tiny_settings, write_tiny_data, write_tiny_parts
 
-from llava_hr.cli import main
-from llava_hr.settings import TrainSettings
+from llava_hr.commands.app import main
+from llava_hr.training.settings import TrainSettings
 from tenfold.cli import load_config
 from tenfold.runs import RunRecord
 
@@ -136,7 +136,16 @@ def test_what_is_wrong_is_one_line(
 @pytest.mark.slow
 def test_a_command_of_its_own_says_one_line(tmp_path: Path) -> None:
     """Fails if a library speaks up while it is loaded."""
-    command = [sys.executable, "-m", "llava_hr.cli", "train", "--data", "/nowhere", "--output", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "llava_hr.commands.app",
+        "train",
+        "--data",
+        "/nowhere",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.strip().splitlines()) == 1, done
     assert not (tmp_path / "run").exists()

@@ -23,12 +23,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
-from llava_hr import cli_convert, weight_files
-from llava_hr.convert import KEPT, convert
-from llava_hr.loading import load
-from llava_hr.parity_model import golden_model, splice
+from llava_hr.checkpoints.convert import KEPT, convert
+from llava_hr.checkpoints.load import load
+from llava_hr.commands import convert as cli_convert
+from llava_hr.evidence.parity.model import golden_model, splice
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
+from tenfold import weights as weight_files
 
 SIDE = ("config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 

@@ -11,15 +11,16 @@ from llava_hr_eval_fixtures import make_processor, write_model
 from PIL import Image
 from rich.console import Console
 
-from llava_hr import demo, hosts
-from llava_hr.answers import Answerer
-from llava_hr.cli import main
-from llava_hr.demo import DEMO_WORLD, PICTURE, Asked, ask, look, run_demo
-from llava_hr.eval_settings import DemoSettings
-from llava_hr.gates import gate_report
-from llava_hr.hosts import Host, open_host
-from llava_hr.mini_world import SIZE, scene
-from llava_hr.picture import View, draw
+from llava_hr.commands.app import main
+from llava_hr.data.mini_world import SIZE, scene
+from llava_hr.evaluation import demo
+from llava_hr.evaluation import model as hosts
+from llava_hr.evaluation.answers import Answerer
+from llava_hr.evaluation.demo import DEMO_WORLD, PICTURE, Asked, ask, look, run_demo
+from llava_hr.evaluation.gates import gate_report
+from llava_hr.evaluation.model import Host, open_host
+from llava_hr.evaluation.picture import View, draw
+from llava_hr.evaluation.settings import DemoSettings
 from tenfold import UserError
 from tenfold.runs import RunRecord
 

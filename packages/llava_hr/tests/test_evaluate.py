@@ -15,12 +15,12 @@ import pytest
 from llava_hr_eval_fixtures import write_model
 from PIL import Image
 
-from llava_hr.answers import Answerer
-from llava_hr.benchmarks import PAPER, find_benchmark
-from llava_hr.eval_settings import EvalSettings
-from llava_hr.evaluate import run_eval
-from llava_hr.loading import load
-from llava_hr.questions import by_image
+from llava_hr.checkpoints.load import load
+from llava_hr.evaluation.answers import Answerer
+from llava_hr.evaluation.benchmarks import PAPER, find_benchmark
+from llava_hr.evaluation.questions import by_image
+from llava_hr.evaluation.run import run_eval
+from llava_hr.evaluation.settings import EvalSettings
 from tenfold import UserError
 from tenfold.data import mini_sets, write
 from tenfold.data.formats import write_textvqa

@@ -7,10 +7,10 @@ from llava_hr_releases import OFFICIAL_KEYS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration
 
-from llava_hr import flops
-from llava_hr.benchmark import llava_config
+from llava_hr import costs
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.cost_rows import prefills, rows
+from llava_hr.evidence.speed import llava_config
 from llava_hr.modeling import meta_model
 
 # Section 9: GMACs of ConvNeXt, ViT, adapters, align, projector, language model; all; TFLOPs; share of vision in %.
@@ -34,45 +34,53 @@ def test_the_table_of_section_9_comes_out():
     """Fails if one coefficient of one formula is wrong: every cell to its last printed digit."""
     found = {}
     for name, shape, size in prefills():
-        costs = flops.prefill(shape, size)
-        parts = (costs.conv, costs.vit, costs.adapters, costs.align, costs.projector, costs.llm, costs.total)
+        prefill = costs.prefill(shape, size)
+        parts = (
+            prefill.conv,
+            prefill.vit,
+            prefill.adapters,
+            prefill.align,
+            prefill.projector,
+            prefill.llm,
+            prefill.total,
+        )
         found[name, size] = (
             *(round(macs / 1e9, 1) for macs in parts),
-            round(costs.tflops, 2),
-            round(100 * costs.vision_share, 1),
+            round(prefill.tflops, 2),
+            round(100 * prefill.vision_share, 1),
         )
     assert found == TABLE
 
 
 def test_visual_tokens_of_section_3():
     for (name, size), tokens in TOKENS.items():
-        assert flops.visual_tokens(flops.NAMED[name], size) == tokens
+        assert costs.visual_tokens(costs.NAMED[name], size) == tokens
         assert LlavaHrConfig.named(name, size).num_image_tokens == tokens
     for size, tokens in LLAVA_TOKENS.items():
-        assert flops.visual_tokens(flops.LLAVA_7B, size) == tokens
-    assert [flops.low_size(flops.NAMED["7b"], size) for size in (384, 768, 1024, 1536)] == [336, 336, 448, 672]
+        assert costs.visual_tokens(costs.LLAVA_7B, size) == tokens
+    assert [costs.low_size(costs.NAMED["7b"], size) for size in (384, 768, 1024, 1536)] == [336, 336, 448, 672]
 
 
 def test_the_headline_of_section_9():
     """At about 1024 pixels 5.4 times fewer FLOPs and 5.2 times fewer visual tokens; the adapters cost 0.18 %."""
-    ours, theirs = flops.prefill(flops.NAMED["7b"], 1024), flops.prefill(flops.LLAVA_7B, 1022)
+    ours, theirs = costs.prefill(costs.NAMED["7b"], 1024), costs.prefill(costs.LLAVA_7B, 1022)
     assert round(theirs.total / ours.total, 1) == 5.4
     assert round(100 * (1 - ours.total / theirs.total), 1) == 81.5
     assert round(5329 / 1024, 1) == 5.2
     assert round(100 * ours.adapters / ours.total, 2) == 0.18
-    assert flops.kv_bytes(flops.VICUNA_7B, 1024) / flops.kv_bytes(flops.VICUNA_7B, 5329) == 1024 / 5329
+    assert costs.kv_bytes(costs.VICUNA_7B, 1024) / costs.kv_bytes(costs.VICUNA_7B, 5329) == 1024 / 5329
 
 
 @pytest.mark.parametrize("name", ["7b", "13b", "x-13b"])
 def test_parameters_of_section_4(name):
     """Fails if a bias, a norm or a layer scale is forgotten: every count equals the golden one."""
-    shape, golden = flops.NAMED[name], OFFICIAL_KEYS["parameter_counts"][f"llava-hr-{name}"]
-    sizes, head = flops.parameters(shape), flops.head_parameters(shape.conv)
+    shape, golden = costs.NAMED[name], OFFICIAL_KEYS["parameter_counts"][f"llava-hr-{name}"]
+    sizes, head = costs.parameters(shape), costs.head_parameters(shape.conv)
     assert (sizes.conv, sizes.vit, sizes.adapters) == (golden["convnext_used"], golden["clip"], golden["mr_adapters_3"])
     assert (sizes.align, sizes.projector, sizes.llm) == (golden["final_align"], golden["projector"], golden["llm"])
     assert head == golden["convnext_head"] and sizes.total + head == golden["total"]
-    assert flops.stage1_parameters(shape) == golden["stage1_trainable"]
-    assert flops.Shape.of(LlavaHrConfig.named(name)) == shape
+    assert costs.stage1_parameters(shape) == golden["stage1_trainable"]
+    assert costs.Shape.of(LlavaHrConfig.named(name)) == shape
 
 
 @pytest.mark.parametrize(
@@ -85,18 +93,18 @@ def test_parameters_of_section_4(name):
 )
 def test_torch_counts_the_same_at_full_size(name, size):
     """Fails if a formula and the model differ by one multiplication, in any part. At 384 pixels grids differ."""
-    assert flops.counted(meta_model(name), size) == flops.prefill(flops.NAMED[name], size)
+    assert costs.counted(meta_model(name), size) == costs.prefill(costs.NAMED[name], size)
 
 
 @pytest.mark.parametrize("adapters", [True, False])
 def test_torch_counts_the_same_on_a_tiny_model(adapters):
     """On real numbers, where attention is fused; stage-1 models have no adapters."""
     config = tiny_config(adapters=adapters)
-    shape = flops.Shape.of(config)
-    assert flops.counted(tiny_model(config=config), 64, 7) == flops.prefill(shape, 64, 7)
-    assert (flops.prefill(shape, 64, 7).adapters > 0) == adapters
+    shape = costs.Shape.of(config)
+    assert costs.counted(tiny_model(config=config), 64, 7) == costs.prefill(shape, 64, 7)
+    assert (costs.prefill(shape, 64, 7).adapters > 0) == adapters
     # What has no place in the model: CLIP's last norm.
-    assert flops.parameters(shape).total - 2 * 16 == sum(p.numel() for p in tiny_model(config=config).parameters())
+    assert costs.parameters(shape).total - 2 * 16 == sum(p.numel() for p in tiny_model(config=config).parameters())
 
 
 def test_torch_counts_the_same_of_llava():
@@ -106,7 +114,7 @@ def test_torch_counts_the_same_of_llava():
         model = LlavaForConditionalGeneration(config).eval()
         pixels, embeds = torch.zeros(1, 3, 1022, 1022), torch.zeros(1, 5329 + 60, 4096)
         mask = torch.ones(1, 1, 5389, 5389, dtype=torch.bool)
-    expected = flops.prefill(flops.LLAVA_7B, 1022)
+    expected = costs.prefill(costs.LLAVA_7B, 1022)
     with torch.no_grad(), FlopCounterMode(display=False) as vision:
         model.get_image_features(pixels, output_hidden_states=True)
     assert vision.get_total_flops() == 2 * expected.vision
@@ -119,9 +127,9 @@ def test_torch_counts_the_same_of_llava():
 
 def test_a_decoding_step_is_a_prefill_of_one_more_token():
     """Attention over n + 1 tokens less that of n tokens among themselves. Fails if the cache's length is off by one."""
-    decoder, tokens = flops.VICUNA_7B, 1084
-    step = flops.decode_macs(decoder, tokens + 1)
-    difference = flops.llm_macs(decoder, tokens + 1) - flops.llm_macs(decoder, tokens)
+    decoder, tokens = costs.VICUNA_7B, 1084
+    step = costs.decode_macs(decoder, tokens + 1)
+    difference = costs.llm_macs(decoder, tokens + 1) - costs.llm_macs(decoder, tokens)
     # The whole square counts the older rows against the new column, too.
     assert difference - step == decoder.layers * 2 * tokens * decoder.width
 
@@ -130,10 +138,10 @@ def test_grouped_heads_cost_less():
     """A language model with fewer key/value heads. Fails if its keys are counted at full width."""
     config = tiny_config()
     config.text_config.num_key_value_heads = 2
-    shape = flops.Shape.of(config)
+    shape = costs.Shape.of(config)
     assert shape.decoder.kv == 12
-    assert flops.counted(tiny_model(config=config), 64, 7) == flops.prefill(shape, 64, 7)
-    assert flops.parameters(shape).llm == sum(
+    assert costs.counted(tiny_model(config=config), 64, 7) == costs.prefill(shape, 64, 7)
+    assert costs.parameters(shape).llm == sum(
         p.numel()
         for name, p in tiny_model(config=config).named_parameters()
         if name.startswith(("model.language_model", "lm_head"))

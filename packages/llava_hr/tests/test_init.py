@@ -9,10 +9,10 @@ from llava_hr_fixtures import tiny_config, tiny_model
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM
 
-from llava_hr import init, stage1
-from llava_hr.init import CONVNEXT_TAGS, initial, read_convnext
-from llava_hr.weight_files import StoredTensor
+from llava_hr.checkpoints import pretrained, projector
+from llava_hr.checkpoints.pretrained import CONVNEXT_TAGS, initial, read_convnext
 from tenfold import UserError
+from tenfold.weights import StoredTensor
 
 TAG = "convnext_large_mlp.clip_laion2b_soup_ft_in12k_in1k_320"
 
@@ -66,8 +66,8 @@ def parts(tmp_path_factory):
     torch.save(open_clip, folder / "open_clip_pytorch_model.bin")
     renamed = {name.replace(".gamma", ".weight"): value for name, value in state.items()}
     torch.save(renamed, folder / "renamed.bin")
-    projector = {name: value for name, value in tiny_model(seed=3).state_dict().items() if name in stage1.NAMES}
-    stage1.write(folder / "mm_projector.bin", projector)
+    projector = {name: value for name, value in tiny_model(seed=3).state_dict().items() if name in projector.NAMES}
+    projector.write(folder / "mm_projector.bin", projector)
     expected = {f"model.language_model.{name}": value for name, value in language.model.state_dict().items()}
     expected |= {"lm_head.weight": language.lm_head.weight.detach()}
     expected |= {f"model.vision_tower.convnext.{name}": value for name, value in trunk(state).items()}
@@ -149,7 +149,7 @@ def stored(**shapes):
 def test_the_head_tells_the_tag(channels, head, tag):
     """Fails if the two candidates of section 4.3 are mixed up, or another trunk is taken for one of them."""
     inner = stored(stages__3__downsample__1__weight=(channels, channels // 2, 2, 2), **head)
-    assert init._tag(inner, open_clip=False) == tag
+    assert pretrained._tag(inner, open_clip=False) == tag
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_the_head_tells_the_tag(channels, head, tag):
 )
 def test_open_clip_files_are_the_pure_clip_weights(channels, tag):
     inner = stored(stages__3__downsample__1__weight=(channels, channels // 2, 2, 2))
-    assert init._tag(inner, open_clip=True) == tag
+    assert pretrained._tag(inner, open_clip=True) == tag
 
 
 def test_a_tag_is_looked_for_on_the_hub(parts, monkeypatch):
     """Fails if the tag in the config is not what is loaded, or another one is written down."""
     folder, _, _ = parts
     asked = []
-    monkeypatch.setattr(init, "find_model", lambda name: asked.append(str(name)) or folder / "timm.safetensors")
+    monkeypatch.setattr(pretrained, "find_model", lambda name: asked.append(str(name)) or folder / "timm.safetensors")
     with ExitStack() as files:
         assert read_convnext(TAG, files)[1] == TAG
         assert read_convnext("laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft", files)[1] is None
@@ -182,9 +182,9 @@ def test_what_was_loaded_is_in_the_config(parts, monkeypatch):
     """Fails if the config names the default where other weights were taken."""
     folder, _, _ = parts
     config, other = tiny_config(), "convnext_large_mlp.clip_laion2b_ft_320"
-    real = init.find_model
+    real = pretrained.find_model
     monkeypatch.setattr(
-        init, "find_model", lambda name: folder / "timm.safetensors" if "timm/" in str(name) else real(name)
+        pretrained, "find_model", lambda name: folder / "timm.safetensors" if "timm/" in str(name) else real(name)
     )
     with ExitStack() as files:
         start(folder, files, config=config, convnext=None)

@@ -8,14 +8,15 @@ import pytest
 from llava_hr_eval_fixtures import make_processor, write_model
 from PIL import Image
 
-from llava_hr.answers import Query, cut, sampling
-from llava_hr.eval_settings import EvalSettings
-from llava_hr.evaluate import run_eval
-from llava_hr.messages import read_messages
+from llava_hr.evaluation.answers import Query
+from llava_hr.evaluation.messages import read_messages
+from llava_hr.evaluation.run import run_eval
+from llava_hr.evaluation.settings import EvalSettings
 from tenfold import UserError
 from tenfold.data import write
 from tenfold.data.benchmarks import benchmark
 from tenfold.data.formats import Turn
+from tenfold.hosts.answers import cut, sampling
 from tenfold.runs import read_jsonl
 
 NO_LMMS = "lmms-eval is not installed (make lmms)"
@@ -130,7 +131,7 @@ def test_fewer_placeholders_than_images_are_refused():
 def test_lmms_eval_finds_the_model_by_its_entry_point():
     """Fails if the entry point names another module or function."""
     (found,) = [one for one in entry_points(group="lmms_eval.models") if one.name == "llava_hr"]
-    assert found.value == "llava_hr.lmms:manifest"
+    assert found.value == "llava_hr.evaluation.lmms:manifest"
 
 
 @pytest.mark.slow
@@ -153,7 +154,7 @@ def test_lmms_evals_own_evaluator_gives_what_llava_hr_eval_gives(tmp_path, monke
     ours = {row["id"]: row["text"] for row in read_jsonl(tmp_path / "ours" / "predictions.jsonl")}
     right = {one.id: one.sample.annotation.multiple_choice_answer for one in questions}
 
-    from llava_hr.answers import Answerer
+    from llava_hr.evaluation.answers import Answerer
 
     encoded = []
     original = Answerer._encode

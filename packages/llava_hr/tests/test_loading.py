@@ -12,11 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import llava_hr
-from llava_hr import loading
-from llava_hr.checkpoints import to_ours
-from llava_hr.convert import convert
-from llava_hr.loading import find_device, find_model, load
+from llava_hr.checkpoints import load as loading
+from llava_hr.checkpoints.convert import convert
+from llava_hr.checkpoints.keys import to_ours
+from llava_hr.checkpoints.load import find_model, load
 from tenfold import UserError
+from tenfold.runs.ranks import choose_device
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +212,12 @@ def test_transformers_is_as_loud_as_before(converted):
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_device("auto") == torch.device("cpu")
+    assert choose_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert (find_device("auto"), find_device("cuda:1")) == (torch.device("cuda"), torch.device("cuda:1"))
+    assert (choose_device("auto"), choose_device("cuda:1")) == (torch.device("cuda:0"), torch.device("cuda:1"))
     with pytest.raises(UserError, match="one of the 2 here"):
-        find_device("cuda:2")
+        choose_device("cuda:2")
 
 
 def test_a_model_saved_by_transformers_opens(tmp_path):

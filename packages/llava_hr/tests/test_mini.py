@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from llava_hr import mini, mini_encoders, mini_pretraining, mini_world
-from llava_hr.mini_questions import (
+from llava_hr.data import mini_world
+from llava_hr.data.mini_questions import (
     ANSWERS,
     CLASSES,
     COARSE,
@@ -23,6 +23,8 @@ from llava_hr.mini_questions import (
     conversation,
     held_out,
 )
+from llava_hr.miniature import encoders, pretraining
+from llava_hr.miniature import model as mini
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from tenfold import UserError
 from tenfold.data.formats import read_llava_instruct
@@ -176,25 +178,25 @@ def test_pixels_are_those_of_the_processor():
     """Fails if encoders or experiments see other pixels than the model in use does."""
     scene = mini_world.scene(DEV, 1)
     theirs = mini.mini_processor().image_processor(mini_world.render(scene), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(mini_encoders.pixels([scene]), theirs)
+    torch.testing.assert_close(encoders.pixels([scene]), theirs)
 
 
 def test_cells_are_labelled_with_the_object_on_them():
     scene = mini_world.crowd(CLASSES, 0)
-    found = mini_pretraining.classes([scene]).reshape(6, 6, 4)
+    found = pretraining.classes([scene]).reshape(6, 6, 4)
     for one in scene.objects:
         size, colour, shape, mark = found[one.y // 32, one.x // 32].tolist()
         assert mini_world.COLOURS[colour - 1] == one.colour and mini_world.SHAPES[shape - 1] == one.shape
         assert mini_world.SIZES[size - 1] == one.size
-        assert mini_pretraining.MARK_VALUES[mark - 1] == (one.mark, one.value)
+        assert pretraining.MARK_VALUES[mark - 1] == (one.mark, one.value)
 
 
 def test_pretrained_parts_go_into_a_model_and_nothing_else_does():
     """Fails if a part is forgotten, or the projector is touched."""
     model = LlavaHrForConditionalGeneration(mini.mini_config())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    mini_encoders.initialise(model)
-    given = mini_encoders.model_weights()
+    encoders.initialise(model)
+    given = encoders.model_weights()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, given[name] if name in given else before[name])
     kept = [name for name in before if name not in given]
@@ -203,21 +205,21 @@ def test_pretrained_parts_go_into_a_model_and_nothing_else_does():
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        mini_encoders.weights(tmp_path)
+        encoders.weights(tmp_path)
     with pytest.raises(UserError, match="pre-trained weights of vit do not fit"):
-        mini_encoders.load_part(torch.nn.Linear(2, 2), mini_encoders.weights(), "vit")
+        encoders.load_part(torch.nn.Linear(2, 2), encoders.weights(), "vit")
 
 
-@pytest.mark.parametrize("part", mini_encoders.PARTS)
+@pytest.mark.parametrize("part", encoders.PARTS)
 def test_pretraining_makes_what_ships(part):
     """Fails if two runs differ, or a part's weights are not those that are loaded."""
-    settings = mini_pretraining.PretrainSettings(1, 1, 1, 1, batch=3)
+    settings = pretraining.PretrainSettings(1, 1, 1, 1, batch=3)
     made = []
     for number in range(2):
         torch.manual_seed(number)  # whatever the global state is
-        made.append(mini_pretraining.pretrain(part, settings, 0, _Silent()))
+        made.append(pretraining.pretrain(part, settings, 0, _Silent()))
     (one, told), (two, _) = made
-    shipped, heads = mini_encoders.weights(), (part, part.replace("language_model", "lm_head"))
+    shipped, heads = encoders.weights(), (part, part.replace("language_model", "lm_head"))
     assert told and one.keys() == {name for name in shipped if name.split(".")[0] in heads}
     assert all(torch.equal(one[name], two[name]) and one[name].shape == shipped[name].shape for name in one)
 
@@ -226,7 +228,7 @@ def test_scenes_are_told_by_the_words_for_what_is_there():
     """Fails if the language model is taught another word for a value than questions are answered with."""
     scene, words = mini_world.scene(TEXT, 0), mini.vocabulary()
     one_hot = torch.nn.Embedding.from_pretrained(torch.eye(len(words)))
-    told = mini_pretraining.told_in_words(one_hot, [scene])[0].reshape(6, 6, -1)
+    told = pretraining.told_in_words(one_hot, [scene])[0].reshape(6, 6, -1)
     for one in scene.objects:
         said = {word for word, number in words.items() if told[one.y // 32, one.x // 32, number]}
         assert said == {one.size, one.colour, one.shape, one.value} - {""}

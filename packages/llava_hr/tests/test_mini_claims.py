@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from llava_hr import experiments, mini_claims, variants
-from llava_hr.experiments import Data, Plan, accuracy, answers, collate, loss_of, rows
-from llava_hr.mini_claims import ALIGN, ARMS, CONVNEXT, LOW_TO_HIGH, MRA, MRA_HALF, VIT, VIT_DOUBLE, counts, judge
-from llava_hr.mini_questions import COARSE, DEV, FINE, KINDS, Asked, Question, held_out
+from llava_hr.data.mini_questions import COARSE, DEV, FINE, KINDS, Asked, Question, held_out
+from llava_hr.evidence import experiments, findings, variants
+from llava_hr.evidence.experiments import Data, Plan, accuracy, answers, collate, loss_of, rows
+from llava_hr.evidence.findings import ALIGN, ARMS, CONVNEXT, LOW_TO_HIGH, MRA, MRA_HALF, VIT, VIT_DOUBLE, judge
 from tenfold.cli import find_package_file
+from tenfold.ledger.seeds import counts
 
 PLAN = Plan(scenes=32, captions=1, conversations=2, batch=4)
 
@@ -96,13 +97,13 @@ def test_a_difference_counts_above_its_spread_and_margin():
 
 def test_runs_are_kept_and_a_killed_one_goes_on(tmp_path, monkeypatch):
     """Fails if a finished run is trained again, or what is kept is not what is judged."""
-    monkeypatch.setattr(mini_claims, "SEEDS", (0,))
-    monkeypatch.setattr(mini_claims, "ARMS", (MRA, ALIGN))
+    monkeypatch.setattr(findings, "SEEDS", (0,))
+    monkeypatch.setattr(findings, "ARMS", (MRA, ALIGN))
     made_up = {arm: run(0.5, 0.5, 0) for arm in ARMS}
     (tmp_path / "align-0.json").write_text(json.dumps(made_up[ALIGN]))
     seen = {}
-    monkeypatch.setattr(mini_claims, "judge", lambda measured, zero: seen.update(measured) or [])
-    mini_claims.conduct(tmp_path, PLAN, per_kind=1, workers=1)
+    monkeypatch.setattr(findings, "judge", lambda measured, zero: seen.update(measured) or [])
+    findings.conduct(tmp_path, PLAN, per_kind=1, workers=1)
     assert seen[ALIGN] == [made_up[ALIGN]]
     (found,) = seen[MRA]
     assert found == json.loads((tmp_path / "mra-0.json").read_text())
@@ -147,8 +148,8 @@ def test_every_epoch_has_another_order():
 
 def test_answers_are_those_of_generate():
     """Fails if the quick way of asking differs from the processor's prompt and `generate`."""
-    from llava_hr import mini
-    from llava_hr.mini_world import render, scene
+    from llava_hr.data.mini_world import render, scene
+    from llava_hr.miniature import model as mini
     from tenfold.data.formats.prompts import short_answer
 
     asked = held_out(DEV, 1)
@@ -174,13 +175,13 @@ def test_recorded_results_follow_from_the_recorded_table():
     rows_by_arm = {row["arm"]: row for row in found["mini-fine"]["table"]}
     lead = np.array(rows_by_arm[MRA]["fine"]["seeds"]) - np.array(rows_by_arm[VIT]["fine"]["seeds"])
     assert len(lead) >= 3 and found["mini-fine"]["value"] == pytest.approx(lead.mean())
-    assert found["mini-fine"]["passed"] == counts(lead, mini_claims.WIDE)
+    assert found["mini-fine"]["passed"] == counts(lead, findings.WIDE)
     assert set(rows_by_arm) == set(ARMS)
 
 
 def test_the_shipped_model_reads_what_half_the_pixels_hide():
     """Fails if another model ships, or its answers to fine questions do not come from fine detail."""
-    outcome = mini_claims.shipped_outcome(per_kind=8)
+    outcome = findings.shipped_outcome(per_kind=8)
     assert outcome.passed and outcome.value > 80
-    made = json.loads((mini_claims.mini_model_path() / "training.json").read_text())
+    made = json.loads((findings.mini_model_path() / "training.json").read_text())
     assert made["seed"] == 0 and made["command"].startswith("llava-hr train --config mini")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llava_hr.parity import check_case, find_cases
+from llava_hr.evidence.parity import COMPUTATIONS, TOLERANCES
 from tenfold import UserError
+from tenfold.ledger.goldens import check_case, find_cases
 
 OWN = Path(__file__).parent / "goldens"
 FOLDER = Path(os.environ["TENFOLD_GOLDENS"]) / "llava_hr" if os.environ.get("TENFOLD_GOLDENS") else OWN
@@ -21,7 +22,7 @@ FOLDER = Path(os.environ["TENFOLD_GOLDENS"]) / "llava_hr" if os.environ.get("TEN
 def test_golden_case(path):
     """Fails if adapters, alignment, embeddings, either encoder, the tower, the whole model or its gradients, the
     preprocessing, the prompts and labels, the metrics or the names of the weights differ."""
-    outcome = check_case(path)
+    outcome = check_case(path, COMPUTATIONS, TOLERANCES)
     assert outcome.passed, outcome.detail
 
 
@@ -34,7 +35,7 @@ def test_a_folder_without_cases_fails(tmp_path):
 def test_an_unknown_computation_fails(tmp_path):
     (tmp_path / "new.json").write_text('{"computation": "something_new"}')
     with pytest.raises(UserError, match="unknown computation 'something_new'"):
-        check_case(tmp_path / "new.json")
+        check_case(tmp_path / "new.json", COMPUTATIONS, TOLERANCES)
 
 
 def test_a_case_without_outputs_fails(tmp_path):
@@ -44,7 +45,7 @@ def test_a_case_without_outputs_fails(tmp_path):
     (tmp_path / "final_align.json").write_text(json.dumps(case))
     (tmp_path / "final_align.safetensors").write_bytes((OWN / "final_align.safetensors").read_bytes())
     with pytest.raises(UserError, match="nothing to compare"):
-        check_case(tmp_path / "final_align.json")
+        check_case(tmp_path / "final_align.json", COMPUTATIONS, TOLERANCES)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +65,5 @@ def test_a_changed_number_is_noticed(tmp_path, name, tensor, message):
     flat[index] *= 1.003
     save_file(tensors, tmp_path / f"{name}.safetensors")
     (tmp_path / f"{name}.json").write_text((OWN / f"{name}.json").read_text())
-    outcome = check_case(tmp_path / f"{name}.json")
+    outcome = check_case(tmp_path / f"{name}.json", COMPUTATIONS, TOLERANCES)
     assert not outcome.passed and message in outcome.detail

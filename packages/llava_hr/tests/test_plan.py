@@ -10,9 +10,9 @@ import torch
 from llava_hr_training import tiny_settings
 from transformers import get_cosine_schedule_with_warmup
 
-from llava_hr.plan import dry_run, plan, state_bytes
-from llava_hr.settings import TrainSettings
-from llava_hr.start import model_config
+from llava_hr.training.plan import dry_run, plan, state_bytes
+from llava_hr.training.settings import TrainSettings
+from llava_hr.training.start import model_config
 from tenfold import UserError
 from tenfold.cli import load_config
 

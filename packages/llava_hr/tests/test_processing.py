@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from llava_hr_fixtures import tiny_config, tiny_model
-from llava_hr_text_fixtures import TOKENIZERS, learnt, processor
+from llava_hr_text_fixtures import processor
 from transformers import AutoProcessor
 
 import llava_hr.auto  # noqa: F401
 from llava_hr.image_processing import LlavaHrImageProcessor
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
+from tenfold.testing.tokenizers import TOKENIZERS, learnt
 
 VISUAL = 4
 

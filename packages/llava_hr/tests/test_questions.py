@@ -8,11 +8,18 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from llava_hr.benchmarks import find_benchmark
-from llava_hr.eval_settings import EvalSettings
-from llava_hr.mini_questions import COARSE, FINE, TEST, held_out
-from llava_hr.mini_world import render, scene
-from llava_hr.questions import benchmark_folders, by_image, image_key, questions_fingerprint, share, write_mini_set
+from llava_hr.data.mini_questions import COARSE, FINE, TEST, held_out
+from llava_hr.data.mini_world import render, scene
+from llava_hr.evaluation.benchmarks import find_benchmark
+from llava_hr.evaluation.questions import (
+    benchmark_folders,
+    by_image,
+    image_key,
+    questions_fingerprint,
+    share,
+    write_mini_set,
+)
+from llava_hr.evaluation.settings import EvalSettings
 from tenfold.data import write
 from tenfold.data.benchmarks import Question
 from tenfold.data.formats import OCRVQASample, OKVQASample, Picture, write_ocrvqa, write_okvqa

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from llava_hr.cli import app
-from llava_hr.hosts import mini_folder
-from llava_hr.mini_world import render, scene
+from llava_hr.commands.app import app
+from llava_hr.data.mini_world import render, scene
+from llava_hr.evaluation.model import mini_folder
 from tenfold.cli import package_file
 from tenfold.ledger import load_ledger
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from llava_hr_training import TINY
 
-from llava_hr.plan import deepspeed_config
-from llava_hr.settings import TrainSettings, checked
+from llava_hr.training.plan import deepspeed_config
+from llava_hr.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import load_config
+from tenfold.cli.settings import checked
 
 # Sheet, section 5: data, pixels, aspect ratio, template, batch, a GPU's, rate, text tokens, sampler, DeepSpeed.
 STAGE_1 = ("blip_laion_cc_sbu_558k.json", 384, "square", "plain", 256, 32, 1e-3, 2048, "random", "zero2")

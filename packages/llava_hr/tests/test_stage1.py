@@ -8,9 +8,9 @@ from llava_hr_fixtures import tiny_model
 from llava_hr_releases import CONFIG, same, tiny_weights, write_release
 from safetensors.torch import load_file
 
-from llava_hr import stage1
-from llava_hr.checkpoints import to_official, to_ours
-from llava_hr.convert import convert
+from llava_hr.checkpoints import projector
+from llava_hr.checkpoints.convert import convert
+from llava_hr.checkpoints.keys import to_official, to_ours
 from tenfold import UserError
 
 STAGE_1 = {
@@ -41,7 +41,7 @@ def test_stage_1_weights_are_found_in_every_folder(tmp_path):
     torch.save(STAGE_1, tmp_path / "stage1" / "mm_projector.bin")
     (tmp_path / "stage1" / "config.json").write_text(json.dumps(CONFIG))
     for folder in (tmp_path / "stage1", release, converted.output):
-        assert same(to_ours(STAGE_1), stage1.read(folder))
+        assert same(to_ours(STAGE_1), projector.read(folder))
     convert(tmp_path / "stage1", tmp_path / "projector.safetensors")
     assert same(to_ours(STAGE_1), load_file(tmp_path / "projector.safetensors"))
 
@@ -84,13 +84,13 @@ def test_stage_1_outputs_are_not_overwritten(tmp_path):
 def test_stage_1_files_are_whole_or_not_at_all(tmp_path):
     """Fails if one of the 8 weights may be missing, or an official reader would find other names."""
     state = tiny_model().state_dict()
-    stage1.write(tmp_path / "mm_projector.bin", state)
+    projector.write(tmp_path / "mm_projector.bin", state)
     official = torch.load(tmp_path / "mm_projector.bin", weights_only=True)
-    assert official.keys() == to_official({name: state[name] for name in stage1.NAMES}).keys() and len(official) == 8
-    stage1.write(tmp_path / "projector.safetensors", state)
+    assert official.keys() == to_official({name: state[name] for name in projector.NAMES}).keys() and len(official) == 8
+    projector.write(tmp_path / "projector.safetensors", state)
     for name in ("mm_projector.bin", "projector.safetensors"):
-        assert all(torch.equal(value, state[key]) for key, value in stage1.read(tmp_path / name).items())
-    del state[stage1.NAMES[3]]
+        assert all(torch.equal(value, state[key]) for key, value in projector.read(tmp_path / name).items())
+    del state[projector.NAMES[3]]
     with pytest.raises(UserError, match=r"no model\.multi_modal_projector\.linear_2\.bias"):
-        stage1.write(tmp_path / "half.bin", state)
+        projector.write(tmp_path / "half.bin", state)
     assert not (tmp_path / "half.bin").exists()

@@ -31,13 +31,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
 
 import llava_hr
-from llava_hr import mini, stage1, stages
-from llava_hr.plan import plan
-from llava_hr.settings import TrainSettings
-from llava_hr.stages import Order, data_of
-from llava_hr.start import make_processor, model_config, new_parts
-from llava_hr.train import run_train
-from llava_hr.train_data import Collator
+from llava_hr.checkpoints import projector
+from llava_hr.data.instruct import Collator
+from llava_hr.miniature import model as mini
+from llava_hr.training import stages
+from llava_hr.training.plan import plan
+from llava_hr.training.run import run_train
+from llava_hr.training.settings import TrainSettings
+from llava_hr.training.stages import Order, data_of
+from llava_hr.training.start import make_processor, model_config, new_parts
 from tenfold import UserError
 from tenfold.runs import RunRecord
 
@@ -138,16 +140,16 @@ def test_each_stage_trains_what_the_paper_says_from_what_it_says(
     for name, value in first["weights"].items():
         frozen = name in given
         assert torch.equal(end[name], value) is frozen, name
-        assert torch.equal(value, given[name]) if frozen else name.startswith(stage1.TRAINED), name
+        assert torch.equal(value, given[name]) if frozen else name.startswith(projector.TRAINED), name
     assert not any(".adapters." in name for name in first["weights"])
-    handed = stage1.read(tmp_path / "run" / "mm_projector.bin")
+    handed = projector.read(tmp_path / "run" / "mm_projector.bin")
     fresh = new_parts(model_config(tiny_settings(data, parts), "finetune"), 0)
     for name, value in second["weights"].items():
         expected = handed.get(name, given.get(name, fresh.get(name)))
         assert torch.equal(value, expected), name
         if name.endswith((".slow_proj.weight", ".fast_proj.weight")) and ".adapters." in name:
             assert not value.any()
-    assert not torch.equal(handed[stage1.NAMES[0]], first["weights"][stage1.NAMES[0]])
+    assert not torch.equal(handed[projector.NAMES[0]], first["weights"][projector.NAMES[0]])
     trained = weights(tmp_path / "run")
     still = {name for name, value in second["weights"].items() if torch.equal(trained[name], value)}
     # What never gets a gradient: the class token is dropped before the first layer.
@@ -271,7 +273,7 @@ def test_stage_2_alone_starts_from_a_projector_or_from_a_whole_model(
     short = {"stages": ["finetune"], "finetune": {"epochs": 1, "steps": 1}}
     settings = tiny_settings(data, parts, **short, model={"projector": str(finished / "mm_projector.bin")})
     run_train(settings, 0, tmp_path / "projector")
-    handed = stage1.read(finished / "mm_projector.bin")
+    handed = projector.read(finished / "mm_projector.bin")
     assert all(torch.equal(seen[0]["weights"][name], value) for name, value in handed.items())
     seen.clear()
     values = tiny_settings(data, {}, **short).model_dump()
@@ -295,8 +297,8 @@ def test_a_factory_gives_the_model_instead(data: Path, tmp_path: Path) -> None:
     values = tiny_settings(data, {}, finetune={"epochs": 1, "steps": 1}).model_dump()
     values["model"] = {"size": "mini"}
     trained = run_train(TrainSettings.model_validate(values), 0, tmp_path / "run", factory=factory)
-    handed = stage1.read(trained.projector)
-    name = stage1.NAMES[0]
+    handed = projector.read(trained.projector)
+    name = projector.NAMES[0]
     assert torch.equal(dict(made["pretrain"].named_parameters())[name], handed[name])
     assert not torch.equal(made["pretrain before"][name], handed[name])
     # The first step's rate is zero, so what stage 2 began with is what it ends with.

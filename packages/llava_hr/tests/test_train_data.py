@@ -6,13 +6,14 @@ import logging
 import numpy as np
 import pytest
 import torch
-from llava_hr_text_fixtures import GOLDENS, learnt, processor
+from llava_hr_text_fixtures import GOLDENS, processor
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from llava_hr.train_data import Collator, InstructData, ModalityLengthSampler, modality_length_order
+from llava_hr.data.instruct import Collator, InstructData, ModalityLengthSampler, modality_length_order
 from tenfold import UserError
+from tenfold.testing.tokenizers import learnt
 
 CHAT = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a cat"}]
 TEXT = [

@@ -27,9 +27,10 @@ from llava_hr_training import (
     write_tiny_parts,
 )
 
-from llava_hr import stages, train
-from llava_hr.settings import TrainSettings
-from llava_hr.train import run_train
+from llava_hr.training import run as train
+from llava_hr.training import stages
+from llava_hr.training.run import run_train
+from llava_hr.training.settings import TrainSettings
 from tenfold.runs import last_complete_checkpoint
 
 
@@ -205,7 +206,7 @@ def test_the_command_itself_is_killed_from_outside(settings: TrainSettings, whol
     """`llava-hr train` as a process, killed when a step is logged, and inside a write. Fails as the tests above do."""
     folder, config = tmp_path / "run", tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    command = [sys.executable, "-m", "llava_hr.cli", "train", "--config", str(config), "--output", str(folder)]
+    command = [sys.executable, "-m", "llava_hr", "train", "--config", str(config), "--output", str(folder)]
 
     def logged() -> int:
         path = folder / "metrics.jsonl"

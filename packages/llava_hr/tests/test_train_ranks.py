@@ -28,14 +28,16 @@ from llava_hr_training import (
 from safetensors.torch import load_file
 
 import llava_hr
-from llava_hr import launch, mini, stages
-from llava_hr.launch import missing_tools
-from llava_hr.plan import plan
-from llava_hr.settings import StageName, TrainSettings
-from llava_hr.stages import Order, data_of
-from llava_hr.start import make_processor, model_config
-from llava_hr.train import run_train
+from llava_hr.miniature import model as mini
+from llava_hr.training import stages
+from llava_hr.training.plan import plan
+from llava_hr.training.run import run_train
+from llava_hr.training.settings import StageName, TrainSettings
+from llava_hr.training.stages import Order, data_of
+from llava_hr.training.start import make_processor, model_config
 from tenfold import UserError
+from tenfold.runs import launch
+from tenfold.runs.launch import missing_tools
 
 # One sample on a rank at a time, in random order: again and again one rank has an image and the other has none.
 MIXED = {"sampler": "random", "batch": 4, "per_device": 1, "epochs": 2, "steps": 2}
@@ -292,7 +294,7 @@ def test_torchrun_starts_two_ranks_with_zero_2_and_zero_3(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += ["-m", "llava_hr.cli", "train", "--config", str(config), "--output", str(tmp_path / "run")]
+    command += ["-m", "llava_hr", "train", "--config", str(config), "--output", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 2

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from llava_hr import mini, variants
-from llava_hr.mini_encoders import pixels
-from llava_hr.mini_world import scene
+from llava_hr.data.mini_world import scene
+from llava_hr.evidence import variants
+from llava_hr.miniature import model as mini
+from llava_hr.miniature.encoders import pixels
 from tenfold import UserError
 
 

@@ -9,7 +9,7 @@ from llava_hr_fixtures import AttentionMaps, tiny_config, tiny_images
 from torch import nn
 
 from llava_hr.configuration import HIGH_RES_ENCODERS, LlavaHrConfig, LlavaHrVisionConfig
-from llava_hr.gates import GateReport, gate_report
+from llava_hr.evaluation.gates import GateReport, gate_report
 from llava_hr.vision import FinalAlign, LlavaHrVisionTower, MRAdapter, to_grid
 from tenfold import UserError
 

@@ -5,7 +5,8 @@ a method's mathematics never does. Importing `tenfold` needs no torch.
 """
 
 from tenfold.errors import UserError
+from tenfold.exports import lazy
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "__version__"]
+__all__ = ["UserError", "__version__", "lazy"]

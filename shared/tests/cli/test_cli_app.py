@@ -17,7 +17,7 @@ CITATION = Path(__file__).parent.parent / "fictional_package" / "CITATION.cff"
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs `glass-beads ...` as its console script does: (exit code, stdout, stderr)."""
-    from glass_beads.cli import main
+    from glass_beads.commands.app import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["glass-beads", *map(str, arguments)])
@@ -35,7 +35,7 @@ def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(command):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    from glass_beads.cli import main
+    from glass_beads.commands.app import main
 
     monkeypatch.setattr(sys, "argv", ["glass-beads", "spill", "bug"])
     with pytest.raises(KeyError, match="a bug"):
@@ -96,9 +96,9 @@ def test_claims_that_need_official_weights_are_counted_and_listed_when_asked(com
 
 def test_claims_fails_when_a_claim_that_should_hold_does_not(command, monkeypatch):
     """Fails if the exit code ignores the results."""
-    import glass_beads.claims
+    import glass_beads.evidence.claims
 
-    monkeypatch.setattr(glass_beads.claims, "BEADS", 127)
+    monkeypatch.setattr(glass_beads.evidence.claims, "BEADS", 127)
     code, out, err = command("claims")
     assert code == 1
     assert err == "does not hold: beads-per-box\n"

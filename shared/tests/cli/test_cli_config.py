@@ -1,7 +1,7 @@
 """Settings from a file, a name and `--set`; package files in a wheel and in the source tree."""
 
 import pytest
-from glass_beads.cli import Light, Settings
+from glass_beads.commands.app import Light, Settings
 from pydantic import BaseModel
 
 from tenfold import UserError

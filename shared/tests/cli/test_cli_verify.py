@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from glass_beads.cli import Settings, count, count_again
+from glass_beads.commands.app import Settings, count, count_again
 
 from tenfold import UserError
 from tenfold.cli.verify import verify_run
@@ -120,7 +120,7 @@ def test_other_data_than_the_recorded_is_named(tmp_path):
 
 
 def test_the_verb_says_it_by_its_exit_code(tmp_path, monkeypatch, capsys):
-    from glass_beads.cli import main
+    from glass_beads.commands.app import main
 
     def command(*arguments) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["glass-beads", *map(str, arguments)])

@@ -7,16 +7,7 @@ import pytest
 import yaml
 
 from tenfold import UserError
-from tenfold.ledger import (
-    PAPERS,
-    Ledger,
-    Outcome,
-    claim_counts,
-    evaluate,
-    evaluate_package,
-    failures,
-    load_ledger,
-)
+from tenfold.ledger import PAPERS, Ledger, Outcome, claim_counts, evaluate, evaluate_package, failures, load_ledger
 from tenfold.ledger.terminal import claims_table
 from tenfold.ledger.text import difference, evidence, format_value, summary
 
@@ -157,9 +148,9 @@ def test_only_parity_and_analytic_claims_that_should_hold_fail():
 
 
 def test_the_fictional_ledger_has_one_of_each():
-    import glass_beads.claims
+    import glass_beads.evidence.claims
 
-    book, results = evaluate_package("glass_beads", glass_beads.claims.checks())
+    book, results = evaluate_package("glass_beads", glass_beads.evidence.claims.checks())
     assert [found.status for found in results] == [
         "reproduced",
         "reproduced",

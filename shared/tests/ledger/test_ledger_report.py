@@ -142,7 +142,7 @@ def test_a_figure_that_is_missing_or_no_picture_leaves_no_report(beads, tmp_path
 
 
 def test_the_verb_and_the_command_write_the_same_kind_of_report(tmp_path, monkeypatch, capsys):
-    from glass_beads.cli import main
+    from glass_beads.commands.app import main
 
     monkeypatch.setattr(entries, "PAPERS", (BEADS,))
     monkeypatch.setattr("sys.argv", ["glass-beads", "report", "--output", str(tmp_path / "one")])

@@ -15,32 +15,20 @@ A captioning transformer on grid features whose encoder layers weigh five cells 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenfold import lazy
 
 if TYPE_CHECKING:
-    from dtnet.beam import beam_search
-    from dtnet.config import DTNetConfig
-    from dtnet.model import DTNet
-    from dtnet.vocabulary import Vocabulary
+    from dtnet.beam import beam_search as beam_search
+    from dtnet.config import DTNetConfig as DTNetConfig
+    from dtnet.model import DTNet as DTNet
+    from dtnet.vocabulary import Vocabulary as Vocabulary
 
 __version__ = "0.1.0"
-__all__ = ["DTNet", "DTNetConfig", "Vocabulary", "__version__", "beam_search"]
 
-_HOME = {
-    "DTNet": "dtnet.model",
-    "DTNetConfig": "dtnet.config",
-    "Vocabulary": "dtnet.vocabulary",
-    "beam_search": "dtnet.beam",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the command line answers --help without loading torch.
-    if name not in _HOME:
-        raise AttributeError(f"module 'dtnet' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Loaded on first use: the command line answers --help without loading torch.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {"DTNet": "model", "DTNetConfig": "config", "Vocabulary": "vocabulary", "beam_search": "beam"},
+)

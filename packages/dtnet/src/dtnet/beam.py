@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtnet.model import DTNet, Encoded
+from dtnet.encoder import Encoded
+from dtnet.model import DTNet
 from tenfold import UserError
 
 Models = DTNet | Sequence[DTNet]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -171,3 +172,18 @@ class Encoder(nn.Module):
         weight = torch.cat([head.weight for head in heads])  # [heads, 64]
         offset = torch.cat([head.bias for head in heads])
         return F.relu(F.linear(self.geometry_embedding, weight, offset)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of a batch of images.
+
+    Attributes:
+        memory: the encoder's output `[batch, n, d_model]`.
+        mask: `[batch, 1, 1, n]` bool, True where the decoder may look; None: everywhere.
+        paths: the weights of the cells in every layer.
+    """
+
+    memory: Tensor
+    mask: Tensor | None
+    paths: Paths

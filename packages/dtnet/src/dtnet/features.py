@@ -1,7 +1,7 @@
 """From images to grid features `[batch, 49, d_in]`: what a model trained on such features captions images with.
 
-The authors' features come from a detector that this package does not contain (grid-feats-vqa; `dtnet.extract` converts
-its output). Here: a torchvision ResNet or ResNeXt, and block averages for the mini world.
+The authors' features come from a detector that this package does not contain (grid-feats-vqa; `dtnet.data.extract`
+converts its output). Here: a torchvision ResNet or ResNeXt, and block averages for the mini world.
 
     extractor = build_extractor({"name": "backbone", "arch": "resnext101_32x8d", "weights": "resnext101.pth"})
     features = extractor([image, another])          # float32 [2, 49, 2048]
@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dtnet.weights import BROKEN
 from tenfold import UserError
 from tenfold.runs import fingerprint
+from tenfold.weights import BROKEN
 
 
 class FeatureExtractor(Protocol):

@@ -19,30 +19,15 @@ from torch import Tensor, nn
 
 from dtnet.config import DTNetConfig
 from dtnet.decoder import Decoder
-from dtnet.encoder import Encoder, sinusoid
+from dtnet.encoder import Encoded, Encoder, sinusoid
 from dtnet.features import build_extractor
 from dtnet.router import Paths
 from dtnet.vocabulary import Vocabulary
-from dtnet.weights import load_into, read_weights
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
+from tenfold.weights import load_into, read_weights
 
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the encoder makes of a batch of images.
-
-    Attributes:
-        memory: the encoder's output `[batch, n, d_model]`.
-        mask: `[batch, 1, 1, n]` bool, True where the decoder may look; None: everywhere.
-        paths: the weights of the cells in every layer.
-    """
-
-    memory: Tensor
-    mask: Tensor | None
-    paths: Paths
 
 
 @dataclass(frozen=True)

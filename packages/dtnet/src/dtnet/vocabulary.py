@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold import UserError
+from tenfold.metrics.captions import PUNCTUATION, split_words
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.files import read_bytes
 
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
 UNK, PAD, BOS, EOS = range(4)
-
-# Tokens that are dropped when they are exactly one of these; "(", '"', ".." and "&" stay.
-PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 
 # Of `vocab_transformer_grid.pkl`. The vocab.pkl of two sister repositories has as many words, in another order.
 OFFICIAL_SIZE = 10_201
@@ -70,12 +68,7 @@ def tokenise_all(captions: Iterable[str]) -> list[list[str]]:
     return found
 
 
-def split_words(caption: str) -> list[str]:
-    """Words by white space, lower case, without punctuation: the mini world's captions need no more (and no spaCy)."""
-    return [word for word in caption.lower().split() if word not in PUNCTUATION]
-
-
-# By the name that a config gives.
+# By the name that a config gives; the mini world's captions need no more than white space, and no spaCy.
 TOKENISERS: dict[str, Callable[[str], list[str]]] = {"spacy": tokenise, "whitespace": split_words}
 
 

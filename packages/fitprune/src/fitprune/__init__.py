@@ -16,26 +16,19 @@ that is fitted in minutes to a compute budget:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenfold import lazy
 
 if TYPE_CHECKING:
-    from fitprune.fitting import fit
-    from fitprune.pruner import Pruner
-    from fitprune.recipe import Recipe
+    from fitprune.fitting import fit as fit
+    from fitprune.pruner import Pruner as Pruner
+    from fitprune.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Pruner", "Recipe", "__version__", "fit"]
 
-_HOME = {"Pruner": "fitprune.pruner", "Recipe": "fitprune.recipe", "fit": "fitprune.fitting"}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the command line answers --help without loading torch.
-    if name not in _HOME:
-        raise AttributeError(f"module 'fitprune' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Loaded on first use: the command line answers --help without loading torch.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {"Pruner": "pruner", "Recipe": "recipe", "fit": "fitting"},
+)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from fitprune import host
-from fitprune.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
 from tenfold import UserError
+from tenfold.hosts import structure
+from tenfold.hosts.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
+from tenfold.hosts.structure import is_plain_pre_norm
 
 ATTENTION = "fitprune"
 CACHE_STATE = "fitprune_state"
-PRE_NORM = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 # Arguments of a decoder layer that are understood; another one that holds a value per token cannot be
 # compacted.
 HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
@@ -86,16 +86,6 @@ def observed_attention(
 AttentionInterface.register(ATTENTION, observed_attention)
 
 
-def is_plain_pre_norm(module: nn.Module) -> bool:
-    """Whether a decoder block is ``x += attention(norm(x)); x += mlp(norm(x))`` and nothing else.
-
-    Read off the attributes that its forward uses, in order: a block with scaled residuals, parallel
-    branches or further norms names other ones.
-    """
-    names = inspect.unwrap(type(module).forward).__code__.co_names
-    return tuple(name for name in names if hasattr(module, name)) == PRE_NORM
-
-
 class Attachment:
     """A selection at work in one model, from construction to ``detach``.
 
@@ -105,7 +95,7 @@ class Attachment:
     """
 
     def __init__(self, model: nn.Module, selection: Selection, visual_mask: Tensor | None = None) -> None:
-        self.model = host.unwrap(model)
+        self.model = structure.unwrap(model)
         self.selection = selection
         self.visual_mask = visual_mask
         self.prompt: Tokens | None = None
@@ -113,7 +103,7 @@ class Attachment:
         self.running: Pass | None = None
         self.text_config = self.model.config.get_text_config()
         self.serial = next(_serial)
-        modules = host.decoder_layers(self.model)
+        modules = structure.decoder_layers(self.model)
         if any(hasattr(module.self_attn, "_fitprune") for module in modules):
             raise UserError("this model is already being pruned", type(self.model).__name__, "one attachment at a time")
         self._parameters = list(inspect.signature(self.model.forward).parameters)
@@ -161,7 +151,7 @@ class Attachment:
 
     def _visual(self, inputs: dict[str, Any], batch: int, length: int) -> Tensor:
         if inputs.get("input_ids") is not None or self.visual_mask is None:
-            return host.visual_mask(self.model, inputs)
+            return structure.visual_mask(self.model, inputs)
         mask = self.visual_mask.bool()
         device = inputs["inputs_embeds"].device
         if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:

@@ -12,7 +12,7 @@ and ends with the same recipe, bit for bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fitprune import host
-from fitprune.flops import DecoderShape
-from fitprune.prompts import encode
+from fitprune.costs import DecoderShape
 from fitprune.recipe import Recipe
 from fitprune.search import (
     Evaluation,
@@ -34,9 +32,10 @@ from fitprune.search import (
     mean_removals,
 )
 from tenfold import UserError
+from tenfold.hosts import structure
+from tenfold.hosts.prompts import encode
 from tenfold.runs import append_jsonl, atomic_write_json, read_json, read_jsonl
-
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+from tenfold.runs.progress import Progress
 
 
 def fit(
@@ -91,7 +90,7 @@ class Calibration:
             raise UserError("no calibration samples", folder, "at least one image with a question")
         self.model, self.processor, self.samples = model, processor, samples
         self.folder = None if folder is None else Path(folder)
-        self.shape = DecoderShape.of(host.unwrap(model).config)
+        self.shape = DecoderShape.of(structure.unwrap(model).config)
         self._progress = progress
         self._left: dict[float, list[tuple[int, ...]]] = {}
         self._open_folder()
@@ -182,7 +181,7 @@ class Calibration:
         overwritten."""
         if self.folder is None:
             return
-        model = host.unwrap(self.model)
+        model = structure.unwrap(self.model)
         first = model.get_input_embeddings().weight[:64].detach().float().cpu().contiguous()
         header = {
             "layers": self.shape.layers,
@@ -200,7 +199,7 @@ class Calibration:
 
 def model_name(model: nn.Module) -> str:
     """The name that a model was loaded under: a hub id, or the last part of a local folder."""
-    name = getattr(host.unwrap(model).config, "_name_or_path", "") or type(model).__name__
+    name = getattr(structure.unwrap(model).config, "_name_or_path", "") or type(model).__name__
     return Path(name).name if Path(name).is_absolute() else name
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fitprune.attachment import CACHE_STATE, Attachment, Selection
-from fitprune.ragged import Tokens
 from fitprune.recipe import Recipe
 from fitprune.rules import Observation, Rule, product
 from fitprune.statistics import lowest_scores
 from tenfold import UserError
+from tenfold.hosts.ragged import Tokens
 
 
 @dataclass

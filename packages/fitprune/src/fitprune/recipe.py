@@ -18,7 +18,7 @@ from math import floor, isfinite
 from pathlib import Path
 from typing import Any
 
-from fitprune.flops import LLAVA_7B, DecoderShape, alive, base_macs, recipe_macs
+from fitprune.costs import LLAVA_7B, DecoderShape, alive, base_macs, recipe_macs
 from tenfold import UserError
 from tenfold.runs import atomic_write_bytes, atomic_write_json, read_json
 
@@ -298,3 +298,17 @@ def _check(recipe: Recipe, where: str | Path) -> None:
 @cache
 def _released() -> dict[str, Any]:
     return read_json(Path(str(files("fitprune") / "released.json")))
+
+
+def open_recipe(text: str) -> Recipe:
+    """A recipe file, or a released recipe by ``NAME:PERCENT`` such as ``llava-1.5-7b:60``.
+
+    Raises:
+        UserError: neither of both; or the file or the name is wrong.
+    """
+    if text.endswith(".json") or Path(text).exists():
+        return Recipe.load(text)
+    name, separator, percent = text.rpartition(":")
+    if not separator or not percent.isdigit():
+        raise UserError("no such recipe", text, "a recipe file, or NAME:PERCENT such as llava-1.5-7b:60")
+    return Recipe.released(name, int(percent))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fitprune.ragged import Tokens
 from fitprune.statistics import token_mass
+from tenfold.hosts.ragged import Tokens
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from fitprune.attachment import Attachment, Selection
-from fitprune.flops import DecoderShape, layer_macs
-from fitprune.ragged import Tokens
+from fitprune.costs import DecoderShape, layer_macs
 from fitprune.statistics import token_mass
 from tenfold import UserError
+from tenfold.hosts.ragged import Tokens
 
 # Bisection stops at this width of the bracket (seven halvings); the constant is the official one.
 ALPHA_WIDTH = 0.01 + 1e-6

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fitprune.ragged import Tokens
+from tenfold.hosts.ragged import Tokens
 
 # Bytes that one block of float32 attention rows may take: large enough to keep a GPU busy, small beside the
 # KV cache.

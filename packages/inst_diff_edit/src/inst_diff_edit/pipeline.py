@@ -22,11 +22,10 @@ from diffusers import DiffusionPipeline, LMSDiscreteScheduler, StableDiffusionIn
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from inst_diff_edit.arguments import SEED as SEED
-from inst_diff_edit.arguments import as_generators, one_each, one_of
 from inst_diff_edit.attention import AttentionRecorder
+from inst_diff_edit.inputs import SEED as SEED
+from inst_diff_edit.inputs import Picture, as_generators, as_images, from_tensor, masks_as, one_each, one_of, to_tensor
 from inst_diff_edit.masks import InstantMask, instant_mask
-from inst_diff_edit.pictures import Picture, as_images, from_tensor, masks_as, to_tensor
 from inst_diff_edit.resize import resize
 from inst_diff_edit.sampling import (
     NoiseLevels,

@@ -15,32 +15,25 @@ An image is read at two resolutions, and gated adapters write the fine features 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenfold import lazy
 
 if TYPE_CHECKING:
-    from llava_hr.configuration import LlavaHrConfig
-    from llava_hr.loading import load
-    from llava_hr.modeling import LlavaHrForConditionalGeneration
-    from llava_hr.processing import LlavaHrProcessor
+    from llava_hr.checkpoints.load import load as load
+    from llava_hr.configuration import LlavaHrConfig as LlavaHrConfig
+    from llava_hr.modeling import LlavaHrForConditionalGeneration as LlavaHrForConditionalGeneration
+    from llava_hr.processing import LlavaHrProcessor as LlavaHrProcessor
 
 __version__ = "0.1.0"
-__all__ = ["LlavaHrConfig", "LlavaHrForConditionalGeneration", "LlavaHrProcessor", "__version__", "load"]
 
-_HOME = {
-    "LlavaHrConfig": "llava_hr.configuration",
-    "LlavaHrForConditionalGeneration": "llava_hr.modeling",
-    "LlavaHrProcessor": "llava_hr.processing",
-    "load": "llava_hr.loading",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the command line answers --help without loading torch.
-    if name not in _HOME:
-        raise AttributeError(f"module 'llava_hr' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Loaded on first use: the command line answers --help without loading torch.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "LlavaHrConfig": "configuration",
+        "LlavaHrForConditionalGeneration": "modeling",
+        "LlavaHrProcessor": "processing",
+        "load": "checkpoints.load",
+    },
+)

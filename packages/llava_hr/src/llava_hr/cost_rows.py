@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llava_hr import flops
+from llava_hr import costs
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,26 @@ _QUOTED = {"7b": 19.2, "13b": 37.1}
 def rows() -> Iterator[Row]:
     """Everything of the paper's tables that can be computed: tokens, parameters, prefill."""
     for size, tokens in _TABLE_1.items():
-        yield Row(f"tokens, LLaVA-HR {size} px", "", tokens, flops.visual_tokens(flops.NAMED["7b"], size), "table 1")
+        yield Row(f"tokens, LLaVA-HR {size} px", "", tokens, costs.visual_tokens(costs.NAMED["7b"], size), "table 1")
     for size, tokens in _TABLE_1_LLAVA.items():
-        yield Row(f"tokens, LLaVA-1.5 {size} px", "", tokens, flops.visual_tokens(flops.LLAVA_7B, size), "table 1")
+        yield Row(f"tokens, LLaVA-1.5 {size} px", "", tokens, costs.visual_tokens(costs.LLAVA_7B, size), "table 1")
     for name, published in _SIZES.items():
-        shape = flops.NAMED[name]
+        shape = costs.NAMED[name]
         assert shape.conv is not None
-        total = flops.parameters(shape).total + flops.head_parameters(shape.conv)
+        total = costs.parameters(shape).total + costs.head_parameters(shape.conv)
         yield Row(f"parameters, {name}", "B", published, total / 1e9, "table 4")
     for name, published in _QUOTED.items():
-        macs = flops.llm_macs(flops.NAMED[name].decoder, 1400)
+        macs = costs.llm_macs(costs.NAMED[name].decoder, 1400)
         yield Row(f"language model of {name}, 1,400 tokens", "TFLOPs", published, 2 * macs / 1e12, "gamma-MoD")
     for name, shape, size in prefills():
-        yield Row(f"prefill, {name} {size} px", "TFLOPs", None, flops.prefill(shape, size).tflops)
+        yield Row(f"prefill, {name} {size} px", "TFLOPs", None, costs.prefill(shape, size).tflops)
 
 
-def prefills() -> Iterator[tuple[str, flops.Shape, int]]:
+def prefills() -> Iterator[tuple[str, costs.Shape, int]]:
     """The lines of the sheet's table of MACs: name, dimensions, image size."""
     for size in _TABLE_1:
-        yield "7b", flops.NAMED["7b"], size
+        yield "7b", costs.NAMED["7b"], size
     for name in ("13b", "x-13b"):
-        yield name, flops.NAMED[name], 1024
+        yield name, costs.NAMED[name], 1024
     for size in _TABLE_1_LLAVA:
-        yield "LLaVA-1.5-7B", flops.LLAVA_7B, size
+        yield "LLaVA-1.5-7B", costs.LLAVA_7B, size

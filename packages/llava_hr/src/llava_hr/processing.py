@@ -23,7 +23,9 @@ from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBa
 from transformers.tokenization_utils_base import AddedToken
 
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.conversation import (
+from llava_hr.image_processing import LlavaHrImageProcessor, as_list
+from tenfold import UserError
+from tenfold.data.conversation import (
     IMAGE,
     IMAGE_MARKER,
     Encoded,
@@ -34,8 +36,6 @@ from llava_hr.conversation import (
     image_in_front,
     image_places,
 )
-from llava_hr.image_processing import LlavaHrImageProcessor, as_list
-from tenfold import UserError
 from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
 

@@ -1,7 +1,7 @@
 """The command-line frame that all packages share.
 
 package = Package(name="fitprune", module="fitprune", distribution="fitprune", instead={"train": "fitprune
-fit"}) app = build_app(package, checks=lambda: importlib.import_module("fitprune.claims").checks(), verify={})
+fit"}) app = build_app(package, checks=lambda: importlib.import_module("fitprune.evidence.claims").checks(), verify={})
 
 @app.command()
 def fit(...): ...

@@ -17,13 +17,7 @@ from typing import Any
 from tenfold.errors import UserError
 from tenfold.runs import RunRecord, fingerprint
 from tenfold.runs.context import output_fingerprints, plain
-from tenfold.runs.provenance import (
-    distribution_name,
-    hardware,
-    library_versions,
-    package_source,
-    package_version,
-)
+from tenfold.runs.provenance import distribution_name, hardware, library_versions, package_source, package_version
 from tenfold.runs.record import RECORD_NAME
 
 Verifier = Callable[[RunRecord, Path], Mapping[str, Any]]

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tenfold.data.formats import (
+    CaptionSample,
     GQASample,
     MMBenchSample,
     MMESample,
@@ -36,9 +37,13 @@ from tenfold.metrics import (
     textvqa_accuracy,
     vqa_accuracy,
 )
+from tenfold.metrics.captions import check_metrics
+from tenfold.metrics.captions import score_captions as coco_table
 
 Scores = dict[str, float]
 
+# Of `score_captions`.
+CAPTION_METRICS = ("bleu", "rouge", "cider")
 # Entries that count instead of measuring.
 COUNTS = ("count", "questions", "unread", "subsets", "subtasks", "neither yes nor no")
 
@@ -148,6 +153,30 @@ def score_scienceqa(samples: Sequence[ScienceQASample], texts: Sequence[str]) ->
     chosen = [option_letter(text, len(sample.choices)) for sample, text in zip(samples, texts, strict=True)]
     hits = [letter == sample.answer for letter, sample in zip(chosen, samples, strict=True)]
     return {"accuracy": _mean(hits), "unread": sum(letter is None for letter in chosen), "count": len(samples)}
+
+
+def score_captions(samples: Sequence[CaptionSample], texts: Sequence[str]) -> Scores:
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr of one caption for each image.
+
+    Ratios in [0, 1], CIDEr in [0, 10], as the official tool prints them. CIDEr counts words in the references of these
+    images: of a part of the set it is another number.
+
+    Raises:
+        UserError: no pycocoevalcap or no Java; the tokeniser fails.
+    """
+    references = {number: sample.references for number, sample in enumerate(samples)}
+    table = coco_table(dict(enumerate(texts)), references, CAPTION_METRICS).table
+    found = {name: score / 100 for name, score in table.items()}
+    return {"CIDEr": found.pop("CIDEr-D"), **found, "count": len(samples)}
+
+
+def check_captions() -> None:
+    """Refuse, before any work is done, to score captions without what it needs.
+
+    Raises:
+        UserError: no pycocoevalcap or no Java; says what to install.
+    """
+    check_metrics(CAPTION_METRICS)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,14 +17,7 @@ from tenfold.data.formats import (
     SeedFrameSample,
     write_caption_results,
 )
-from tenfold.metrics import (
-    ChoiceAnswer,
-    box_scores,
-    choice_letter,
-    choice_scores,
-    ocrvqa_accuracy,
-    vqa_accuracy,
-)
+from tenfold.metrics import ChoiceAnswer, box_scores, choice_letter, choice_scores, ocrvqa_accuracy, vqa_accuracy
 from tenfold.runs import atomic_write_json, atomic_write_text
 
 

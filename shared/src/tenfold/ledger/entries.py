@@ -62,7 +62,7 @@ def evaluate_package(package: str, checks: Mapping[str, Callable[[], Outcome]]) 
 def collect(package: str, figures: Path | None) -> Entry:
     """The entry of one of the ten papers; its package is evaluated when it is installed.
 
-    The package's module `claims` gives `checks()`, and may give `figures(folder) -> list[Figure]`.
+    The package's module `evidence.claims` gives `checks()`, and may give `figures(folder) -> list[Figure]`.
 
     Args:
         figures: folder that the package draws its figures into; None: none are drawn.
@@ -75,7 +75,7 @@ def collect(package: str, figures: Path | None) -> Entry:
         raise UserError("not one of the papers", package, ", ".join(paper.package for paper in PAPERS))
     if not is_installed(package):
         return Entry(paper)
-    claims = importlib.import_module(f"{package}.claims")
+    claims = importlib.import_module(f"{package}.evidence.claims")
     ledger, results = evaluate_package(package, claims.checks())
     drawn: list[Figure] = []
     if figures is not None and hasattr(claims, "figures"):

@@ -16,13 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tenfold.errors import UserError
-from tenfold.runs.files import (
-    TEMPORARY_PREFIX,
-    fsync_path,
-    fsync_tree,
-    publish_directory,
-    remove_directory,
-)
+from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path, fsync_tree, publish_directory, remove_directory
 
 logger = logging.getLogger(__name__)
 

@@ -28,13 +28,7 @@ from tenfold.runs.files import (
     read_jsonl,
 )
 from tenfold.runs.fingerprints import fingerprint
-from tenfold.runs.provenance import (
-    distribution_name,
-    hardware,
-    library_versions,
-    package_source,
-    package_version,
-)
+from tenfold.runs.provenance import distribution_name, hardware, library_versions, package_source, package_version
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME, RunRecord
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+# Wraps an iteration, with a description, to show how far it is: `track`, or in tests nothing.
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -17,7 +19,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         total: the number of items, when `items` has no length.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     if total is None and isinstance(items, Sized):
@@ -29,7 +32,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Bar(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, rate="")
         for item in items:
             yield item

@@ -1,0 +1,1 @@
+"""Official weights, their names and ours; conversion and loading."""

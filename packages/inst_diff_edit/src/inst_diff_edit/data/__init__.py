@@ -1,0 +1,1 @@
+"""What is read from disk, and the mini world in official formats."""

@@ -1,0 +1,176 @@
+"""The mini model: a diffusion model of the mini world in pixel space, of 0.44 million trained parameters.
+
+Its parts are real ones (UNet2DConditionModel, CLIPTextModel, a byte-level CLIPTokenizer, DDIMScheduler) in diffusers'
+layout, so that what works on it works on Stable Diffusion. Only the autoencoder is replaced by one that at most
+rescales: latents are pixels. Words are attended to at 16 x 16, half the picture's edge. The text tower is not trained:
+nouns are orthogonal vectors, and all special tokens are one vector, the same in every prompt.
+
+    edit = mini_scenes.edit(0, 7)
+    mini.load()(edit.picture(), edit.prompt, final="latents", num_masks=1)
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from inst_diff_edit.attention import CROSS
+from inst_diff_edit.data.scenes import EDGE, OTHER_WORDS, WORDS
+from inst_diff_edit.pipeline import InstDiffEditPipeline
+
+# Latent edge over the edge of the attention maps: 32 pixels, words at 16 x 16.
+STRIDE = 2
+POSITIONS = 16
+WIDTH = 32
+
+
+class PixelAutoencoder(ModelMixin, ConfigMixin):
+    """An autoencoder whose latents are the pixels, for diffusion models of pictures.
+
+    Args:
+        block_out_channels: what pipelines ask of an autoencoder; one block: no downsampling.
+        scaling_factor: latents over pixels, as in Stable Diffusion's. The smaller, the more of the picture the same
+            noise hides: a thing of 60 pixels at full contrast is still in plain sight where edits begin.
+    """
+
+    @register_to_config
+    def __init__(self, block_out_channels: tuple[int, ...] = (3,), scaling_factor: float = 1.0) -> None:
+        super().__init__()
+        # Pipelines ask a model for its dtype and device.
+        self.register_buffer("anchor", torch.zeros(1))
+
+    def encode(self, pixels: Tensor) -> AutoencoderKLOutput:
+        """``[images, 3, height, width]`` in [-1, 1] -> a distribution without spread."""
+        moments = torch.cat([pixels, torch.full_like(pixels, -torch.inf)], 1)
+        return AutoencoderKLOutput(latent_dist=_Certain(moments))
+
+    def decode(self, latents: Tensor) -> DecoderOutput:
+        """The latents themselves."""
+        return DecoderOutput(sample=latents)
+
+
+class _Certain(DiagonalGaussianDistribution):
+    """A distribution of one value."""
+
+    def __init__(self, moments: Tensor) -> None:
+        super().__init__(moments, deterministic=True)
+
+
+def path() -> Path:
+    """The folder of the trained mini model that ships with the package."""
+    return Path(__file__).parents[1] / "assets" / "mini_model"
+
+
+def load(folder: str | Path | None = None) -> InstDiffEditPipeline:
+    """The trained mini model (float32, CPU) as a pipeline; ``folder`` defaults to the one that ships."""
+    pipe = InstDiffEditPipeline.from_pretrained(str(folder or path()), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def build(seed: int, scaling_factor: float = 1.0) -> InstDiffEditPipeline:
+    """The untrained model, its weights drawn from ``seed`` without touching torch's global generator.
+
+    Args:
+        scaling_factor: of the autoencoder.
+    """
+    words = tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=EDGE,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=1,
+            block_out_channels=(16, 32, 48),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            mid_block_type="UNetMidBlock2D",
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=2,  # the number of heads, as in Stable Diffusion 1's configs
+            norm_num_groups=8,
+        )
+        _sharpen(unet)
+        text_encoder = _text_tower(words)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+    )
+    coder = PixelAutoencoder(scaling_factor=scaling_factor)
+    pipe = InstDiffEditPipeline(coder, text_encoder, words, unet, scheduler, attention_stride=STRIDE)
+    pipe.unet.eval()
+    pipe.text_encoder.eval()
+    return pipe
+
+
+def _sharpen(unet: UNet2DConditionModel) -> None:
+    """Queries and keys of words begin twice as large: with the usual ones every word gets the same share at first."""
+    for name, weight in unet.named_parameters():
+        if f".{CROSS}.to_q." in name or f".{CROSS}.to_k." in name:
+            weight.data.mul_(2)
+
+
+def _text_tower(words: CLIPTokenizer) -> CLIPTextModel:
+    """A text tower that stands for a pre-trained one: nothing in it is trained, and words do not mix.
+
+    Special tokens (start, end, padding) are one vector, so that the start token says the same in every prompt; the mini
+    world's words are orthogonal to it and to each other.
+    """
+    tower = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            # No layer: a trained causal one gathers all words in the end token, and objects attend to that.
+            num_hidden_layers=0,
+            num_attention_heads=2,
+            max_position_embeddings=POSITIONS,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    ).requires_grad_(False)
+    # The first direction is taken up by ones: what is orthogonal to them has mean zero, and layer norm leaves it be.
+    directions = torch.randn(WIDTH, WIDTH)
+    directions[:, 0] = 1
+    directions = torch.linalg.qr(directions).Q.T * WIDTH**0.5
+    table = tower.get_input_embeddings().weight
+    table[[words.bos_token_id, words.eos_token_id]] = directions[1]
+    for row, word in enumerate(WORDS, 2):
+        table[words(word).input_ids[1]] = directions[row]
+    for name, weight in tower.named_parameters():
+        if "position_embedding" in name:
+            weight.zero_()
+    return tower
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level BPE with merges for the mini world's words: each is one token; others come in pieces."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator([" ".join(WORDS + OTHER_WORDS)] * 10, trainer)
+    learnt = json.loads(bpe.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in learnt["merges"]]
+    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    pieces = ["".join(merge.split(" ")) for merge in merges]
+    vocabulary = [*dict.fromkeys([*letters, *pieces]), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(vocabulary)}))
+        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+        return CLIPTokenizer.from_pretrained(
+            folder, model_max_length=POSITIONS, pad_token="<|endoftext|>", local_files_only=True
+        )

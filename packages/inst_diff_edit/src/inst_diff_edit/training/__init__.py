@@ -1,0 +1,1 @@
+"""Settings, plan, stages and the run of the training."""

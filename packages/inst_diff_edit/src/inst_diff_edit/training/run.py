@@ -1,0 +1,253 @@
+"""Train the mini diffusion model from nothing: predict the noise in pictures of two things, given a caption.
+
+    inst-diff-edit train --output runs/mini --seed 0
+    inst-diff-edit train --output runs/mini --seed 0 --resume      # after a kill
+
+Captions, pictures, noises and times of a step come from ``sample_rng(seed, step, number)``, so a killed and resumed
+run ends with the same bits as one that was left alone. ``FOLDER/model`` is then a model in diffusers' layout; its
+weights are the running mean of the trained ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inst_diff_edit.attention import AttentionRecorder
+from inst_diff_edit.data import scenes
+from inst_diff_edit.inputs import to_tensor
+from inst_diff_edit.miniature import model as mini
+from inst_diff_edit.pipeline import InstDiffEditPipeline
+from tenfold import UserError
+from tenfold.data import miniworld
+from tenfold.data.miniworld import Draws
+from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, sample_rng, track, write_checkpoint
+
+PARTS = ("unet", "text_encoder")
+TIMES = 1000
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the weights depend on, besides the seed and the model in `mini.build`.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: pictures a step.
+        scaling_factor: of the autoencoder: latents over pixels.
+        early, early_share: this share of the pictures gets a time below ``early``, where edits take place; the rest
+            gets any of the 1000.
+        price: of attention to words, in the loss: their share of attention, mean over the picture; start, end and
+            padding are free. It is the same at every pixel and knows no mask. Without it words are attended to all
+            over the picture, as convolutions can undo what is not needed; with it, where they help.
+        price_from, price_full: between these steps the price rises from nothing to all of it.
+        peak: highest learning rate, after `warmup` steps; a cosine to zero follows.
+        mean_decay: of the running mean of the weights.
+        threads: of torch; sums over threads differ in their last bits.
+    """
+
+    steps: int = 2400
+    batch: int = 8
+    scaling_factor: float = 0.45
+    early: int = 650
+    early_share: float = 0.7
+    price: float = 3e-4
+    price_from: int = 1000
+    price_full: int = 2000
+    peak: float = 2e-3
+    warmup: int = 100
+    mean_decay: float = 0.995
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data.
+
+    Attributes:
+        latents, noise: ``[pictures, 3, 32, 32]`` float32.
+        times: ``[pictures]`` int64 in [0, TIMES).
+        ids: ``[pictures, 16]`` int64, captions.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    times: Tensor
+    ids: Tensor
+
+
+def batch_at(tokenizer: Any, settings: TrainSettings, seed: int, step: int) -> Batch:
+    """The batch of a step, counted from 0: a pure function of its arguments."""
+    images, captions, noises, times = [], [], [], []
+    for number in range(settings.batch):
+        rng = sample_rng(seed, step, number)
+        noises.append(rng.standard_normal((3, scenes.EDGE, scenes.EDGE), dtype=np.float32))
+        draws = Draws(rng.bit_generator)
+        times.append(draws.below(settings.early if draws.below(100) < 100 * settings.early_share else TIMES))
+        scene = scenes.draw(draws)
+        images.append(miniworld.render(scene, scenes.EDGE))
+        captions.append(scenes.draw_caption(scene, draws))
+    length = tokenizer.model_max_length
+    ids = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
+    latents = to_tensor(images, scenes.EDGE, scenes.EDGE) * settings.scaling_factor
+    return Batch(latents, torch.from_numpy(np.stack(noises)), torch.tensor(times), ids)
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """The rate of a step, counted from 0: linear warm-up, then a cosine to zero."""
+    if step < settings.warmup:
+        return settings.peak * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def price_at(step: int, settings: TrainSettings) -> float:
+    """The price of attention to words in a step, counted from 0."""
+    risen = (step - settings.price_from) / (settings.price_full - settings.price_from)
+    return settings.price * min(max(risen, 0.0), 1.0)
+
+
+class Training:
+    """Model, optimiser and running mean; goes from checkpoint to checkpoint with the same bits."""
+
+    def __init__(self, settings: TrainSettings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.pipe = mini.build(seed, settings.scaling_factor)
+        self.modules = nn.ModuleDict({part: getattr(self.pipe, part).train() for part in PARTS})
+        self.mean = {name: value.detach().clone() for name, value in self.modules.state_dict().items()}
+        parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=settings.peak, weight_decay=settings.weight_decay)
+        self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        self.recorder = AttentionRecorder(self.pipe.unet, mini.STRIDE)
+        self.special = torch.tensor(self.pipe.tokenizer.all_special_ids)
+
+    def step(self, number: int) -> dict[str, float]:
+        """One optimiser step: mean squared error of the predicted noise, and the price of attention to words."""
+        batch = batch_at(self.pipe.tokenizer, self.settings, self.seed, number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, self.settings)
+        noised = self.noising.add_noise(batch.latents, batch.noise, batch.times)
+        embeddings = self.modules["text_encoder"](batch.ids)[0]
+        self.recorder.expect(scenes.EDGE, scenes.EDGE)
+        with self.recorder:
+            predicted = self.modules["unet"](noised, batch.times, encoder_hidden_states=embeddings).sample
+            self.recorder.finish_step()
+        loss = functional.mse_loss(predicted, batch.noise)
+        is_word = ~torch.isin(batch.ids, self.special)[:, None, None]  # [pictures, 1, 1, positions]
+        spent = (self.recorder.mean() * is_word).sum(-1).mean()
+        self.optimizer.zero_grad()
+        (loss + price_at(number, self.settings) * spent).backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self._update_mean(number)
+        rate = learning_rate(number, self.settings)
+        return {"loss": loss.item(), "attention_to_words": spent.item(), "learning_rate": rate}
+
+    def _update_mean(self, number: int) -> None:
+        # Young means follow faster, so that little of the first weights is left in a short run.
+        decay = min(self.settings.mean_decay, (1 + number) / (10 + number))
+        for name, value in self.modules.state_dict().items():
+            if value.is_floating_point():
+                self.mean[name].lerp_(value, 1 - decay)
+            else:
+                self.mean[name].copy_(value)
+
+    def save(self, folder: Path) -> None:
+        """Everything that the next step depends on."""
+        state = {
+            "modules": self.modules.state_dict(),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "identity": self.identity(),
+        }
+        torch.save(state, folder / "state.pt")
+
+    def load(self, checkpoint: Path) -> int:
+        """Go on from a checkpoint; returns the number of finished steps.
+
+        Raises:
+            UserError: it was made with other settings or another seed.
+        """
+        state = torch.load(checkpoint / "state.pt", weights_only=True)
+        changed = [name for name, value in self.identity().items() if state["identity"].get(name) != value]
+        if changed:
+            raise UserError(
+                f"checkpoint was made with another {' and '.join(changed)}", checkpoint, "the same settings"
+            )
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.mean = state["mean"]
+        return checkpoint_step(checkpoint)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in, to be gone on from."""
+        return {**asdict(self.settings), "seed": self.seed}
+
+    def finished(self) -> InstDiffEditPipeline:
+        """The pipeline with the running mean for weights."""
+        self.modules.load_state_dict(self.mean)
+        self.modules.eval()
+        return self.pipe
+
+
+def train(settings: TrainSettings, seed: int, output: Path, *, every: int, resume: bool, project: str | None) -> Run:
+    """Train, and write ``output/model``.
+
+    Raises:
+        UserError: checkpoints without ``resume``, or none with it; a checkpoint of other settings; a finished run.
+    """
+    torch.set_num_threads(settings.threads)
+    training = Training(settings, seed)
+    checkpoint = last_complete_checkpoint(output) if output.is_dir() else None
+    if checkpoint is not None and not resume:
+        raise UserError("holds checkpoints of an unfinished run", output, "--resume, or a new folder")
+    if checkpoint is None and resume:
+        raise UserError("nothing to resume from", output, "a folder with a complete checkpoint")
+    with run(
+        "inst_diff_edit", "train", config=asdict(settings), seed=seed, output=output, wandb_project=project
+    ) as current:
+        done = training.load(checkpoint) if checkpoint is not None else 0
+        current.metrics["resumed_from"] = done
+        losses = []
+        for number in track(range(done, settings.steps), "training", settings.steps - done):
+            values = training.step(number)
+            losses.append(values["loss"])
+            current.log(number + 1, **values)
+            if (number + 1) % every == 0 and number + 1 < settings.steps:
+                write_checkpoint(output, number + 1, training.save)
+        current.metrics["loss_of_the_last_100_steps"] = sum(losses[-100:]) / len(losses[-100:]) if losses else None
+        write_model(current.file("model/training.json").parent, training)
+    return current
+
+
+def write_model(folder: Path, training: Training) -> None:
+    """The finished model in diffusers' layout, and `training.json`: how it was made."""
+    pipe = training.finished()
+    pipe.save_pretrained(folder)
+    made = {
+        "command": f"inst-diff-edit train --output FOLDER --seed {training.seed}",
+        "seed": training.seed,
+        "settings": asdict(training.settings),
+        "parameters": {part: sum(p.numel() for p in training.modules[part].parameters()) for part in PARTS},
+        "libraries": {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

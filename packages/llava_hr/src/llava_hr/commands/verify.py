@@ -1,0 +1,64 @@
+"""`llava-hr verify`: how a recorded run is done again, and how far its numbers may move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava_hr.evaluation.settings import DemoSettings, EvalSettings
+from llava_hr.training.settings import TrainSettings
+from tenfold import UserError
+from tenfold.cli.settings import checked
+from tenfold.runs import RunRecord
+
+# Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip an answer:
+# 2 % of a score; a gate moves in its last digits. MME counts points, up to 200 a subtask; CIDEr goes up to 10. A
+# training takes another path: the mean loss of its last steps moves by some hundredths.
+TOLERANCES = {
+    "pretrain.loss": 0.1,
+    "finetune.loss": 0.1,
+    "scores.perception": 40,
+    "scores.cognition": 16,
+    "scores.*/points": 8,
+    "scores.CIDEr": 0.1,
+    "scores.unread": 10,
+    "scores.neither yes nor no": 10,
+    "scores.*": 0.02,
+    "new_tokens": 2,
+    "gates.*": 0.01,
+}
+
+
+def eval_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The metrics of the same evaluation, made in a new folder."""
+    from llava_hr.evaluation.run import run_eval
+
+    (evaluation,) = run_eval(checked(EvalSettings, record.config, record.id), record.seed, folder)
+    return evaluation.metrics
+
+
+def demo_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The metrics of the same demonstration, made in a new folder."""
+    from llava_hr.evaluation.demo import run_demo
+
+    return run_demo(checked(DemoSettings, record.config, record.id), record.seed, folder).metrics
+
+
+def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """The metrics of the same training, made in a new folder.
+
+    Raises:
+        UserError: it was made by several ranks, which sum in another order than one process.
+    """
+    from llava_hr.training.run import run_train
+
+    ranks = record.metrics.get("ranks", 1)
+    if ranks > 1:
+        expected = f"torchrun --nproc_per_node {ranks} -m llava_hr train with its config, into a new folder"
+        raise UserError(f"was trained by {ranks} ranks, and this is one process", record.id, expected)
+
+    return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics
+
+
+VERIFIERS = {"eval": eval_again, "demo": demo_again, "train": train_again}

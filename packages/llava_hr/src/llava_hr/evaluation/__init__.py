@@ -1,0 +1,1 @@
+"""Settings, answers, scores and the run of the evaluation; the demo."""

@@ -1,0 +1,247 @@
+"""`llava-hr eval`: a benchmark's questions in, answers and scores out (sheet section 7).
+
+Greedy decoding, in batches that give what single prompts give; questions about one image follow each other, so it is
+encoded once. Several ranks share the images. Every batch of answers is kept in `<output>/checkpoint-predictions` until
+all are there: a run that was killed goes on where it stopped when the same command is given again, and ends with the
+same files, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llava_hr.evaluation.answers import Answerer, Query
+from llava_hr.evaluation.benchmarks import PAPER, PaperBenchmark
+from llava_hr.evaluation.model import Host, model_fingerprint, open_host
+from llava_hr.evaluation.published import paper_model
+from llava_hr.evaluation.questions import (
+    benchmark_folders,
+    by_image,
+    image_key,
+    own_split,
+    questions_fingerprint,
+    share,
+)
+from llava_hr.evaluation.settings import ALL, EvalSettings
+from tenfold import UserError
+from tenfold.data.benchmarks import Question
+from tenfold.runs import Run, RunRecord, track
+from tenfold.runs.evaluation import (
+    PROGRESS,
+    answer_left,
+    finished_before,
+    forget,
+    open_log,
+    shared_run,
+    write_predictions,
+)
+from tenfold.runs.predictions import PredictionLog
+from tenfold.runs.progress import Progress
+from tenfold.runs.ranks import Ranks, choose_device, ranks
+from tenfold.runs.record import RECORD_NAME
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "llava_hr"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one benchmark gave.
+
+    Attributes:
+        benchmark: which.
+        model: its name.
+        paper_model: the paper's name for a model of these sizes; None: another one.
+        pixels: of the image's edge.
+        metrics: as in the run's record.
+        files: what was written.
+        limited: only the first questions were asked.
+    """
+
+    benchmark: PaperBenchmark
+    model: str
+    paper_model: str | None
+    pixels: int
+    metrics: Mapping[str, Any]
+    files: Sequence[Path]
+    limited: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark to evaluate on, into one folder.
+
+    Attributes:
+        settings: with the benchmark's own name, split and data folder.
+        output: the run's folder.
+    """
+
+    host: Host
+    answerer: Answerer
+    settings: EvalSettings
+    seed: int
+    output: Path
+    benchmark: PaperBenchmark
+    group: Ranks
+
+    def run(
+        self, questions: Sequence[Question], progress: Progress, say: Callable[[str], None], *, again: bool
+    ) -> list[Evaluation]:
+        """The evaluation, on rank 0.
+
+        Args:
+            again: a finished run of the same settings and data is not an error, but the result.
+        """
+        digest = self.group.tell(self.group.lead(lambda: questions_fingerprint(questions)))
+        data = {"model": self.host.fingerprint, "questions": digest}
+        config = self.settings.model_dump()
+        if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):
+            say(f"{self.benchmark.title}: done before, in {self.output}")
+            return [self._evaluation(record)] if self.group.leads else []
+        with shared_run(
+            self.group, PACKAGE, "eval", config=config, seed=self.seed, output=self.output, data=data
+        ) as current:
+            log = open_log(self.group, self.output / PROGRESS, self._header(digest))
+            self._answer(questions, log, progress, say)
+            if current is not None:
+                answers = log.merged(question.id for question in questions)
+                current.metrics.update(self._metrics(questions, answers))
+                self._write(questions, answers, current)
+        forget(self.group, log)
+        if current is None:
+            return []
+        assert current.record is not None
+        return [self._evaluation(current.record)]
+
+    def _header(self, questions: str) -> dict[str, Any]:
+        model, settings = self.host.model, self.settings
+        return {
+            "benchmark": self.benchmark.name,
+            "model": self.host.fingerprint,
+            "questions": questions,
+            "split": settings.split,
+            "limit": settings.limit,
+            "conversation": self.host.processor.conversation,
+            "max_new_tokens": self.benchmark.max_new_tokens,
+            "batch": settings.batch,
+            "dtype": str(model.dtype),
+            "device": model.device.type,
+            "attention": settings.attention,
+        }
+
+    def _answer(
+        self, questions: Sequence[Question], log: PredictionLog, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        by_id: dict[Any, Question] = {question.id: question for question in questions}
+
+        def answer(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            asked = [by_id[one] for one in ids]
+            found = self.answerer.answers([self._query(one) for one in asked], self.benchmark.max_new_tokens)
+            return ((one.id, asdict(answer)) for one, answer in zip(asked, found, strict=True))
+
+        def mine(ids: Sequence[Any]) -> list[Any]:
+            chosen = share([by_id[one] for one in ids], self.group.rank, self.group.world)
+            return [question.id for question in chosen]
+
+        answer_left(
+            self.group,
+            log,
+            list(by_id),
+            answer,
+            batch=self.settings.batch,
+            title=self.benchmark.title,
+            progress=progress,
+            say=say,
+            share=mine,
+        )
+
+    def _query(self, question: Question) -> Query:
+        picture, processor = question.picture, self.host.processor
+        opener = None if picture is None else picture.open
+        name = f"{self.benchmark.title}, {question.id}"
+        return Query.about(processor, question.prompt, opener, key=image_key(question), name=name)
+
+    def _metrics(self, questions: Sequence[Question], answers: Mapping[Any, Any]) -> dict[str, Any]:
+        texts = {name: answer["text"] for name, answer in answers.items()}
+        means = {
+            name: fmean(answer[name] for answer in answers.values())
+            for name in ("visual_tokens", "text_tokens", "new_tokens")
+        }
+        return {
+            "benchmark": self.benchmark.name,
+            "split": self.settings.split,
+            "questions": len(questions),
+            "images": len(by_image([one for one in questions if one.picture is not None])),
+            "scores": self.benchmark.score(questions, texts),
+            **means,
+        }
+
+    def _write(self, questions: Sequence[Question], answers: Mapping[Any, Any], current: Run) -> None:
+        rows = [{"id": question.id, "prompt": question.prompt, **answers[question.id]} for question in questions]
+        write_predictions(current, rows)
+        texts = {name: answer["text"] for name, answer in answers.items()}
+        self.benchmark.write_submission(questions, texts, current.file("submission"))
+
+    def _evaluation(self, record: RunRecord) -> Evaluation:
+        files = [self.output / name for name in (*record.outputs, RECORD_NAME)]
+        config = self.host.model.config
+        return Evaluation(
+            benchmark=self.benchmark,
+            model=self.host.name,
+            paper_model=paper_model(config),
+            pixels=config.vision_config.image_size,
+            metrics=record.metrics,
+            files=files,
+            limited=self.settings.limit is not None,
+        )
+
+
+def run_eval(
+    settings: EvalSettings,
+    seed: int,
+    output: Path,
+    progress: Progress = track,
+    say: Callable[[str], None] = logger.info,
+) -> list[Evaluation]:
+    """Evaluate on one benchmark, or on all that the data folder holds.
+
+    Each benchmark is a run of its own: `run.json`, `metrics.json`, `predictions.jsonl` and, where a server or a judge
+    scores, the submission files, in `output`, for "all" in `output/<benchmark>`.
+
+    Args:
+        seed: of the mini world's sets; decoding is greedy.
+        say: told when a run goes on, or was done before.
+
+    Returns:
+        One evaluation for each benchmark, on rank 0; nothing on the others.
+
+    Raises:
+        UserError: model, benchmark, split or data cannot be used; a broken image; `output` holds a finished run, or one
+            of another model, benchmark, data set or other settings.
+    """
+    if settings.split is not None and settings.benchmark == ALL:
+        raise UserError("a split for all benchmarks", settings.split, "--benchmark NAME beside --split")
+    several = settings.benchmark == ALL and settings.data is not None
+    with ranks() as group, benchmark_folders(settings, seed) as places:
+        asked = []  # before the model, whose loading takes longest
+        for name, place in places.items():
+            one = PAPER[name]
+            one.check()
+            own: dict[str, Any] = {"benchmark": name, "data": None if settings.data is None else str(place)}
+            own["split"] = own_split(name, settings)
+            asked.append((one, settings.model_copy(update=own), one.read(place, own["split"])[: settings.limit]))
+        # One rank reads (or fetches) the weights for the fingerprint.
+        known_by = group.tell(group.lead(lambda: model_fingerprint(settings)))
+        host = open_host(settings.model_copy(update={"device": str(choose_device(settings.device))}), known_by)
+        answerer = Answerer(host.model, host.processor)
+        found = []
+        for one, chosen, questions in asked:
+            folder = output / one.name if several else output
+            found += Task(host, answerer, chosen, seed, folder, one, group).run(questions, progress, say, again=several)
+    return found

@@ -1,0 +1,1 @@
+"""What backs the claims: parity, counted costs, experiments, speed, figures."""

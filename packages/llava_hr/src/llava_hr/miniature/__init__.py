@@ -1,0 +1,1 @@
+"""The mini model of this paper."""
