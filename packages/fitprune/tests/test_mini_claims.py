@@ -20,8 +20,7 @@ from tenfold.cli import package_file
 from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.data.mini_lessons import STEPS, Settings
-from tenfold.data.mini_probes import Probes, prompts
-from tenfold.data.miniworld.flag_questions import KINDS
+from tenfold.data.mini_probes import LEARNT, Probes, prompts
 from tenfold.data.train_mini_host import LESSONS
 from tenfold.hosts.loading import load_host
 from tenfold.ledger import load_ledger
@@ -52,7 +51,7 @@ def test_every_arm_answers_the_same_questions_at_the_same_visual_flops(measured,
     token = 1 - asked.shape.layers * layer_macs(visual - 1, visual - 1, asked.shape) / base_macs(visual, asked.shape)
     assert set(measured["right"]) == {"unpruned", *ARMS} and not measured["left_out"]
     assert {len(row) for rows in measured["right"].values() for row in rows.values()} == {len(measured["kinds"])}
-    assert len(measured["kinds"]) == 2 * len(KINDS)
+    assert len(measured["kinds"]) == 2 * len(LEARNT)
     assert all(0 <= saved["0.6"] - 0.6 <= token for saved in measured["saved"].values())
 
 
