@@ -101,8 +101,9 @@ def words(model: LlavaForConditionalGeneration, hidden: Tensor) -> Tensor:
     return model.lm_head(model.model.language_model.norm(hidden))
 
 
-# Counts are asked in training, but were not learnt (`mini_gate` measures them beside the gates): gates go without them.
-LEARNT = tuple(kind for kind in KINDS if kind != "count")
+# Counts and presence are taught, but not learnt 20 points beyond the most common answer: counts 35 % right, presence 69 %
+# of which 60 % were "no" (seed 0, world 9001). Gates go without them; `mini_gate` measures them beside.
+LEARNT = tuple(kind for kind in KINDS if kind not in ("count", "yes_no"))
 
 
 @dataclass(frozen=True)
