@@ -53,13 +53,13 @@ def test_the_shipped_host_is_small(host) -> None:
 
 
 # What the shipped host must reach, in per cent, on scenes that no record used.
-LEAST: dict[str, int] = {}
+LEAST = {"shape": 90, "colour": 90, "place": 65, "two_hop": 75, "three_hop": 50, "follow": 60}
 
 
 def test_the_shipped_host_answers_on_held_out_scenes(host) -> None:
     """Fails if the weights are untrained, or do not belong to the shipped tokenizer, picture size or prompt."""
     model, processor = host
-    shares = evaluate(model, processor, seed=4242, count=60)
+    shares = evaluate(model, processor, seed=4242, count=60, kinds=tuple(LEAST))
     for kind, least in LEAST.items():
         assert 100 * shares[kind] >= least, (kind, shares)
 
@@ -69,7 +69,7 @@ def test_removing_the_picture_late_still_costs_answers(host) -> None:
     model, processor = host
     probes = Probes(model, processor, prompts(processor, 4242, 60, DEEP))
     curve = probes.right(probes.removed()).mean(1)
-    assert curve[-1] - curve[4] > 0.2
+    assert curve[-1] - curve[5] > 0.2
 
 
 def test_the_record_of_the_training_says_how_it_was_made_and_what_it_can_do(host) -> None:
