@@ -1,9 +1,9 @@
 """On the stand-in device the main path gives the CPU's result, and waits where it says it does."""
 
 import torch
+from dyvte import VisualExit
 from dyvte_fixtures import THRESHOLD, host, rows
 
-from dyvte import VisualExit
 from tenfold.testing.device import stand_in_cuda
 from tenfold.testing.processes import apart
 

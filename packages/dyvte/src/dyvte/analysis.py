@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ def watch(model: nn.Module, present: Callable[[], Tokens]) -> Iterator[list[Tens
         tokens = present()
         measured.append(profile(observed, tokens.visual, tokens.text, tokens.real if tokens.padded else None))
 
-    observers = [Observer(layer.self_attn, see) for layer in structure.decoder_layers(structure.unwrap(model))]
+    layers: Any = structure.decoder_layers(structure.unwrap(model))
+    observers = [Observer(layer.self_attn, see) for layer in layers]
     try:
         yield measured
     finally:

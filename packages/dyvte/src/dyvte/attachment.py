@@ -81,14 +81,14 @@ class Attachment:
     def __init__(
         self, model: nn.Module, rule: ExitRule, *, compact_every: int = 1, visual_mask: Tensor | None = None
     ) -> None:
-        self.model = structure.unwrap(model)
+        self.model: Any = structure.unwrap(model)
         self.rule = rule
         self.compact_every = compact_every
         self.visual_mask = visual_mask
         self.text_config = self.model.config.get_text_config()
         self.serial = next(_serial)
         self._thread = threading.local()
-        modules = structure.decoder_layers(self.model)
+        modules: Any = structure.decoder_layers(self.model)
         if any(hasattr(module.self_attn, "_dyvte") for module in modules):
             raise UserError("an exit is already attached", type(self.model).__name__, "one attachment at a time")
         self._parameters = list(inspect.signature(self.model.forward).parameters)
@@ -240,7 +240,7 @@ class HeldDecisions:
 class AttachedLayer:
     """One decoder layer of an attached model."""
 
-    def __init__(self, attachment: Attachment, number: int, module: nn.Module) -> None:
+    def __init__(self, attachment: Attachment, number: int, module: Any) -> None:
         self.attachment = attachment
         self.number = number
         self.module = module

@@ -69,8 +69,8 @@ def run_branches(
     Raises:
         UserError: a row without an image or without an answer, or a host that cannot be served.
     """
-    model = structure.unwrap(model)
-    modules = structure.decoder_layers(model)
+    host: Any = structure.unwrap(model)
+    model, modules = host, structure.decoder_layers(host)
     layers = tuple(sorted(set(layers)))
     attention_mask = inputs.get("attention_mask")
     visual = structure.visual_mask(model, inputs) if visual is None else visual
@@ -180,7 +180,7 @@ def _check(visual: Tensor, answer: Tensor) -> None:
         raise UserError("a sample of several rounds", f"row {row} of the batch", "one question and its answer a sample")
 
 
-def _decoder_output(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def _decoder_output(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Normed last hidden states of a dense pass, without the head."""
     kept: list[Tensor] = []
     head = model.get_output_embeddings()
@@ -197,7 +197,7 @@ def _decoder_output(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return kept[0]
 
 
-def _final_norm(model: nn.Module, modules: nn.ModuleList) -> nn.Module:
+def _final_norm(model: Any, modules: nn.ModuleList) -> nn.Module:
     decoder = next(module for module in model.modules() if modules in module.children())
     norm = getattr(decoder, "norm", None)
     if not isinstance(norm, nn.Module):
@@ -205,7 +205,7 @@ def _final_norm(model: nn.Module, modules: nn.ModuleList) -> nn.Module:
     return norm
 
 
-def _head(model: nn.Module, hidden: Tensor) -> Tensor:
+def _head(model: Any, hidden: Tensor) -> Tensor:
     return model.get_output_embeddings()(hidden).float()
 
 

@@ -84,7 +84,7 @@ class VisualExit:
         """
         if self._attachment is not None:
             raise UserError("this exit is already attached", type(self._attachment.model).__name__, "detach() first")
-        host = structure.unwrap(model)
+        host: Any = structure.unwrap(model)
         layers, hidden = len(structure.decoder_layers(host)), host.config.get_text_config().hidden_size
         rule = self._rule(layers, hidden, type(host).__name__)
         self._attachment = Attachment(model, rule, compact_every=self.compact_every, visual_mask=visual_mask)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 
 ATTENTION = "dyvte"
@@ -39,14 +39,14 @@ class Observer:
         see: called with what it computes with.
     """
 
-    def __init__(self, attention: nn.Module, see: Callable[[Observed], None]) -> None:
-        self.attention = attention
+    def __init__(self, attention: Any, see: Callable[[Observed], None]) -> None:
+        self.attention: Any = attention
         self.see = see
-        self.config = attention.config
+        self.config = self.attention.config
         config = copy.copy(self.config)
         config._attn_implementation_internal = ATTENTION
-        attention.config = config
-        attention._dyvte_observer = self
+        self.attention.config = config
+        self.attention._dyvte_observer = self
 
     def function(self) -> Callable[..., Any]:
         implementation = self.config._attn_implementation
@@ -60,7 +60,7 @@ class Observer:
 
 
 def _observed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     observer: Observer = module._dyvte_observer
     output = observer.function()(module, query, key, value, attention_mask, **kwargs)

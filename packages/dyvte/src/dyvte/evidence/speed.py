@@ -130,7 +130,8 @@ def deciding_gates(config: GateConfig, exit_layer: int, device: torch.device, dt
     gates = Gates(config, dtype=torch.float32).initialise(0).requires_grad_(False)
     half = config.width // 2
     for layer, gate in enumerate(gates):
-        gate.w1.weight[half : 2 * half] = -gate.w1.weight[:half]
+        (first,) = gate.w1.parameters()
+        first[half : 2 * half] = -first[:half]
         gate.w2.weight.zero_()
         if layer == exit_layer:
             gate.w2.weight[1, : 2 * half] = 1.0

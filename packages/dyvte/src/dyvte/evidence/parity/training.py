@@ -63,15 +63,21 @@ def _train_step(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare:
         compare.close(f"{name} gate logits", logits, tensors["out/gate_logits"][layer], "training")
         compare.close(f"{name} loss", loss, tensors["out/gate_loss"][layer], "training")
         compare.close(
-            f"{name} W1's gradient", gate.w1.weight.grad.norm(), tensors["out/grad_w1_norm"][layer], "training"
+            f"{name} W1's gradient", _gradient(gate.w1).norm(), tensors["out/grad_w1_norm"][layer], "training"
         )
-        compare.close(f"{name} W2's gradient", gate.w2.weight.grad, tensors["out/grad_w2"][layer], "training")
+        compare.close(f"{name} W2's gradient", _gradient(gate.w2), tensors["out/grad_w2"][layer], "training")
         optimizer.step()
         moved = gate.w2.weight - before.w2.weight
         compare.close(f"{name} AdamW's step", moved, tensors["out/adamw_delta_w2"][layer], "step")
         others = [gates[other] for other in range(len(gates)) if other != layer]
         untouched = all(weight.grad is None for other in others for weight in other.parameters())
         compare.equal(f"{name}: only its gate learns", untouched, True)
+
+
+def _gradient(matrix: torch.nn.Module) -> Tensor:
+    (weight,) = matrix.parameters()
+    assert weight.grad is not None
+    return weight.grad
 
 
 def _attention_state_variant(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Comparison) -> None:
@@ -94,7 +100,7 @@ def _attention_state_variant(case: Mapping[str, Any], tensors: Mapping[str, Tens
         visual_tokens=config["n_visual"],
     )
     seen: list[Observed] = []
-    observers = [Observer(layer.self_attn, seen.append) for layer in structure.decoder_layers(model)]
+    observers = [Observer(layer.self_attn, seen.append) for layer in _layers(model)]
     model(inputs_embeds=embeds, attention_mask=real.long())
     for observer in observers:
         observer.remove()
@@ -108,6 +114,10 @@ def _attention_state_variant(case: Mapping[str, Any], tensors: Mapping[str, Tens
         prefix = f"model.visual_gates_router.{layer}."
         gate.load_state_dict({name: weights[prefix + name] for name in ("w1.weight", "w2.weight")})
         compare.close(f"gate logits of layer {layer}", gate(x), tensors["out/gate_logits"][number], "attention")
+
+
+def _layers(model: Any) -> Any:
+    return structure.decoder_layers(model)
 
 
 COMPUTATIONS = {
