@@ -26,9 +26,7 @@ def train_settings(steps: int = 2, **changes) -> TrainSettings:
         "checkpoint_steps": 1,
         **changes,
     }
-    return load_config(
-        TrainSettings, "mini", [f"{name}={value}" for name, value in words.items()], package="flashsloth"
-    )
+    return load_config(TrainSettings, "mini", [f"{name}={value}" for name, value in words.items()])
 
 
 def mini_folder(folder: Path) -> Path:
