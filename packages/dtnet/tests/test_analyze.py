@@ -11,6 +11,7 @@ from dtnet_models import tiny_features, tiny_model
 from PIL import Image
 from rich.console import Console
 
+from dtnet.commands.tables import routing_tables
 from dtnet.config import DTNetConfig
 from dtnet.data.grid_features import write_grid_features
 from dtnet.data.mini import write_mini_coco
@@ -150,7 +151,7 @@ def test_mini_scenes_are_analysed_by_default(folder: Path, tmp_path: Path, monke
     assert RunRecord.load(tmp_path / "run").metrics["swap"] == found.report["swap"]
     console = Console(width=140)
     with console.capture() as captured:
-        console.print(found)
+        console.print(routing_tables(found.report))
     assert "another image's" in captured.get() and "GMC" in captured.get()
 
 

@@ -141,8 +141,9 @@ def test_the_shipped_model_must_beat_its_baseline(tmp_path, monkeypatch):
 
 def test_without_golden_data_or_model_nothing_is_claimed(ledger, monkeypatch, tmp_path):
     monkeypatch.delenv("TENFOLD_GOLDENS", raising=False)
-    monkeypatch.setattr(claims, "find_package_file", lambda module, name: None)
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "demo.py"))
+    for place in ("tenfold.ledger.goldens", "dtnet.evidence.claims"):
+        monkeypatch.setattr(f"{place}.find_package_file", lambda module, name: None)
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "evaluation" / "demo.py"))
     chosen = [one for one in ledger.claims if one.kind == "parity" or one.check == "shipped_model"]
     results = evaluate(ledger.model_copy(update={"claims": chosen}), claims.checks(), None)
     assert {result.status for result in results} == {"not run here"}

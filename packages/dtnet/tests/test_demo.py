@@ -71,7 +71,7 @@ def test_held_out_scenes_are_not_those_of_the_training(tmp_path: Path) -> None:
 
 
 def test_without_a_model_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "demo.py"))
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "evaluation" / "demo.py"))
     with pytest.raises(UserError, match="no mini model in this package"):
         mini_model_path()
 

@@ -82,7 +82,7 @@ def broken(tmp_path, what):
         ("unexpected weight", "1 weights too many, first model.layers.3.input_layernorm.weight"),
         ("foreign weight", "LLaVA-1.5 has no weight model.image_newline"),
         ("wrong shape", "model.mm_projector.0.weight is [32, 8]"),
-        ("integer weights", "weights of type U8"),
+        ("integer weights", "is of type U8"),
         ("another projector", "mm_projector_type: Input should be 'mlp2x_gelu'"),
         ("another tower", "vision tower google/siglip-so400m-patch14-384"),
         ("tiles", "image_aspect_ratio"),

@@ -176,7 +176,8 @@ def test_parity_reads_the_golden_data_that_are_named(tmp_path, monkeypatch):
 
 def test_without_golden_data_nothing_is_claimed(ledger, monkeypatch):
     monkeypatch.delenv("TENFOLD_GOLDENS", raising=False)
-    monkeypatch.setattr(claims, "find_package_file", lambda module, name: None)
+    for place in ("tenfold.ledger.goldens", "fitprune.evidence.claims"):
+        monkeypatch.setattr(f"{place}.find_package_file", lambda module, name: None)
     parity = ledger.model_copy(update={"claims": [claim for claim in ledger.claims if claim.kind == "parity"]})
     assert {result.status for result in evaluate(parity, claims.checks(), None)} == {"not run here"}
 

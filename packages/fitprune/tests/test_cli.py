@@ -264,7 +264,7 @@ MODELS = {
     "truncated weights": (lambda host: truncate(host / "model.safetensors"), "not fully covered"),
     "a weight is missing": (
         lambda host: edit_weights(host, lambda w: w.pop(next(key for key in w if "layers.2.mlp.up" in key))),
-        "1 weights are missing",
+        "1 weights missing",
     ),
     "a weight of another shape": (
         lambda host: edit_config(host, lambda c: c["text_config"].update(intermediate_size=200)),
@@ -272,7 +272,7 @@ MODELS = {
     ),
     "official layout": (
         lambda host: edit_config(host, lambda c: c.update(mm_vision_tower="openai/clip")),
-        "fitprune convert",
+        "as the verb convert writes it",
     ),
     "no processor": (lambda host: (host / "processor_config.json").unlink(), "image processor"),
     "sliding windows": (

@@ -13,13 +13,14 @@ import typer
 
 from fitprune.commands.app import app, main
 from fitprune.commands.tables import eval_tables
+from fitprune.evaluation.questions import PAPER
 from fitprune.evaluation.run import Evaluation
 from fitprune.recipe import Recipe
 from tenfold.cli import package_file
 from tenfold.cli.app import console
 from tenfold.cli.verbs import shipped_config
 from tenfold.data import mini_host, write
-from tenfold.data.benchmarks import BENCHMARKS, benchmark
+from tenfold.data.benchmarks import benchmark
 from tenfold.ledger.schema import load_ledger
 from tenfold.runs import RunRecord, read_jsonl, run
 
@@ -92,7 +93,7 @@ def test_the_mini_config_works_out_of_the_box(fitprune, tmp_path):
     code, out, err = fitprune("eval", "--config", "mini", "--output", tmp_path / "run")
     assert code == 0, err
     done = {path.name for path in (tmp_path / "run").iterdir()}
-    assert done == {name for name in BENCHMARKS if name in write.Format.__members__}
+    assert done == {name for name in PAPER if name in write.Format.__members__}
     assert all(benchmark(name).title in out for name in done)
     code, out, _ = fitprune("verify", tmp_path / "run" / "mmbench")
     assert code == 0 and "compared bit for bit" in out
@@ -172,7 +173,7 @@ def test_help_of_eval_answers_without_torch():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     lines = {line.strip() for line in done.stdout.splitlines()}
     assert "loaded: []" in lines
-    assert all(line.strip() in lines for one in BENCHMARKS.values() for line in one.tree.splitlines())
+    assert all(line.strip() in lines for one in PAPER.values() for line in one.tree.splitlines())
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from fitprune.commands.tables import demo_tables
 from fitprune.costs import LLAVA_7B, DecoderShape, reduction
 from fitprune.evaluation import picture
 from fitprune.evaluation.demo import PICTURE, SCENE, ask, run_demo
@@ -34,7 +35,7 @@ def shown(tmp_path_factory):
 
 def printed(demonstration):
     text = io.StringIO()
-    Console(file=text, width=140).print(demonstration)
+    Console(file=text, width=140).print(demo_tables(demonstration))
     return text.getvalue()
 
 

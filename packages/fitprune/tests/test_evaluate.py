@@ -1,7 +1,4 @@
-"""Evaluation: answers, scores, delivered FLOPs, several ranks, and runs that were killed.
-
-Forks of this process stand for processes that die or share the work: torch is imported once.
-"""
+"""Evaluation: answers, scores, delivered FLOPs; forks stand for processes that die or share the work."""
 
 import copy
 import json
@@ -22,14 +19,15 @@ from PIL import Image
 from fitprune import costs
 from fitprune.costs import DecoderShape
 from fitprune.evaluation.published import published
-from fitprune.evaluation.questions import find_benchmark, paper_split, questions_fingerprint
+from fitprune.evaluation.questions import PAPER, find_benchmark, paper_split
 from fitprune.evaluation.run import choose_recipe, run_eval
 from fitprune.evaluation.settings import EvalSettings
 from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.data import mini_host, write
-from tenfold.data.benchmarks import BENCHMARKS, benchmark
+from tenfold.data.benchmarks import benchmark
+from tenfold.data.question_sets import questions_fingerprint
 from tenfold.hosts.answers import VICUNA, Protocol, encode_batch, generate, pad_to_square
 from tenfold.runs import RunRecord, read_jsonl
 
@@ -385,7 +383,7 @@ def test_papers_numbers_are_found_by_model_recipe_and_benchmark():
 
 
 def test_papers_splits_are_known_to_the_benchmarks():
-    assert all(paper_split(one) in one.splits for one in BENCHMARKS.values())
+    assert all(paper_split(one) in one.splits for one in PAPER.values())
     assert paper_split(find_benchmark("VQAv2")) == "test-dev2015"
 
 

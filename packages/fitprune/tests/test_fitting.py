@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fitprune
-from fitprune import fit
+from fitprune import fitting
 from fitprune.fitting import Calibration
 from fitprune.search import candidates
 from tenfold import UserError
@@ -157,8 +157,8 @@ def test_a_killed_fit_resumes_to_the_same_bits(tmp_path, whole_fit, kill_at, mon
 
     measured = []
     for name in ("collect_statistics", "fit_alpha"):
-        original = getattr(fit, name)
-        monkeypatch.setattr(fit, name, lambda *args, run=original: measured.append(1) or run(*args))
+        original = getattr(fitting, name)
+        monkeypatch.setattr(fitting, name, lambda *args, run=original: measured.append(1) or run(*args))
     run_fit(tmp_path)
     whole = sum(path.read_bytes().count(b"\n") for path in whole_fit.glob("progress/*.jsonl"))
     assert len(measured) == whole - done

@@ -110,7 +110,7 @@ def test_pruned_prefill_costs_what_the_formula_says(early, monkeypatch):
     model = build("llava", "eager")
     inputs = Prompts("llava").batch([[("image", 4), 6]])
     recipe = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
-    monkeypatch.setattr("tenfold.hosts.structure.is_plain_pre_norm", lambda module: early)
+    monkeypatch.setattr("fitprune.attachment.is_plain_pre_norm", lambda module: early)
     monkeypatch.setattr(
         "fitprune.rules.token_mass",
         lambda tokens, *_: AttentionMass(*torch.rand(2, *tokens.visual.shape)),

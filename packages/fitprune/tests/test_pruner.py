@@ -139,7 +139,7 @@ def test_dropping_at_the_layer_output_gives_the_same_survivors(host, scenario, m
     inputs = Prompts(name).batch(*SCENARIOS[scenario])
     with Pruner(RECIPE)(model):
         early = model(**inputs).logits
-    monkeypatch.setattr("tenfold.hosts.structure.is_plain_pre_norm", lambda module: False)
+    monkeypatch.setattr("fitprune.attachment.is_plain_pre_norm", lambda module: False)
     with Pruner(RECIPE)(model):
         late = model(**inputs).logits
     torch.testing.assert_close(late, early, atol=1e-4, rtol=1e-4)

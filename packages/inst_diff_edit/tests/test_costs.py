@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inst_diff_edit import costs, hosts
+from inst_diff_edit import costs
 from inst_diff_edit.evidence import speed
 from inst_diff_edit.evidence.settings import BenchSettings
 from inst_diff_edit.evidence.speed import METHODS, Bench, Size, speed_ups
@@ -42,7 +42,7 @@ def test_flops_of_a_convolution_by_hand():
 
 
 def test_the_inpainting_unet_differs_in_its_first_convolution_only():
-    plain, nine = (hosts.unet(inpainting=inpainting).state_dict() for inpainting in (False, True))
+    plain, nine = (costs.unet(inpainting=inpainting).state_dict() for inpainting in (False, True))
     assert [name for name in plain if plain[name].shape != nine[name].shape] == ["conv_in.weight"]
     assert list(nine["conv_in.weight"].shape) == [320, 9, 3, 3]
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from inst_diff_edit import attention, hosts
+from inst_diff_edit import attention, costs
 from inst_diff_edit.evidence import claims
 
 GOLDEN = Path(__file__).parent / "goldens" / "official_keys.json"
@@ -21,15 +21,15 @@ def test_names_shapes_and_numbers_are_those_of_the_release(monkeypatch):
 def test_another_width_is_noticed(monkeypatch):
     """The check itself can fail."""
     monkeypatch.delenv("TENFOLD_GOLDENS", raising=False)
-    monkeypatch.setitem(hosts.UNET, "cross_attention_dim", 1024)
+    monkeypatch.setitem(costs.UNET, "cross_attention_dim", 1024)
     outcome = claims.official_keys()
     assert not outcome.passed and "attn2.to_k.weight" in outcome.detail
 
 
 def test_at_512_pixels_five_layers_are_used():
     """Of 16 with cross-attention, those with 16 x 16 positions; the middle block has none of them at any size."""
-    recorder = attention.AttentionRecorder(hosts.unet())
-    recorder.expect(hosts.LATENT_EDGE, hosts.LATENT_EDGE)
+    recorder = attention.AttentionRecorder(costs.unet())
+    recorder.expect(costs.LATENT_EDGE, costs.LATENT_EDGE)
     assert recorder.wants(16 * 16) and not recorder.wants(8 * 8) and not recorder.wants(32 * 32)
     assert len(recorder.layers) == 15 and not any(name.startswith("mid_block") for name in recorder.layers)
     golden = json.loads(GOLDEN.read_text())

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inst_diff_edit.attention import AttentionRecorder
-from inst_diff_edit.checkpoints.load import ModelSettings, fingerprints, load_pipeline, model_source
+from inst_diff_edit.checkpoints.load import fingerprints, load_pipeline, model_source
+from inst_diff_edit.checkpoints.settings import ModelSettings
 from inst_diff_edit.evaluation.edit import edit
 from inst_diff_edit.evaluation.run import edit_batch
 from inst_diff_edit.evaluation.settings import EvalSettings, MethodSettings

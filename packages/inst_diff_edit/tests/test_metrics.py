@@ -280,7 +280,7 @@ def test_missing_or_wrong_weights_are_named_in_one_line(lpips_folder, clip_folde
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "alexnet-owt-7be5be79.safetensors")
     with pytest.raises(UserError, match=r"0.weight is \[64, 3, 3, 3\]: .*\[64, 3, 11, 11\]"):
         networks.load_lpips(tmp_path)
-    with pytest.raises(UserError, match=r"no such file: --inception .*nowhere.pth"):
+    with pytest.raises(UserError, match=r"no such file: .*nowhere.pth"):
         networks.load_inception(tmp_path / "nowhere.pth")
     torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.pth")
     with pytest.raises(UserError, match=r"is missing: .*pt_inception-2015-12-05"):
@@ -289,8 +289,8 @@ def test_missing_or_wrong_weights_are_named_in_one_line(lpips_folder, clip_folde
     (tmp_path / "torn.safetensors").write_bytes(b"\x99" * 20)
     torch.save({"anything": Image.new("L", (2, 2))}, tmp_path / "pickle.pth")
     for name in ("torn.pth", "torn.safetensors", "pickle.pth"):
-        with pytest.raises(UserError, match="not a file of weights"):
-            networks.read_weights(tmp_path / name, "--inception")
+        with pytest.raises(UserError, match="no plain weights"):
+            networks.state_dict(tmp_path / name, "--inception")
     with pytest.raises(UserError, match=r"no config.json to read: --clip"):
         networks.load_clip(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inst_diff_edit.data import scenes
-from inst_diff_edit.evaluation import picture
+from inst_diff_edit.evaluation import picture as drawing
 from inst_diff_edit.evidence import findings
 from inst_diff_edit.evidence.experiments import THRESHOLDS, _look, auc, centre_boxes, gate, iou, masks_of, score
 from inst_diff_edit.inputs import to_tensor
@@ -165,11 +165,11 @@ def test_the_gate_asks_for_the_last_word_of_a_true_caption(pipe, monkeypatch, bo
 
 def test_the_overlay_tints_the_mask_only(tmp_path):
     picture, mask = scenes.edit(0, 0).picture(), scenes.edit(0, 0).mask()
-    shown, plain = np.asarray(picture.overlay(picture, mask)), np.asarray(picture)
+    shown, plain = np.asarray(drawing.overlay(picture, mask)), np.asarray(picture)
     assert np.array_equal(shown[~mask], plain[~mask]) and (shown[mask] != plain[mask]).any()
 
 
 def test_figures_can_be_drawn(tmp_path):
     table = [{"rule": "method", "mean": 0.5, "seeds": [0.4, 0.6]}, {"rule": "centre box", "mean": 0.1, "seeds": [0.1]}]
-    path = picture.draw_comparison({"table": table}, tmp_path / "iou.png")
+    path = drawing.draw_comparison({"table": table}, tmp_path / "iou.png")
     assert path.stat().st_size > 5000

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from llava_hr import bench_towers, costs
-from llava_hr.commands import convert as cli_convert
+from llava_hr.commands import bench as bench_verb
 from llava_hr.commands.tables import bench_tables
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.evidence import speed
@@ -245,7 +245,7 @@ def test_settings_that_do_not_fit_are_named(values, message):
 def test_the_command_passes_every_option_on(monkeypatch, measured, tmp_path):
     """Fails if an option is not the setting of its name, or the tables are not shown."""
     app, asked = typer.Typer(), []
-    app.command()(cli_convert.bench)
+    app.command()(bench_verb.bench)
     monkeypatch.setattr(speed, "run_bench", lambda *arguments: asked.append(arguments) or measured[0])
     options = (
         "--device cpu --dtype bfloat16 --layers 1 --vit-layers 8 --conv-depths 1,2,3,4 --image-size 768 --repeats 2"

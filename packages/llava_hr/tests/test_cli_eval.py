@@ -14,7 +14,6 @@ import typer
 import yaml
 from llava_hr_eval_fixtures import write_model
 
-from llava_hr.commands import evaluate as cli_eval
 from llava_hr.commands.app import app, main
 from llava_hr.commands.tables import eval_tables
 from llava_hr.evaluation import model as hosts
@@ -24,7 +23,7 @@ from llava_hr.evaluation.run import Evaluation
 from llava_hr.evaluation.settings import EvalSettings
 from tenfold.cli import load_config, package_file
 from tenfold.cli.app import console
-from tenfold.cli.verbs import shipped_config
+from tenfold.cli.verbs import new_folder, shipped_config
 from tenfold.data import write
 from tenfold.ledger.schema import load_ledger
 from tenfold.runs import RunRecord, read_jsonl, run
@@ -341,7 +340,7 @@ def test_a_run_of_another_verb_is_not_overwritten(llava_hr, options, tmp_path):
 def test_folders_of_runs_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "llava-hr-eval-1").mkdir(parents=True)
-    assert cli_eval.new_folder("eval") == Path("runs", "llava-hr-eval-2")
+    assert new_folder("llava-hr", "eval") == Path("runs", "llava-hr-eval-2")
 
 
 def test_several_ranks_need_a_common_folder(llava_hr, options, monkeypatch):

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from llava_hr.checkpoints.convert import KEPT, convert
 from llava_hr.checkpoints.load import load
+from llava_hr.commands import bench
 from llava_hr.commands import convert as cli_convert
 from llava_hr.evidence.parity.model import golden_model, splice
 from llava_hr.processing import LlavaHrProcessor
@@ -256,7 +257,7 @@ def command():
 
     app = typer.Typer()
     app.command()(cli_convert.convert)
-    app.command()(cli_convert.bench)
+    app.command()(bench.bench)
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
 
 

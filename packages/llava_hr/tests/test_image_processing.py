@@ -76,14 +76,24 @@ def test_transparent_palettes_lose_their_transparency(tmp_path):
     assert open_image(tmp_path / "image.png").tobytes() == image.convert("RGB").tobytes()
 
 
-def test_the_orientation_of_a_photograph_is_not_applied(tmp_path):
-    """Fails if EXIF turns the image: the models have seen images as they are stored."""
+def test_a_photograph_given_by_its_path_stands_upright(tmp_path):
+    """Fails if EXIF is ignored in a user's file, or turns an image in memory: evaluation keeps those as stored."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image = photo((40, 20))
     image.save(tmp_path / "turned.png", exif=exif)
-    assert open_image(tmp_path / "turned.png").size == (40, 20)
-    assert torch.equal(pixels(tmp_path / "turned.png"), pixels(image))
+    assert open_image(tmp_path / "turned.png").size == (20, 40)
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    assert torch.equal(pixels(tmp_path / "turned.png"), pixels(upright))
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert torch.equal(pixels(opened), pixels(image))
+
+
+@pytest.mark.parametrize("mode", ["square", "pad"])
+def test_a_line_of_pixels_is_refused_before_memory_is_taken(mode):
+    """20,000 x 1, its short side resized to R, would be gigabytes. Fails if only the number of pixels is bounded."""
+    with pytest.raises(UserError, match=r"an image of 20000 x 1 pixels.*edges"):
+        LlavaHrImageProcessor(size=32, image_aspect_ratio=mode)(Image.new("RGB", (20000, 1)))
 
 
 def test_paths_images_and_arrays_are_one_and_the_same(tmp_path):
@@ -108,7 +118,7 @@ def test_paths_images_and_arrays_are_one_and_the_same(tmp_path):
         (np.zeros((0, 4, 3), np.uint8), r"array \[0, 4, 3\] of uint8"),
         (torch.zeros(3, 4, 4), "an image of type Tensor"),
         (b"bytes", "an image of type bytes"),
-        ("https://example.org/cat.jpg", "no such image"),
+        ("https://example.org/cat.jpg", "a URL instead of a file"),
     ],
 )
 def test_what_is_no_image_is_refused(image, message):

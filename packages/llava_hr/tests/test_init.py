@@ -9,7 +9,8 @@ from llava_hr_fixtures import tiny_config, tiny_model
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM
 
-from llava_hr.checkpoints import pretrained, projector
+from llava_hr.checkpoints import pretrained
+from llava_hr.checkpoints import projector as stage1
 from llava_hr.checkpoints.pretrained import CONVNEXT_TAGS, initial, read_convnext
 from tenfold import UserError
 from tenfold.weights import StoredTensor
@@ -66,8 +67,8 @@ def parts(tmp_path_factory):
     torch.save(open_clip, folder / "open_clip_pytorch_model.bin")
     renamed = {name.replace(".gamma", ".weight"): value for name, value in state.items()}
     torch.save(renamed, folder / "renamed.bin")
-    projector = {name: value for name, value in tiny_model(seed=3).state_dict().items() if name in projector.NAMES}
-    projector.write(folder / "mm_projector.bin", projector)
+    projector = {name: value for name, value in tiny_model(seed=3).state_dict().items() if name in stage1.NAMES}
+    stage1.write(folder / "mm_projector.bin", projector)
     expected = {f"model.language_model.{name}": value for name, value in language.model.state_dict().items()}
     expected |= {"lm_head.weight": language.lm_head.weight.detach()}
     expected |= {f"model.vision_tower.convnext.{name}": value for name, value in trunk(state).items()}

@@ -191,7 +191,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(converted, tmp_path, wr
         ("/nowhere/at/all", {}, "no such model"),
         ("{file}", {}, "no such model"),
         ("{ours}", {"dtype": "int8"}, "dtype 'int8'"),
-        ("{ours}", {"device": "abacus"}, "device 'abacus'"),
+        ("{ours}", {"device": "abacus"}, "no such device: abacus"),
         ("{ours}", {"device": "cuda:99"}, "no such CUDA device"),
     ],
 )

@@ -10,11 +10,12 @@ import torch
 from llava_hr_training import tiny_settings
 from transformers import get_cosine_schedule_with_warmup
 
-from llava_hr.training.plan import dry_run, plan, state_bytes
+from llava_hr.training.plan import dry_run, plan
 from llava_hr.training.settings import TrainSettings
 from llava_hr.training.start import model_config
 from tenfold import UserError
 from tenfold.cli import load_config
+from tenfold.runs.plan import state_bytes
 
 # Sheet, section 4.4: trained in stage 1, and all that an official checkpoint holds.
 SIZES = {

@@ -15,7 +15,6 @@ from llava_hr.evaluation.questions import (
     benchmark_folders,
     by_image,
     image_key,
-    questions_fingerprint,
     share,
     write_mini_set,
 )
@@ -23,6 +22,7 @@ from llava_hr.evaluation.settings import EvalSettings
 from tenfold.data import write
 from tenfold.data.benchmarks import Question
 from tenfold.data.formats import OCRVQASample, OKVQASample, Picture, write_ocrvqa, write_okvqa
+from tenfold.data.question_sets import questions_fingerprint
 
 
 @pytest.fixture(scope="module")

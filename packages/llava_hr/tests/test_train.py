@@ -32,15 +32,15 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIP
 
 import llava_hr
 from llava_hr.checkpoints import projector
-from llava_hr.data.instruct import Collator
 from llava_hr.miniature import model as mini
 from llava_hr.training import stages
 from llava_hr.training.plan import plan
 from llava_hr.training.run import run_train
 from llava_hr.training.settings import TrainSettings
-from llava_hr.training.stages import Order, data_of
+from llava_hr.training.stages import data_of, order_of
 from llava_hr.training.start import make_processor, model_config, new_parts
 from tenfold import UserError
+from tenfold.data.instruct import Collator
 from tenfold.runs import RunRecord
 
 IGNORED = -100
@@ -208,16 +208,16 @@ def test_an_order_depends_on_seed_and_epoch_alone(data: Path, parts: dict[str, s
     config = model_config(settings, "finetune")
     samples = data_of(settings.finetune, data, make_processor(settings, config))
     counts = {"pretrain": SAMPLES, "finetune": SAMPLES}
-    orders = [Order(samples, plan(settings, counts, ranks)[1], 0) for ranks in (1, 2)]
+    orders = [order_of(samples, plan(settings, counts, ranks)[1], 0) for ranks in (1, 2)]
     epochs = [list(orders[0]), list(orders[1])]
     orders[0].set_epoch(1)
     assert epochs[0] == epochs[1] != list(orders[0]) and sorted(epochs[0]) == list(range(SAMPLES))
     modal = [{samples.modality_lengths[index] > 0 for index in epochs[0][at : at + 4]} for at in range(0, SAMPLES, 4)]
     assert all(len(kinds) == 1 for kinds in modal)
-    random = [Order(samples, plan(settings, counts, 1)[0], seed) for seed in (0, 0, 1)]
+    random = [order_of(samples, plan(settings, counts, 1)[0], seed) for seed in (0, 0, 1)]
     assert list(random[0]) == list(random[1]) != list(random[2])
     short = plan(tiny_settings(data, parts, finetune={"steps": 1}), counts, 1)[1]
-    assert len(Order(samples, short, 0)) == len(list(Order(samples, short, 0))) == 8
+    assert len(order_of(samples, short, 0)) == len(list(order_of(samples, short, 0))) == 8
 
 
 def test_a_batch_without_an_image_leaves_the_tower_a_gradient_of_zero(data: Path, parts: dict[str, str]) -> None:

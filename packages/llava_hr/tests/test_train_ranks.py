@@ -33,7 +33,7 @@ from llava_hr.training import stages
 from llava_hr.training.plan import plan
 from llava_hr.training.run import run_train
 from llava_hr.training.settings import StageName, TrainSettings
-from llava_hr.training.stages import Order, data_of
+from llava_hr.training.stages import data_of, order_of
 from llava_hr.training.start import make_processor, model_config
 from tenfold import UserError
 from tenfold.runs import launch
@@ -69,7 +69,7 @@ def one(make: Callable[..., TrainSettings], tmp_path_factory: pytest.TempPathFac
     run_train(settings, 0, folder)
     data = Path(settings.data.folder or "")
     samples = data_of(settings.finetune, data, make_processor(settings, model_config(settings, "finetune")))
-    images = [samples.modality_lengths[index] > 0 for index in Order(samples, plan(settings, COUNTS, 1)[1], 0)]
+    images = [samples.modality_lengths[index] > 0 for index in order_of(samples, plan(settings, COUNTS, 1)[1], 0)]
     assert {images[at] is images[at + 1] for at in range(0, len(images), 2)} == {True, False}
     return folder
 

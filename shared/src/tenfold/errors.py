@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """A text from elsewhere for a terminal: control characters and half characters as escapes."""
+    return "".join(
+        letter if letter.isprintable() or letter == " " else letter.encode("unicode_escape").decode("ascii")
+        for letter in text.encode("utf-8", "backslashreplace").decode("utf-8")
+    )
+
+
 class UserError(Exception):
     """Something outside the program is wrong: a path, a file, an option, a configuration.
 

@@ -33,7 +33,7 @@ def test_settings_are_changed_in_order_and_below_groups():
         ("beads.x=4", r"not valid settings, beads"),
         ("beads", r"not a setting: --set beads \(expected key=value\)"),
         ("=4", "not a setting"),
-        ("beads=[1", "not a value"),
+        ("beads=[1", "broken YAML"),
         ("beads=many", r"not valid settings, beads: .*--set beads=many"),
     ],
 )

@@ -340,13 +340,13 @@ def test_damaged_images_are_refused_by_name(suffix: str, tmp_path: Path) -> None
             noisy[rng.randrange(len(noisy))] = rng.randrange(256)
         file.write_bytes(noisy)
         try:
-            assert formats.open_image(file).mode == "RGB"
+            assert Picture(file).open().mode == "RGB"
         except UserError as error:
             assert file.name in str(error)
     with pytest.raises(UserError, match="no such image"):
-        formats.open_image(tmp_path / "absent.png")
-    with pytest.raises(UserError, match="broken image"):
-        formats.open_image(tmp_path)
+        Picture(tmp_path / "absent.png").open()
+    with pytest.raises(UserError, match="a folder instead of an image"):
+        Picture(tmp_path).open()
 
 
 def test_an_image_that_vanishes_after_reading_is_named_on_access(written: dict[str, Path], tmp_path: Path) -> None:

@@ -141,12 +141,12 @@ def test_checkpoints_and_logs_are_not_outputs(tmp_path):
     assert list(r.record.outputs) == ["deep/checkpoint", "model.bin"]
 
 
-def test_values_that_json_lacks_are_recorded_as_text(tmp_path):
+def test_values_that_are_no_numbers_are_recorded_as_nothing(tmp_path):
     with run("tenfold", "train", config={}, seed=0, output=tmp_path) as r:
         r.log(1, loss=math.nan)
         r.metrics["perplexity"] = math.inf
-    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": "nan"}]
-    assert RunRecord.load(tmp_path).metrics == {"perplexity": "inf"}
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}]
+    assert RunRecord.load(tmp_path).metrics == {"perplexity": None}
 
 
 def test_missing_data_and_unusable_folders_are_named(tmp_path):

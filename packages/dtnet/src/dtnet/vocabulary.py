@@ -10,10 +10,8 @@ spaCy (extra `dtnet[train]`) is needed to tokenise with the authors' rules, and 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import pickle
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -24,6 +22,7 @@ from tenfold import UserError
 from tenfold.metrics.captions import PUNCTUATION, split_words
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.files import read_bytes
+from tenfold.runs.unpickling import unpickle
 
 logger = logging.getLogger(__name__)
 
@@ -201,39 +200,17 @@ class _Stub:
     """Stands for `data.vocab.Vocab`; unpickling fills its `__dict__` (freqs, itos, stoi, vectors)."""
 
 
-class _VocabularyUnpickler(pickle.Unpickler):
-    """Knows the four names of the official pickle, and no other.
-
-    Each name leads to a class of this one reading: a pickle may set attributes of whatever it is given, and must not
-    reach the Counter that the rest of the program uses.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        # Exact pairs: a dotted name such as "Counter.__init__" is not among them.
-        self._allowed = {
-            ("data.vocab", "Vocab"): type("Vocab", (_Stub,), {}),
-            ("data.vocab", "_default_unk_index"): lambda: UNK,
-            ("collections", "Counter"): type("Counter", (Counter,), {}),
-            ("collections", "defaultdict"): type("defaultdict", (defaultdict,), {}),
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"names {module}.{name}")
-        return self._allowed[module, name]
-
-
-# What the pickle machinery raises on bytes that are no pickle, or on a pickle that fills the wrong thing.
-_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError)
-
-
 def _unpickle_words(data: bytes, path: str | Path) -> list[str]:
     expected = "the pickle of a data.vocab.Vocab, and nothing else"
-    try:
-        read = _VocabularyUnpickler(data).load()
-    except (*_BROKEN, OverflowError, MemoryError) as error:
-        raise UserError(f"refused as a vocabulary ({error})", path, expected) from error
+    # Each name leads to a class of this one reading: a pickle may set attributes of whatever it is given, and must not
+    # reach the Counter that the rest of the program uses.
+    allowed = {
+        ("data.vocab", "Vocab"): type("Vocab", (_Stub,), {}),
+        ("data.vocab", "_default_unk_index"): lambda: UNK,
+        ("collections", "Counter"): type("Counter", (Counter,), {}),
+        ("collections", "defaultdict"): type("defaultdict", (defaultdict,), {}),
+    }
+    read = unpickle(data, path, allowed, what="a vocabulary", expected=expected)
     # `stoi` is not read: looking up an unknown word once has put it there with id 0.
     words = getattr(read, "itos", None) if isinstance(read, _Stub) else None
     if not isinstance(words, list):

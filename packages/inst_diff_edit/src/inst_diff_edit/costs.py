@@ -18,8 +18,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from inst_diff_edit import hosts
-
 
 @dataclass(frozen=True)
 class Forward:
@@ -98,19 +96,19 @@ def sdedit_cost(steps: int = 50, strength: float = 0.5) -> Cost:
 @cache
 def sd_forward() -> Forward:
     """Counted on the full-size models, without weights."""
-    latents = torch.zeros(1, 4, hosts.LATENT_EDGE, hosts.LATENT_EDGE, device="meta")
-    nine = torch.zeros(1, hosts.INPAINT_CHANNELS, hosts.LATENT_EDGE, hosts.LATENT_EDGE, device="meta")
-    context = torch.zeros(1, hosts.TEXT_POSITIONS, 768, device="meta")
-    pixels = torch.zeros(1, 3, hosts.EDGE, hosts.EDGE, device="meta")
-    ids = torch.zeros(1, hosts.TEXT_POSITIONS, dtype=torch.long, device="meta")
+    latents = torch.zeros(1, 4, LATENT_EDGE, LATENT_EDGE, device="meta")
+    nine = torch.zeros(1, INPAINT_CHANNELS, LATENT_EDGE, LATENT_EDGE, device="meta")
+    context = torch.zeros(1, TEXT_POSITIONS, 768, device="meta")
+    pixels = torch.zeros(1, 3, EDGE, EDGE, device="meta")
+    ids = torch.zeros(1, TEXT_POSITIONS, dtype=torch.long, device="meta")
     time = torch.zeros(1, device="meta")
-    unet, inpainting = hosts.eager(hosts.unet()), hosts.eager(hosts.unet(inpainting=True))
-    vae, text = hosts.eager(hosts.vae()), hosts.text_encoder()
+    plain, inpainting = eager(unet()), eager(unet(inpainting=True))
+    autoencoder, text = eager(vae()), text_encoder()
     return Forward(
-        unet=count(lambda: unet(latents, time, encoder_hidden_states=context)),
+        unet=count(lambda: plain(latents, time, encoder_hidden_states=context)),
         unet_inpainting=count(lambda: inpainting(nine, time, encoder_hidden_states=context)),
-        vae_encode=count(lambda: vae.encode(pixels)),
-        vae_decode=count(lambda: vae.decode(latents)),
+        vae_encode=count(lambda: autoencoder.encode(pixels)),
+        vae_decode=count(lambda: autoencoder.decode(latents)),
         text_encoder=count(lambda: text(ids)),
     )
 

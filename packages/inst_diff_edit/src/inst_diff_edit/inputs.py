@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tenfold import UserError
-from tenfold.data.formats.records import open_image
+from tenfold.data.pictures import open_picture, require_size
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path
 
@@ -30,12 +30,13 @@ def as_image(picture: Picture) -> Image.Image:
     if 0 in edges:
         raise UserError("a picture without pixels", "image", "at least one row and one column")
     if isinstance(picture, Image.Image):
+        require_size(picture.size, "image")
         try:
             return picture.convert("RGB")
         except OSError as error:  # a file that was opened, and is broken further on
             raise UserError(f"broken image ({error})", "image", "a complete picture") from error
     if isinstance(picture, str | Path):
-        return open_image(Path(picture))
+        return open_picture(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UserError(f"{picture.dtype} array of shape {picture.shape}", "image", "uint8 [height, width, 3]")

@@ -4,15 +4,15 @@
     torch.Size([1, 3, 1024, 1024])
 
 Resized by Pillow, on eight bits, as the models were trained: torchvision's bicubic differs by a grey level or more
-at some pixels, so there is no such backend. An image becomes RGB by Pillow's `convert` (transparency and
-what is beyond eight bits are dropped), and its EXIF orientation is not applied: both are what the official code does.
+at some pixels, so there is no such backend. An image in memory becomes RGB by Pillow's `convert` (transparency and
+what is beyond eight bits are dropped) and is not turned: both are what the official code does. A file that is given by
+its path is opened by `tenfold.data.pictures`: turned as its EXIF orientation says, more than eight bits scaled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from tenfold import UserError
-from tenfold.data.formats import Picture
+from tenfold.data.pictures import open_picture, require_size
 
 ASPECT_RATIOS = ("pad", "square")
 # CLIP's statistics.
@@ -133,8 +133,9 @@ def open_image(image: ImageLike) -> Image.Image:
         UserError: a missing, broken or empty file, an array of another shape or type, something that is no image.
     """
     if isinstance(image, (str, PathLike)):
-        return Picture(Path(image)).open()
+        return open_picture(fspath(image))
     if isinstance(image, Image.Image):
+        require_size(image.size, getattr(image, "filename", None) or repr(image))
         try:
             return image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:  # opened lazily and cut off, or a mode that cannot be RGB

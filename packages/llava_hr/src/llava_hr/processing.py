@@ -38,6 +38,7 @@ from tenfold.data.conversation import (
 )
 from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
+from tenfold.data.instruct import pad_rows
 
 # A question, or a question with its answer.
 Exchange = str | tuple[str, str | None]
@@ -266,28 +267,6 @@ def flat_images(images: Any) -> list[Any]:
     if images is None:
         return []
     return [image for row in as_list(images) for image in as_list(row) if image is not None]
-
-
-def pad_rows(
-    rows: Sequence[Sequence[int]], value: int, side: str, length: int | None = None
-) -> dict[str, list[list[int]]]:
-    """Rows of one length, and a mask that is 1 on what was there.
-
-    Args:
-        rows: of ids.
-        value: what fills them.
-        side: "left" or "right".
-        length: how long they are at least: a longer row stays as it is. None: as long as the longest.
-    """
-    if length is None:
-        length = max(map(len, rows), default=0)
-    padded, masks = [], []
-    for row in rows:
-        ids, mask, fill = list(row), [1] * len(row), max(0, length - len(row))
-        left, right = (fill, 0) if side == "left" else (0, fill)
-        padded.append([value] * left + ids + [value] * right)
-        masks.append([0] * left + mask + [0] * right)
-    return {"input_ids": padded, "attention_mask": masks}
 
 
 def _turn(values: Any, where: str | None) -> Turn:

@@ -2,9 +2,12 @@
 
 # Annotations are not deferred here: typer evaluates them, and cannot see names of an enclosing function.
 
+import errno
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +22,15 @@ from tenfold.cli import bibtex
 from tenfold.cli.experiments import RESULTS, Experiments, conduct
 from tenfold.cli.files import package_file
 from tenfold.cli.verify import Verification, Verifier, verify_run
-from tenfold.errors import UserError
+from tenfold.errors import UserError, printable
 from tenfold.runs import RunRecord, atomic_write_json, run
 from tenfold.runs.provenance import package_source, package_version
 
 if TYPE_CHECKING:
     from tenfold.ledger import Ledger, Outcome, Result
 
+# What a disk, a quota or a file system refuses: no fault of the program.
+_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EROFS}
 Checks = Callable[[], "Mapping[str, Callable[[], Outcome]]"]
 
 
@@ -273,8 +278,34 @@ def main(app: typer.Typer) -> None:
         # A log is no place for the progress bars of other libraries; ours stay silent there by themselves.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, _interrupt)
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Interrupted as error:
+        kept = "what was finished is kept; the same command goes on where it stopped (train: with --resume)"
+        print(f"interrupted by {error}: {kept}", file=sys.stderr)
+        raise SystemExit(128 + error.number) from None
+    except OSError as error:
+        if error.errno not in _OUTSIDE:
+            raise
+        where = "" if error.filename is None else f": {printable(str(error.filename))}"
+        print(f"error: {os.strerror(error.errno or 0)}{where} (nothing was left half-written)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end; contexts close their files on the way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise Interrupted(number)

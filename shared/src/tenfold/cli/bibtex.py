@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from tenfold.errors import UserError
+from tenfold.errors import UserError, printable
 from tenfold.runs import RunRecord, read_yaml
 from tenfold.runs.provenance import Source
 
@@ -115,14 +116,24 @@ def _eprint(identifiers: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _entry(kind: str, key: str, fields: dict[str, Any]) -> str:
+    """An entry; what a record from elsewhere says stays inside its field, whatever it holds."""
+    key = re.sub(r"[^A-Za-z0-9_.:-]", "_", key)
     lines = []
     for name, value in fields.items():
         if value in (None, ""):
             continue
-        text = str(value) if name in _VERBATIM else _escape(str(value))
+        text = _balanced(printable(" ".join(str(value).split())), trusted=name == "author")
+        text = text if name in _VERBATIM else _escape(text)
         # Double braces keep the title's capitals.
         lines.append(f"  {name} = {{{{{text}}}}}" if name == "title" else f"  {name} = {{{text}}}")
     return f"@{kind}{{{key},\n" + ",\n".join(lines) + "\n}"
+
+
+def _balanced(text: str, *, trusted: bool) -> str:
+    """Braces that close what they did not open would end the field; only an author's own braces stay."""
+    if trusted and text.count("{") == text.count("}"):
+        return text
+    return text.replace("{", "(").replace("}", ")")
 
 
 def _escape(text: str) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from tenfold.cli.files import find_package_file
 from tenfold.errors import UserError
 from tenfold.runs import read_yaml
+from tenfold.runs.parse import parse_yaml
 from tenfold.runs.record import validation_error
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -63,10 +63,7 @@ def _apply(model: type[BaseModel], values: dict[str, Any], override: str) -> Non
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError("not a setting", f"--set {override}", "key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError("not a value", f"--set {override}", "key=value, the value as in YAML") from error
+    value = parse_yaml(text, f"--set {override}")
     nested: dict[str, Any] = {}
     inner = nested
     *outer, last = key.split(".")

@@ -10,12 +10,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tenfold.data.formats import (
+    BoxSample,
     CaptionSample,
     GQASample,
     MMBenchSample,
     MMESample,
+    OCRVQASample,
+    OKVQASample,
     PopeSample,
     ScienceQASample,
+    SeedFrameSample,
     SeedSample,
     TextVQASample,
     VizWizSample,
@@ -26,12 +30,14 @@ from tenfold.metrics import (
     GQAAnswer,
     MMBenchAnswer,
     MMEAnswer,
+    box_scores,
     choice_letter,
     choice_scores,
     gqa_scores,
     mmbench_scores,
     mme_scores,
     normalise_evalai,
+    ocrvqa_accuracy,
     option_letter,
     pope_scores,
     textvqa_accuracy,
@@ -153,6 +159,42 @@ def score_scienceqa(samples: Sequence[ScienceQASample], texts: Sequence[str]) ->
     chosen = [option_letter(text, len(sample.choices)) for sample, text in zip(samples, texts, strict=True)]
     hits = [letter == sample.answer for letter, sample in zip(chosen, samples, strict=True)]
     return {"accuracy": _mean(hits), "unread": sum(letter is None for letter in chosen), "count": len(samples)}
+
+
+def score_okvqa(samples: Sequence[OKVQASample], texts: Sequence[str]) -> Scores:
+    """The mean of the official tool's VQA accuracy."""
+    found = [vqa_accuracy(text, sample.answers) for sample, text in zip(samples, texts, strict=True)]
+    return {"accuracy": sum(found) / len(found), "count": len(found)}
+
+
+def score_ocrvqa(samples: Sequence[OCRVQASample], texts: Sequence[str]) -> Scores:
+    """The share of exact matches."""
+    return {"accuracy": ocrvqa_accuracy(texts, [sample.answer for sample in samples]), "count": len(samples)}
+
+
+def score_refcoco(samples: Sequence[BoxSample], texts: Sequence[str]) -> Scores:
+    """The share of boxes with an IoU above 0.5."""
+    scores = box_scores(texts, [sample.box for sample in samples])
+    return {
+        "accuracy": scores.accuracy, "mean_iou": scores.mean_iou, "unread": scores.unread, "count": scores.count,
+    }  # fmt: skip
+
+
+def score_seed_frames(samples: Sequence[SeedFrameSample], texts: Sequence[str]) -> Scores:
+    """Accuracy of all questions, of those about images and about videos, and by type."""
+    answers = [
+        ChoiceAnswer(choice_letter(text, sample.choices), sample.answer, sample.question_type)
+        for sample, text in zip(samples, texts, strict=True)
+    ]
+    scores = choice_scores(answers)
+    by_kind: Scores = {}
+    for kind in ("image", "video"):
+        some = [one for one, sample in zip(answers, samples, strict=True) if sample.kind == kind]
+        if some:
+            by_kind[kind] = choice_scores(some).accuracy
+    return {
+        "accuracy": scores.accuracy, **by_kind, **scores.by_kind, "unread": scores.unread, "count": scores.count,
+    }  # fmt: skip
 
 
 def score_captions(samples: Sequence[CaptionSample], texts: Sequence[str]) -> Scores:

@@ -6,7 +6,8 @@
     bench.score(questions, predictions)                         # {"accuracy": 0.582, "count": 5000}
     bench.write_submission(questions, predictions, output)      # [output / "textvqa_submission.json"]
 
-Prompts and limits are those of LLaVA-1.5's evaluation (`tenfold.data.formats.prompts`).
+Prompts and limits are those of LLaVA-1.5's evaluation (`tenfold.data.formats.prompts`). A package names those that its
+paper reports. Captions have no score here: `benchmark_scores.score_captions` needs a Java.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from PIL import Image
 from tenfold.data import benchmark_scores as scores
 from tenfold.data import formats, submissions
 from tenfold.data.formats import Picture, ScienceQASample
+from tenfold.data.formats.caption_questions import CAPTIONS, KARPATHY, QUESTIONS
 from tenfold.data.formats.prompts import multiple_choice, short_answer
+from tenfold.data.formats.seed_frames import QUESTIONS as SEED_QUESTIONS
 from tenfold.data.formats.textvqa import LLAVA_OCR_FILE
 from tenfold.errors import UserError
 from tenfold.metrics.pope import SUBSETS
 
-# LLaVA-1.5's loader-based evaluations stop at 128 tokens, its others at 1024.
-_SHORT, _LONG = 128, 1024
+# LLaVA-1.5's loader-based evaluations stop at 128 tokens, its others at 1024; a box is short.
+_SHORT, _LONG, _BOX = 128, 1024, 30
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,13 @@ def scienceqa_prompt(sample: ScienceQASample) -> str:
     return multiple_choice(sample.question, sample.choices, f"Context: {sample.hint}" if sample.hint else "")
 
 
+def _read_llava_bench(folder: Path, split: str) -> list[Question]:
+    return [
+        Question(str(sample.question_id), sample.text, sample.picture, sample)
+        for sample in formats.read_calibration(folder / "questions.jsonl", folder / "images")
+    ]
+
+
 _ALL = (
     Benchmark(
         "vqav2", "VQAv2", ("val2014", "test-dev2015", "test2015", "train2014"), "accuracy", _SHORT,
@@ -228,6 +238,41 @@ _ALL = (
         "mmvet", "MM-Vet", ("test",), None, _LONG,
         "mm-vet.json\nimages/v1_0.png",
         lambda folder, split: _questions(formats.read_mmvet(folder)), None, submissions.submit_mmvet,
+    ),
+    Benchmark(
+        "okvqa", "OK-VQA", ("val2014", "train2014"), "accuracy", _SHORT,
+        "OpenEnded_mscoco_val2014_questions.json\n"
+        "mscoco_val2014_annotations.json\n"
+        "val2014/COCO_val2014_000000297147.jpg",
+        lambda folder, split: _questions(formats.read_okvqa(folder, split)),
+        scores.score_okvqa, submissions.submit_okvqa,
+    ),
+    Benchmark(
+        "ocrvqa", "OCR-VQA", ("test", "val", "train"), "accuracy", _SHORT,
+        "ocrvqa_test.jsonl                                (or the official dataset.json)\nimages/0307408930.jpg",
+        lambda folder, split: _questions(formats.read_ocrvqa(folder, split)), scores.score_ocrvqa, None,
+    ),
+    Benchmark(
+        "refcoco", "RefCOCO (boxes)", ("val",), "accuracy", _BOX,
+        "llava_refcoco_mscoco_val.jsonl\ntrain2014/COCO_train2014_000000581857.jpg",
+        lambda folder, split: _questions(formats.read_refcoco_boxes(folder, split)), scores.score_refcoco, None,
+    ),
+    Benchmark(
+        "coco_caption", "COCO captions", ("test",), None, _SHORT,
+        f"{QUESTIONS}\n{CAPTIONS}                             (or {KARPATHY} for both)\n"
+        "val2014/COCO_val2014_000000391895.jpg",
+        lambda folder, split: _questions(formats.read_caption_questions(folder)), None, submissions.submit_captions,
+    ),
+    Benchmark(
+        "seed_all", "SEED-Bench (image and video)", ("all",), "accuracy", _SHORT,
+        f"SEED-Bench.json\n{SEED_QUESTIONS}\nSEED-Bench-image/1454426_2591111986\n"
+        "SEED-Bench-video-image/...                       (the frame in the middle of each video)",
+        lambda folder, split: _questions(formats.read_seed_frames(folder)),
+        scores.score_seed_frames, submissions.submit_seed_frames,
+    ),
+    Benchmark(
+        "llava_bench", "LLaVA-Bench (in the wild)", ("test",), None, _LONG,
+        "questions.jsonl\nimages/001.jpg", _read_llava_bench, None, submissions.submit_llava_bench,
     ),
 )  # fmt: skip
 

@@ -14,14 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.data.formats import (
+    CalibrationSample,
+    CaptionSample,
     GQASample,
     MMBenchSample,
     MMESample,
     MMVetSample,
+    OKVQASample,
+    SeedFrameSample,
     SeedSample,
     TextVQASample,
     VizWizSample,
     VQAv2Sample,
+    write_caption_results,
 )
 from tenfold.data.formats.mmbench import LETTERS
 from tenfold.metrics import choice_letter, normalise_evalai
@@ -134,6 +139,48 @@ def submit_mmvet(samples: Sequence[MMVetSample], texts: Sequence[str], folder: P
     """{"v1_0": "the model's text", ...}: what the official GPT-4 judge reads."""
     answers = {sample.id: text for sample, text in zip(samples, texts, strict=True)}
     return [_json(folder / "mmvet_submission.json", answers)]
+
+
+def submit_okvqa(samples: Sequence[OKVQASample], texts: Sequence[str], folder: Path) -> list[Path]:
+    """[{"question_id", "answer"}, ...]: what the official VQA tool reads."""
+    records = [
+        {"question_id": sample.question_id, "answer": text.strip()} for sample, text in zip(samples, texts, strict=True)
+    ]
+    return [_json(folder / "okvqa_results.json", records)]
+
+
+def submit_captions(samples: Sequence[CaptionSample], texts: Sequence[str], folder: Path) -> list[Path]:
+    """[{"image_id", "caption"}, ...]: what COCO's tools read."""
+    path = folder / "coco_caption_results.json"
+    write_caption_results(path, {sample.image_id: text for sample, text in zip(samples, texts, strict=True)})
+    return [path]
+
+
+def submit_seed_frames(samples: Sequence[SeedFrameSample], texts: Sequence[str], folder: Path) -> list[Path]:
+    """{"question_id", "prediction"} a line; the prediction is the letter read, or the text where none can be read."""
+    return _lines(
+        folder / "seed_submission.jsonl",
+        [
+            {"question_id": sample.question_id, "prediction": choice_letter(text, sample.choices) or text}
+            for sample, text in zip(samples, texts, strict=True)
+        ],
+    )
+
+
+def submit_llava_bench(samples: Sequence[CalibrationSample], texts: Sequence[str], folder: Path) -> list[Path]:
+    """{"question_id", "prompt", "text"} a line: what LLaVA's script hands to the judge."""
+    return _lines(
+        folder / "llava_bench_answers.jsonl",
+        [
+            {"question_id": sample.question_id, "prompt": sample.text, "text": text, "metadata": {}}
+            for sample, text in zip(samples, texts, strict=True)
+        ],
+    )
+
+
+def _lines(path: Path, records: Sequence[dict[str, object]]) -> list[Path]:
+    atomic_write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return [path]
 
 
 def _json(path: Path, values: object) -> Path:

@@ -59,7 +59,8 @@ def load_host(settings: HostSettings) -> Host:
     source: str | Path = settings.model if folder is None else folder
     if folder is not None:
         _refuse_official(folder)
-    local = {"local_files_only": folder is not None}
+    # Code in a model's folder is never run, and nobody is asked whether it may.
+    local = {"local_files_only": folder is not None, "trust_remote_code": False}
     dtype = "float32" if settings.model == MINI and settings.dtype == "auto" else settings.dtype
     try:
         with quiet_transformers():

@@ -1,22 +1,24 @@
 """Checkpoints that are complete or absent.
 
-A checkpoint is written to `.tmp-<step>`, flushed, given its marker file `COMPLETE` (the list of its files and
-their sizes) and renamed to `checkpoint-<step>`. A process that dies at any moment leaves the checkpoints
+A checkpoint is written to `.tmp-<step>`, flushed, given its marker file `COMPLETE` (its files, their
+sizes and SHA-256) and renamed to `checkpoint-<step>`. A process that dies at any moment leaves the checkpoints
 before this one untouched. `last_complete_checkpoint` trusts a folder only when its marker is there and
 agrees.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from tenfold.errors import UserError
-from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path, fsync_tree, publish_directory, remove_directory
+from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path, fsync_tree, publish_directory, read_json, remove_directory
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def publish_checkpoint(staging: Path, directory: Path, step: int) -> Path:
     """Flush `staging`, mark it complete and rename it to `directory/checkpoint-<step>`."""
     fsync_tree(staging)
     marker = staging / MARKER
-    marker.write_text(json.dumps({"step": step, "files": _sizes(staging)}), encoding="utf-8")
+    marker.write_text(json.dumps({"step": step, "files": _digests(staging)}), encoding="utf-8")
     fsync_path(marker)
     fsync_path(staging)
     checkpoint = directory / f"checkpoint-{step}"
@@ -92,7 +94,7 @@ def rotate_complete_checkpoints(directory: Path, keep: int, protect: Collection[
 def last_complete_checkpoint(directory: str | Path) -> Path | None:
     """The complete checkpoint with the highest step, or None. Torn ones are skipped with a logged warning."""
     for path in reversed(_by_step(Path(directory))):
-        reason = incompleteness(path)
+        reason = incompleteness(path, thorough=True)
         if reason is None:
             return path
         logger.warning("skipping torn checkpoint %s: %s", path, reason)
@@ -111,21 +113,41 @@ def checkpoint_step(path: str | Path) -> int:
     return int(match.group(1))
 
 
-def incompleteness(checkpoint: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, or None when it is complete."""
-    try:
-        files = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
+def incompleteness(checkpoint: Path, *, thorough: bool = False) -> str | None:
+    """Why a checkpoint folder cannot be trusted, or None when it is complete.
+
+    Args:
+        thorough: read every file and compare its SHA-256, else sizes only.
+    """
+    marker = checkpoint / MARKER
+    if not marker.is_file():
         return f"no marker file {MARKER}"
-    except (ValueError, KeyError, TypeError):
+    try:
+        content = read_json(marker)
+        files = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in content["files"].items()}
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
         return f"unreadable marker file {MARKER}"
+    if not files:
+        return f"marker file {MARKER} names no file"
     there = _sizes(checkpoint)
-    for name, size in files.items():
+    for name, (size, digest) in files.items():
         if name not in there:
             return f"{name} is missing"
         if there[name] != size:
             return f"{name} has {there[name]} bytes instead of {size}"
+        if thorough and _digest(checkpoint / name) != digest:
+            return f"{name} has changed since it was written"
     return None
+
+
+def _digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Relative name -> bytes and SHA-256 of every file below `folder`, the marker itself excepted."""
+    return {name: {"bytes": size, "sha256": _digest(folder / name)} for name, size in _sizes(folder).items()}
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -28,6 +28,7 @@ from tenfold.runs.files import (
     read_jsonl,
 )
 from tenfold.runs.fingerprints import fingerprint
+from tenfold.runs.lock import one_writer
 from tenfold.runs.provenance import distribution_name, hardware, library_versions, package_source, package_version
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME, RunRecord
 
@@ -159,7 +160,7 @@ def run(
 def plain(value: Any) -> Any:
     """`value` as JSON sees it: paths as text, tuples as lists, scalars of numpy and torch as numbers.
 
-    NaN and infinities, which JSON lacks, become the texts "nan", "inf" and "-inf".
+    NaN and infinities, which JSON lacks and which are no result, become None.
 
     Raises:
         TypeError: something that is none of these.
@@ -173,7 +174,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item") and callable(value.item):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{type(value).__name__} cannot be recorded: {value!r}")
@@ -197,22 +198,30 @@ def _folder(output: str | Path | None) -> Iterator[Path | None]:
     made = not output.exists()
     staging = output / _STAGING
     try:
-        staging.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        with one_writer(output):
+            staging.mkdir(exist_ok=True)
+            for leftover in staging.iterdir():  # of a killed run
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            try:
+                yield output
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
+        if error.filename is None or not str(error.filename).startswith(str(output)):
+            raise
         raise UserError(f"cannot write a run's folder ({error.strerror})", output, "a writable one") from error
-    for leftover in staging.iterdir():  # of a killed run
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    try:
-        yield output
     finally:
-        shutil.rmtree(staging)
-        if made and not any(output.iterdir()):
+        if made and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
 
 
 def _drop_from(path: Path, step: int) -> None:
     rows = read_jsonl(path)
-    kept = [row for row in rows if row.get("step", step) < step]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"step {row.get('step')!r}", f"{path}, line {number}", "a number of steps")
+    kept = [row for row in rows if row["step"] < step]
     if len(kept) < len(rows):
         logger.info("%s: %d lines from step %d on are written again", path, len(rows) - len(kept), step)
         atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

@@ -117,9 +117,9 @@ def answer_left(
     if group.leads and (done := sum(one in log.done for one in ids)):
         say(f"{title}: going on after {done} of {len(ids)} answers in {log.folder.parent}")
     mine = log.todo(ids) if share is None else share([one for one in ids if one not in log.done])
-    starts = range(0, len(mine), batch)
-    for start in progress(starts, title) if group.leads else starts:
-        log.extend(answer(mine[start : start + batch]))
+    batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    for some in progress(batches, title) if group.leads else batches:
+        log.extend(answer(some))
     group.meet()
 
 

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tenfold.errors import UserError
+from tenfold.runs.parse import parse_json, parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ def _end_with_newline(file: Any, path: Path) -> None:
 def _parses(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -214,14 +213,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            # Every whole line ends in a newline, so only what follows the last newline can be torn.
-            if number == len(lines):
-                logger.warning("%s: dropped a torn last line (line %d)", path, number)
-                break
-            raise UserError("broken JSON", f"{path}, line {number}", "one JSON object a line") from error
+        # Every whole line ends in a newline, so only what follows the last newline can be torn.
+        if number == len(lines) and not _parses(line):
+            logger.warning("%s: dropped a torn last line (line %d)", path, number)
+            break
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise UserError(f"{type(row).__name__} instead of an object", f"{path}, line {number}", "{...}")
         rows.append(row)
@@ -249,33 +245,9 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file a user named. Raises UserError naming the line that is broken."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"broken JSON ({error.msg})", f"{path}, line {error.lineno}", "valid JSON") from error
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys in silence; a setting that is written twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    return parse_json(read_text(path), path)
 
 
 def read_yaml(path: str | Path) -> Any:
     """The value in a YAML file a user named. Raises UserError naming the line that is broken."""
-    text = read_text(path)
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(f"broken YAML ({error.problem})", where, "valid YAML") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"broken YAML ({error})", path, "valid YAML") from error
+    return parse_yaml(read_text(path), path)

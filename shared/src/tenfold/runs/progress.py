@@ -1,11 +1,14 @@
-"""Progress of long work, on a terminal only."""
+"""Progress of long work: a bar on a terminal, a line every so often where there is none."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+EVERY_SECONDS = 60.0
 # Wraps an iteration, with a description, to show how far it is: `track`, or in tests nothing.
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -13,7 +16,7 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield `items` while a bar on stderr shows count, rate and remaining time.
 
-    Where stderr is no terminal (a file, CI) nothing is shown.
+    Where stderr is no terminal (a cluster's log) a line says the same every `EVERY_SECONDS`.
 
     Args:
         total: the number of items, when `items` has no length.
@@ -25,6 +28,9 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     console = Console(stderr=True)
     if total is None and isinstance(items, Sized):
         total = len(items)
+    if not console.is_terminal:
+        yield from _in_lines(items, description, total)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,3 +44,16 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             yield item
             speed = progress.tasks[0].speed
             progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+
+def _in_lines(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+    start = said = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said < EVERY_SECONDS:
+            continue
+        said, rate = now, done / (now - start)
+        left = "" if total is None else f", about {(total - done) / rate / 60:.0f} min left"
+        count = done if total is None else f"{done}/{total}"
+        print(f"{description}: {count}, {rate:.2g}/s{left}", file=sys.stderr, flush=True)

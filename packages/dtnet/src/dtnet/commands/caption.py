@@ -41,12 +41,12 @@ def caption(
         raise UserError("what to caption", "dtnet caption", "--image FILE, or --features FILE.h5 with --image-id N")
 
     from dtnet.model import DTNet
-    from tenfold.data.formats import open_image
+    from tenfold.data.pictures import open_picture
     from tenfold.runs.ranks import choose_device
 
     captioner = DTNet.from_pretrained(find_model(model), device=str(choose_device(chosen.device)))
     names = [str(path) for path in image] if image else [str(number) for number in image_id or ()]
-    inputs = [open_image(path) for path in image] if image else _features(captioner, features, image_id or ())
+    inputs = [open_picture(path) for path in image] if image else _features(captioner, features, image_id or ())
     found = captioner.caption(inputs, beam_size=chosen.beams, max_len=chosen.max_len, return_paths=paths)
     for name, one in zip(names, found, strict=True):
         typer.echo(f"{name}: {one.text} (log-probability {one.log_prob:.2f})")

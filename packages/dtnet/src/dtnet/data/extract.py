@@ -22,7 +22,7 @@ from dtnet.data.captions import read_captions
 from dtnet.data.grid_features import GridFeatures, write_grid_features
 from dtnet.features import FeatureExtractor, build_extractor, read_torch
 from tenfold import UserError
-from tenfold.data.formats import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.runs import atomic_write_json, fingerprint, read_json, track
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def extract(
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
 
     def features(part: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, Tensor]]:
-        opened = [open_image(path) for _, path in part]
+        opened = [open_picture(path, raw=True) for _, path in part]
         yield from zip((image_id for image_id, _ in part), extractor(opened), strict=True)
 
     settings = {"extractor": extractor.settings(), "dtype": dtype}

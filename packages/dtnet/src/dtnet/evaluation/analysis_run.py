@@ -25,7 +25,7 @@ from dtnet.model import DTNet
 from dtnet.vocabulary import tokenise_all
 from tenfold import UserError
 from tenfold.cli.settings import DEVICE, Settings
-from tenfold.data.formats import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.metrics.captions import split_words
 from tenfold.runs import atomic_write_json, fingerprint, run
 
@@ -131,7 +131,7 @@ def find_material(settings: AnalyzeSettings, model: DTNet, folder: Path, stack: 
         if model.feature_settings is None:
             raise UserError("a model without a feature extractor", folder, "--data, with grid features")
         chosen = settings.images[: settings.limit]
-        pictures = [open_image(Path(name)) for name in chosen]
+        pictures = [open_picture(name) for name in chosen]
         features = build_extractor(model.feature_settings)(pictures)
         files = {f"image {number}": Path(name) for number, name in enumerate(chosen)}
         return Material([Path(name).name for name in chosen], features, list(pictures[:SHOWN]), files=files)
@@ -165,7 +165,7 @@ def mini_material(
     kinds = scene_kinds(folder)
     shown = {path.stem.rpartition("_")[2]: path for path in folder.glob("images/*/*.png")}
     found = [shown.get(f"{image_id:012d}") for image_id in ids[:SHOWN]]
-    pictures = [None if path is None else open_image(path) for path in found]
+    pictures = [None if path is None else open_picture(path, raw=True) for path in found]
     captions = [tuple(references[image_id]) for image_id in ids]
     return Material(list(ids), features, pictures, captions, [kinds[image_id] for image_id in ids], mini=True)
 

@@ -23,7 +23,7 @@ from dtnet.evaluation.picture import draw_paths
 from dtnet.model import CONFIG, Caption, DTNet
 from tenfold import UserError
 from tenfold.cli.settings import DEVICE, Settings
-from tenfold.data.formats import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.runs import atomic_write_json, fingerprint, run
 from tenfold.runs.ranks import choose_device
 
@@ -132,7 +132,7 @@ def run_demo(settings: DemoSettings, output: Path) -> Demonstration:
         UserError: model or image cannot be used.
     """
     model, folder = load_model(settings.model, settings.device)
-    pictures = [open_image(Path(name)) for name in settings.images]
+    pictures = [open_picture(name) for name in settings.images]
     data: dict[str, Any] = {"model": fingerprint(folder)}
     data |= {f"image {number}": fingerprint(Path(name)) for number, name in enumerate(settings.images)}
     with run("dtnet", "demo", config=settings.model_dump(), seed=0, output=output, data=data) as current:
@@ -166,7 +166,7 @@ def _scenes(
         data = held_out_scenes(folder, count)
         ids = data.captions.images("test")
         references = [data.captions.captions[image_id] for image_id in ids]
-        pictures = [open_image(folder / "images" / data.captions.files[image_id]) for image_id in ids]
+        pictures = [open_picture(folder / "images" / data.captions.files[image_id], raw=True) for image_id in ids]
         captions = model.caption(data.features.batch(ids), **options)
         data.features.close()
     return [f"scene {image_id}" for image_id in ids], pictures, references, captions

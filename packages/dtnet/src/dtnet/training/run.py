@@ -28,6 +28,7 @@ from dtnet.training.stages import CrossEntropy, SelfCritical, Stage, stream
 from dtnet.training.validation import Validation
 from tenfold import UserError
 from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, track, write_checkpoint
+from tenfold.runs.finite import require_finite_loss
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.ranks import ranks as joined
 from tenfold.runs.record import RECORD_NAME
@@ -178,15 +179,17 @@ class Training:
         features = stage.features(batch, epoch, number)
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             loss, values = stage.loss(self.model, batch, features)
+        # Of all ranks, so that all of them end at the same step.
+        require_finite_loss(summed(self.ranks, loss.detach()), stage.plan.name, self.progress.step + 1)
         loss.backward()
         sum_gradients(self.ranks, self.model)
         optimizer.step()
         self.progress.step += 1
         if self.progress.step % self.settings.log_steps == 0:
             logged = {"loss": loss.detach(), **values}
-            summed = {name: summed(self.ranks, value).item() for name, value in logged.items()}
+            totals = {name: summed(self.ranks, value).item() for name, value in logged.items()}
             used = optimizer.param_groups[0]["lr"]
-            self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=used, **summed)
+            self.current.log(self.progress.step, stage=stage.plan.name, epoch=epoch, learning_rate=used, **totals)
 
     def _train_mode(self) -> None:
         self.model.train()

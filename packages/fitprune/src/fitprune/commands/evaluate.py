@@ -23,10 +23,10 @@ EPILOG = (
 
 
 def _trees() -> Iterator[str]:
-    from tenfold.data.benchmarks import BENCHMARKS
+    from fitprune.evaluation.questions import PAPER
 
     yield " What --data holds, and the splits:\n"
-    for name, one in BENCHMARKS.items():
+    for name, one in PAPER.items():
         yield f" {name} ({one.title}; {', '.join(one.splits)})"
         yield "".join(f"   {line}\n" for line in one.tree.splitlines())
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fitprune.recipe import open_recipe
 from tenfold.cli.app import console
 
 RECIPE = "A recipe file, or NAME:PERCENT of a released one, such as llava-1.5-7b:60."
@@ -18,10 +19,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Show, com
 @app.command(epilog="Example: [bold]fitprune recipe show llava-1.5-7b:60[/bold]")
 def show(recipe: RecipeArgument) -> None:
     """Print a recipe: tokens by layer, and what it saves."""
-    from fitprune.checkpoints import load as loading
     from fitprune.commands import tables
 
-    found = loading.open_recipe(recipe)
+    found = open_recipe(recipe)
     console().print(tables.layers_table([found], found.summary()))
     console().print(tables.costs_table([found], None, None))
 

@@ -20,8 +20,8 @@ from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data import mini_sets
-from tenfold.data.formats import open_image
 from tenfold.data.miniworld import ONE_HOP, flag_questions, flags
+from tenfold.data.pictures import open_picture
 from tenfold.hosts.loading import Host, load_host
 from tenfold.hosts.prompts import encode
 from tenfold.hosts.structure import unwrap
@@ -120,7 +120,7 @@ def ask(settings: DemoSettings, seed: int) -> Question:
     if settings.image is not None:
         if not settings.question:
             raise UserError("no question about the image", "--image", '--question "What is in the image?"')
-        return Question(open_image(Path(settings.image)), settings.question, settings.question, None)
+        return Question(open_picture(settings.image), settings.question, settings.question, None)
     scene = flags.scene(seed, SCENE)
     found = flag_questions.questions(scene, seed, SCENE, 1, ONE_HOP)
     image = flags.render(scene, SCENE_PIXELS)

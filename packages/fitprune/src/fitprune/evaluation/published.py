@@ -9,6 +9,7 @@ from functools import cache
 
 from fitprune.recipe import ALIASES, Recipe
 from tenfold.cli import package_file
+from tenfold.data.question_sets import plain_name
 from tenfold.ledger.schema import load_ledger
 
 Key = tuple[str, str, str]
@@ -32,7 +33,7 @@ def published(model: str, recipe: Recipe | None, benchmark: str) -> list[Publish
             was fitted for the same ratio.
         benchmark: in any spelling, "mmbench-cn" or "mmbench_cn".
     """
-    wanted = (canonical_model(model), _recipe_key(recipe), plain(benchmark))
+    wanted = (canonical_model(model), _recipe_key(recipe), plain_name(benchmark))
     return [number for key, number in _ledger() if key == wanted]
 
 
@@ -42,11 +43,6 @@ def canonical_model(name: str) -> str:
         if name == released or any(other == name or other.endswith(f"/{name}") for other in others):
             return released
     return name.rpartition("/")[2]
-
-
-def plain(name: str) -> str:
-    """A benchmark's name without dashes and underscores, in lower case."""
-    return name.replace("-", "").replace("_", "").lower()
 
 
 def _recipe_key(recipe: Recipe | None) -> str:
@@ -70,6 +66,6 @@ def _ledger() -> list[tuple[Key, Published]]:
             recipe = f"fitted for {float(file[1]):g}"
         else:
             recipe = _recipe_key(Recipe.released(name, int(percent)))
-        key = (canonical_model(words[2]), recipe, plain(options["--benchmark"]))
+        key = (canonical_model(words[2]), recipe, plain_name(options["--benchmark"]))
         found.append((key, Published(claim.value, claim.unit or "", claim.source)))
     return found

@@ -18,7 +18,7 @@ from typing import Any
 from fitprune import costs
 from fitprune.costs import DecoderShape
 from fitprune.evaluation.demo import find_recipe
-from fitprune.evaluation.questions import ALL, benchmark_folders, paper_split, questions_fingerprint
+from fitprune.evaluation.questions import ALL, benchmark_folders, paper_split
 from fitprune.evaluation.settings import DemoSettings, EvalSettings
 from fitprune.fitting import model_name
 from fitprune.pruner import Pruner
@@ -27,6 +27,7 @@ from fitprune.rules import RULES, Random, Rule
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
+from tenfold.data.question_sets import questions_fingerprint
 from tenfold.hosts.answers import Protocol, generate
 from tenfold.hosts.loading import Host, load_host
 from tenfold.hosts.structure import unwrap

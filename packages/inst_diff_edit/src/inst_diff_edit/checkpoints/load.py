@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from inst_diff_edit.checkpoints.settings import MINI, ModelSettings
 from inst_diff_edit.pipeline import InstDiffEditPipeline, load_inpaint
 from tenfold import UserError
 from tenfold.cli.files import package_file
-from tenfold.cli.settings import DEVICE
 from tenfold.runs import fingerprint, read_json
 from tenfold.runs.ranks import choose_device
 
@@ -88,27 +87,3 @@ def _place(pipe: Any, device: torch.device, offload: bool) -> None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".: ") if lines else type(error).__name__
-
-
-# The model that ships with the package, by name.
-MINI = "mini"
-
-
-class ModelSettings(BaseModel):
-    """Which models, and how they are loaded.
-
-    Attributes:
-        model: "mini", a folder in diffusers' layout, or a hub id.
-        inpaint: the inpainting model that finishes pictures; None: latents are decoded directly.
-        device: "auto" takes CUDA where there is a device, else the CPU.
-        dtype: of all models.
-        offload: move each model to the GPU only while it works (needs accelerate).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = MINI
-    inpaint: str | None = None
-    device: str = Field(default="auto", pattern=DEVICE)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    offload: bool = False

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from inst_diff_edit.checkpoints.load import MINI
+from inst_diff_edit.checkpoints.settings import MINI
 from inst_diff_edit.evaluation.settings import EvalSettings
 from tenfold.cli import package_file
 from tenfold.ledger import load_ledger

@@ -9,6 +9,7 @@ from PIL import Image
 
 from inst_diff_edit.checkpoints.load import fingerprints, load_pipeline
 from inst_diff_edit.data import scenes
+from inst_diff_edit.evaluation import picture as drawing
 from inst_diff_edit.evaluation.settings import EditSettings, MethodSettings
 from inst_diff_edit.inputs import as_image
 from inst_diff_edit.pipeline import SEED, InstDiffEditOutput
@@ -43,8 +44,8 @@ def run_edit(settings: EditSettings, seed: int, output: Path, verb: str = "edit"
         squashed = picture.resize(edited.size)
         edited.save(current.file(EDITED))
         mask.save(current.file(MASK))
-        picture.overlay(squashed, mask).save(current.file(OVERLAY))
-        picture.step_strip(squashed, found.step_masks[0], edited).save(current.file(STEPS))
+        drawing.overlay(squashed, mask).save(current.file(OVERLAY))
+        drawing.step_strip(squashed, found.step_masks[0], edited).save(current.file(STEPS))
         current.metrics |= describe(found, 0) | {"prompt": prompt}
     return current
 

@@ -44,14 +44,14 @@ def step_strip(picture: Image.Image, step_masks: Tensor, edited: Image.Image | N
     return strip(tiles if edited is None else [*tiles, edited])
 
 
-def draw_steps(path: Path, world: int = 101, scenes: tuple[int, ...] = (31, 26)) -> Path:
+def draw_steps(path: Path, world: int = 101, shown: tuple[int, ...] = (31, 26)) -> Path:
     """Edits of the mini model on two scenes that it edits well, steps from left to right."""
     from inst_diff_edit.data import scenes
     from inst_diff_edit.evaluation.settings import DEMO
     from inst_diff_edit.miniature import model as mini
 
     pipe, rows = mini.load(), []
-    for index in scenes:
+    for index in shown:
         edit = scenes.edit(world, index)
         found = pipe(
             edit.picture(), edit.prompt, final="latents", num_masks=DEMO["num_masks"], mask_threshold=DEMO["threshold"],

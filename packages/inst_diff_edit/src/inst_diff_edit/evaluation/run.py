@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inst_diff_edit.checkpoints.load import MINI, fingerprints, load_pipeline
+from inst_diff_edit.checkpoints.load import fingerprints, load_pipeline
+from inst_diff_edit.checkpoints.settings import MINI
 from inst_diff_edit.data import scenes
 from inst_diff_edit.evaluation.edit import describe, edit
 from inst_diff_edit.evaluation.scores import Edited, Networks, score

@@ -22,7 +22,7 @@ from inst_diff_edit.evaluation.settings import EvalSettings
 from inst_diff_edit.inputs import to_tensor
 from tenfold import UserError
 from tenfold.data.formats.editing import EditSample
-from tenfold.data.formats.records import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.runs.ranks import choose_device
 
 BATCH = 16
@@ -151,7 +151,7 @@ def _score_pictures(name: str, rows: list[dict[str, Any]], edited: list[Edited],
 
 def pairs(edited: Sequence[Edited], device: torch.device) -> tuple[list[Image.Image], Tensor, Tensor]:
     """Edited pictures, as PIL and as ``[pictures, 3, height, width]`` in [-1, 1]; originals, squashed alike."""
-    pictures = [open_image(one.image_file) for one in edited if one.image_file is not None]
+    pictures = [open_picture(one.image_file, raw=True) for one in edited if one.image_file is not None]
     width, height = pictures[0].size
     originals = [one.sample.image() for one in edited]
     return pictures, *(to_tensor(images, height, width).to(device) for images in (pictures, originals))  # type: ignore[return-value]
@@ -194,7 +194,7 @@ def _real_features(folder: Path, networks: Networks) -> Tensor:
     features = []
     for batch in _batches(files):
         # Pictures of many sizes: the network's own size makes them one batch.
-        pixels = to_tensor([open_image(file) for file in batch], 512, 512).to(networks.device)
+        pixels = to_tensor([open_picture(file, raw=True) for file in batch], 512, 512).to(networks.device)
         features.append(networks.inception(pixels).cpu())
     return torch.cat(features)
 
@@ -212,7 +212,7 @@ def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _grey(file: Path) -> np.ndarray:
-    return np.asarray(open_image(file).convert("L"))
+    return np.asarray(open_picture(file, raw=True).convert("L"))
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Any]:

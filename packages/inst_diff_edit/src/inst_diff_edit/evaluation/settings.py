@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from inst_diff_edit.checkpoints.load import ModelSettings
+from inst_diff_edit.checkpoints.settings import ModelSettings
 
 # Of the demonstration with it: its maps need another threshold than Stable Diffusion's (chosen on scenes of world 101).
 DEMO = {"threshold": 0.55, "num_masks": 3}

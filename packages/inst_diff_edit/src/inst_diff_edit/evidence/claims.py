@@ -65,26 +65,26 @@ def parity(case: str) -> Outcome:
 
 def official_keys() -> Outcome:
     """Names, shapes and numbers of Stable Diffusion's parameters, and the layers that are hooked, at full size."""
-    from inst_diff_edit import hosts
+    from inst_diff_edit import costs
     from inst_diff_edit.attention import AttentionRecorder
 
     folder = goldens("inst_diff_edit")
     if folder is None:
         return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
-    unet, inpainting, vae = hosts.unet(), hosts.unet(inpainting=True), hosts.vae()
+    unet, inpainting, vae = costs.unet(), costs.unet(inpainting=True), costs.vae()
     shapes = {f"unet.{name}": list(value.shape) for name, value in unet.state_dict().items()}
     wrong = sorted(name for name, shape in golden["keys"].items() if shapes.get(name) != shape)
     # At 512 pixels the layers at 16 x 16 are those of the third resolution, down and up.
     hooked = {name.removesuffix(".transformer_blocks.0.attn2") for name in AttentionRecorder(unet).layers}
     wrong += sorted(set(golden["used_layers"]) - hooked)
     counts = {
-        "unet_sd_v1_4": hosts.parameters(unet),
-        "unet_sd_inpainting_9_channels": hosts.parameters(inpainting),
-        "vae": hosts.parameters(vae),
-        "vae_encoder_and_quant_conv": hosts.parameters(vae.encoder) + hosts.parameters(vae.quant_conv),
-        "vae_decoder_and_post_quant_conv": hosts.parameters(vae.decoder) + hosts.parameters(vae.post_quant_conv),
-        "text_encoder": hosts.parameters(hosts.text_encoder()),
+        "unet_sd_v1_4": costs.parameters(unet),
+        "unet_sd_inpainting_9_channels": costs.parameters(inpainting),
+        "vae": costs.parameters(vae),
+        "vae_encoder_and_quant_conv": costs.parameters(vae.encoder) + costs.parameters(vae.quant_conv),
+        "vae_decoder_and_post_quant_conv": costs.parameters(vae.decoder) + costs.parameters(vae.post_quant_conv),
+        "text_encoder": costs.parameters(costs.text_encoder()),
     }
     wrong += [f"{name}: {count:,}" for name, count in counts.items() if golden["parameters"][name] != count]
     if wrong:
@@ -123,9 +123,9 @@ def samples_official() -> Outcome:
 
 def parameters() -> Outcome:
     """Of UNet, autoencoder and text tower."""
-    from inst_diff_edit import hosts
+    from inst_diff_edit import costs
 
-    total = sum(hosts.parameters(model) for model in (hosts.unet(), hosts.vae(), hosts.text_encoder()))
+    total = sum(costs.parameters(model) for model in (costs.unet(), costs.vae(), costs.text_encoder()))
     return Outcome(total, True, "the method adds none")
 
 

@@ -29,7 +29,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from inst_diff_edit import costs, hosts
+from inst_diff_edit import costs
 from inst_diff_edit.costs import Cost
 from inst_diff_edit.evaluation import baselines
 from inst_diff_edit.evidence.settings import BenchSettings
@@ -83,12 +83,12 @@ class Bench:
             latent = size.edge // 8
             widths = {"block_out_channels": size.unet, "cross_attention_dim": size.context, "sample_size": latent}
             groups = {"norm_num_groups": size.groups}
-            unet = hosts.unet(device="cpu", **widths, **groups)
-            nine = hosts.unet(inpainting=True, device="cpu", **widths, **groups)
-            vae = hosts.vae(device="cpu", block_out_channels=size.vae, sample_size=size.edge, **groups)
+            unet = costs.unet(device="cpu", **widths, **groups)
+            nine = costs.unet(inpainting=True, device="cpu", **widths, **groups)
+            vae = costs.vae(device="cpu", block_out_channels=size.vae, sample_size=size.edge, **groups)
             words = mini.tokenizer()
-            words.model_max_length = hosts.TEXT_POSITIONS
-            text = hosts.text_encoder(
+            words.model_max_length = costs.TEXT_POSITIONS
+            text = costs.text_encoder(
                 device="cpu", vocab_size=len(words), hidden_size=size.context, intermediate_size=4 * size.context,
                 bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
             )  # fmt: skip
@@ -179,11 +179,11 @@ class Bench:
         size = self.size
         widths = {"block_out_channels": size.unet, "cross_attention_dim": size.context, "norm_num_groups": size.groups}
         latents = torch.zeros(1, 4, size.edge // 8, size.edge // 8, device="meta")
-        nine = torch.zeros(1, hosts.INPAINT_CHANNELS, size.edge // 8, size.edge // 8, device="meta")
-        context = torch.zeros(1, hosts.TEXT_POSITIONS, size.context, device="meta")
+        nine = torch.zeros(1, costs.INPAINT_CHANNELS, size.edge // 8, size.edge // 8, device="meta")
+        context = torch.zeros(1, costs.TEXT_POSITIONS, size.context, device="meta")
         moment = torch.zeros(1, device="meta")
-        unet, inpainting = hosts.eager(hosts.unet(**widths)), hosts.eager(hosts.unet(inpainting=True, **widths))
-        vae = hosts.eager(hosts.vae(block_out_channels=size.vae, norm_num_groups=size.groups))
+        unet, inpainting = costs.eager(costs.unet(**widths)), costs.eager(costs.unet(inpainting=True, **widths))
+        vae = costs.eager(costs.vae(block_out_channels=size.vae, norm_num_groups=size.groups))
         pixels = torch.zeros(1, 3, size.edge, size.edge, device="meta")
         return costs.Forward(
             unet=costs.count(lambda: unet(latents, moment, encoder_hidden_states=context)),

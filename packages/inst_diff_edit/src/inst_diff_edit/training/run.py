@@ -34,6 +34,7 @@ from tenfold import UserError
 from tenfold.data import miniworld
 from tenfold.data.miniworld import Draws
 from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, sample_rng, track, write_checkpoint
+from tenfold.runs.finite import require_finite_loss
 
 PARTS = ("unet", "text_encoder")
 TIMES = 1000
@@ -147,6 +148,7 @@ class Training:
             predicted = self.modules["unet"](noised, batch.times, encoder_hidden_states=embeddings).sample
             self.recorder.finish_step()
         loss = functional.mse_loss(predicted, batch.noise)
+        require_finite_loss(loss, "mini model", number + 1)
         is_word = ~torch.isin(batch.ids, self.special)[:, None, None]  # [pictures, 1, 1, positions]
         spent = (self.recorder.mean() * is_word).sum(-1).mean()
         self.optimizer.zero_grad()

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from llava_hr.checkpoints import projector as stage1
 from llava_hr.checkpoints.keys import HIGH_RES_WEIGHTS
 from llava_hr.checkpoints.load import find_model
 from llava_hr.checkpoints.release import meta_state
@@ -56,7 +57,7 @@ def initial(
         clip: CLIP's folder or hub id, the whole or its image half.
         convnext: a timm or open_clip file, a folder of one, a hub id, or a name of `CONVNEXT_TAGS`; None:
             `vision_config.high_res_weights`.
-        projector: what stage 1 trained (`stage1.read`).
+        projector: what stage 1 trained (`projector.read`).
 
     Raises:
         UserError: a broken, missing or foreign file; a weight that is missing or does not fit the config.
@@ -71,8 +72,8 @@ def initial(
         config.vision_config.high_res_weights = tag
     weights |= found
     if projector is not None:
-        weights |= {name: StoredTensor.of(tensor) for name, tensor in projector.read(projector).items()}
-    new = ("model.vision_tower.adapters.", *(() if projector is not None else projector.TRAINED))
+        weights |= {name: StoredTensor.of(tensor) for name, tensor in stage1.read(projector).items()}
+    new = ("model.vision_tower.adapters.", *(() if projector is not None else stage1.TRAINED))
     expected = {name: tensor for name, tensor in meta_state(config).items() if not name.startswith(new)}
     sources = {
         "model.vision_tower.vit.": clip,

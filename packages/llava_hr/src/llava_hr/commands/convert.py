@@ -59,7 +59,7 @@ def _check(model: str) -> None:
     from tenfold.ledger.goldens import goldens
     from tenfold.runs import read_json
 
-    folder = goldens()
+    folder = goldens("llava_hr")
     if folder is None:
         raise UserError("the official list of weights does not travel in a wheel", expected="the source tree")
     report = key_report(model, read_json(folder / "official_keys.json"))

@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from llava_hr.modeling import LlavaHrForConditionalGeneration
-from llava_hr.processing import LlavaHrProcessor, pad_rows
+from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
 from tenfold.data.conversation import IMAGE, Prompt, encode, get_conversation
 from tenfold.data.formats import Turn
+from tenfold.data.instruct import pad_rows
 from tenfold.hosts.answers import Answer, length
 
 Opener = Callable[[], Image.Image]

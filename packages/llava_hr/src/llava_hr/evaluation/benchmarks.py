@@ -20,7 +20,7 @@ from tenfold.data import formats
 from tenfold.data.benchmark_scores import Scores, check_captions, score_captions
 from tenfold.data.benchmarks import BENCHMARKS, Benchmark, Question
 from tenfold.data.formats import VQAv2Sample
-from tenfold.data.more_benchmarks import MORE
+from tenfold.data.question_sets import find_named
 
 MINI_SET = "mini"
 Scorer = Callable[[Sequence[Any], Sequence[str]], Scores]
@@ -152,8 +152,8 @@ def _questions(samples: Sequence[Any]) -> list[Question]:
 
 
 def _known(name: str, split: str) -> str:
-    if split not in MORE[name].splits:
-        raise UserError(f"unknown split of {MORE[name].title}", split, " or ".join(MORE[name].splits))
+    if split not in BENCHMARKS[name].splits:
+        raise UserError(f"unknown split of {BENCHMARKS[name].title}", split, " or ".join(BENCHMARKS[name].splits))
     return split
 
 
@@ -190,19 +190,9 @@ def _paper(bench: Benchmark) -> PaperBenchmark:
     )
 
 
-PAPER: dict[str, PaperBenchmark] = {
-    name: _paper(bench) for name, bench in {**BENCHMARKS, **MORE, MINI_SET: _MINI}.items()
-}
-
-
-def plain(name: str) -> str:
-    """A benchmark's name without dashes and underscores, in lower case."""
-    return name.replace("-", "").replace("_", "").lower()
+PAPER: dict[str, PaperBenchmark] = {name: _paper(bench) for name, bench in {**BENCHMARKS, MINI_SET: _MINI}.items()}
 
 
 def find_benchmark(name: str) -> PaperBenchmark:
     """A benchmark by name, with dashes, underscores or neither. Raises UserError listing the names."""
-    for known, one in PAPER.items():
-        if plain(known) == plain(name):
-            return one
-    raise UserError("unknown benchmark", name, ", ".join(PAPER))
+    return PAPER[find_named(name, PAPER)]

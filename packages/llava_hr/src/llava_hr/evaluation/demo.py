@@ -18,8 +18,8 @@ from llava_hr.evaluation.picture import View, draw
 from llava_hr.evaluation.settings import DemoSettings
 from llava_hr.vision import LlavaHrVisionTower
 from tenfold import UserError
-from tenfold.data.formats import open_image
 from tenfold.data.formats.prompts import short_answer
+from tenfold.data.pictures import open_picture
 from tenfold.runs import fingerprint, run
 
 PICTURE = "two-resolutions.png"
@@ -129,7 +129,7 @@ def ask(settings: DemoSettings, seed: int) -> Shown:
     if settings.image is not None:
         if not settings.question:
             raise UserError("no question about the image", "--image", '--question "What is in the image?"')
-        return Shown(open_image(Path(settings.image)), (Asked(settings.question, settings.question),))
+        return Shown(open_picture(settings.image), (Asked(settings.question, settings.question),))
     return _scene(seed, settings.question)
 
 

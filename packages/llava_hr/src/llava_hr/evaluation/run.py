@@ -24,12 +24,12 @@ from llava_hr.evaluation.questions import (
     by_image,
     image_key,
     own_split,
-    questions_fingerprint,
     share,
 )
 from llava_hr.evaluation.settings import ALL, EvalSettings
 from tenfold import UserError
 from tenfold.data.benchmarks import Question
+from tenfold.data.question_sets import questions_fingerprint
 from tenfold.runs import Run, RunRecord, track
 from tenfold.runs.evaluation import (
     PROGRESS,

@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from llava_hr.checkpoints import projector, release
+from llava_hr.checkpoints import projector as stage1
+from llava_hr.checkpoints import release
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.miniature import model as mini
 from llava_hr.training.plan import StagePlan, is_trained, plan, zero_stage
@@ -110,7 +111,7 @@ def run_train(
             training.run()
             if ranks.leads:
                 current.metrics.update(training.metrics())
-    trained = output / projector.OFFICIAL_FILE if "pretrain" in settings.running else None
+    trained = output / stage1.OFFICIAL_FILE if "pretrain" in settings.running else None
     model = output / "model" if "finetune" in settings.running else None
     return Trained(trained, model, current.metrics, resumed)
 
@@ -157,8 +158,8 @@ class Training:
                 self._run_stage(stage)
         if self.ranks.leads and "pretrain" in self.settings.running:
             trained = load_file(self._handed)
-            if all(name in trained for name in projector.NAMES):  # not so for every factory's model
-                projector.write(self.current.file(projector.OFFICIAL_FILE), trained)
+            if all(name in trained for name in stage1.NAMES):  # not so for every factory's model
+                stage1.write(self.current.file(stage1.OFFICIAL_FILE), trained)
 
     def metrics(self) -> dict[str, Any]:
         """For the run's record: ranks, and of each stage the steps, and the mean loss of the last tenth of them."""
@@ -173,7 +174,7 @@ class Training:
     @property
     def _handed(self) -> Path:
         """What stage 1 trained, for stage 2; there when stage 1 is done."""
-        return self._checkpoints("pretrain") / projector.FILE
+        return self._checkpoints("pretrain") / stage1.FILE
 
     def _checkpoints(self, name: StageName) -> Path:
         return self.output / STAGE_FOLDER.format(name)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
-from llava_hr.checkpoints import projector, release
+from llava_hr.checkpoints import projector as stage1
+from llava_hr.checkpoints import release
 from llava_hr.checkpoints.keys import is_official
 from llava_hr.checkpoints.load import find_model
 from llava_hr.checkpoints.pretrained import CONVNEXT_TAGS, initial
@@ -132,14 +133,14 @@ def starting_weights(
     if model.start is not None:
         weights = _whole(Path(model.start), files)[1]
         if projector is not None:
-            weights |= _stored(projector.read(projector))
+            weights |= _stored(stage1.read(projector))
     elif model.size == "mini":
         for name, value in encoders.weights().items():
             part, _, rest = name.partition(".")
             if part in _MINI:
                 weights[_MINI[part] + rest] = StoredTensor.of(value)
         if projector is not None:
-            weights |= _stored(projector.read(projector))
+            weights |= _stored(stage1.read(projector))
     else:
         assert model.language_model is not None and model.clip is not None
         weights = initial(
@@ -166,8 +167,8 @@ def new_parts(config: LlavaHrConfig, seed: int) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {
-            projector.TRAINED[0]: LlavaHrProjector(config),
-            projector.TRAINED[1]: FinalAlign(width, channels),
+            stage1.TRAINED[0]: LlavaHrProjector(config),
+            stage1.TRAINED[1]: FinalAlign(width, channels),
             ADAPTERS: nn.ModuleList(MRAdapter(width, channels) for _ in range(adapters)),
         }
     return {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}

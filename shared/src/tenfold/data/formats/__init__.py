@@ -27,7 +27,7 @@ from tenfold.data.formats.mmvet import MMVetSample, read_mmvet, write_mmvet
 from tenfold.data.formats.ocrvqa import OCRVQASample, read_ocrvqa, write_ocrvqa
 from tenfold.data.formats.okvqa import OKVQASample, read_okvqa, write_okvqa
 from tenfold.data.formats.pope import PopeSample, read_pope, write_pope
-from tenfold.data.formats.records import Picture, open_image
+from tenfold.data.formats.records import Picture
 from tenfold.data.formats.refcoco_boxes import BoxSample, read_refcoco_boxes, write_refcoco_boxes
 from tenfold.data.formats.scienceqa import ScienceQASample, read_scienceqa, write_scienceqa
 from tenfold.data.formats.seed import SeedSample, read_seed, write_seed
@@ -60,7 +60,6 @@ __all__ = [
     "VQAv2Annotation",
     "VQAv2Sample",
     "VizWizSample",
-    "open_image",
     "read_calibration",
     "read_caption_questions",
     "read_caption_results",

@@ -9,9 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from tenfold.data.formats.records import _DECODING_ERRORS, Fields, Picture
+from tenfold.data.formats.records import Fields, Picture
+from tenfold.data.pictures import decode_picture
 from tenfold.errors import UserError
 from tenfold.runs import read_text
+from tenfold.runs.parse import parse_json
 
 
 def read_keyed(path: str | Path) -> list[tuple[str, Fields]]:
@@ -29,10 +31,9 @@ def read_keyed(path: str | Path) -> list[tuple[str, Fields]]:
             raise UserError(f"key {twice!r} twice", path, "unique ids")
         return found
 
-    try:
-        values = json.loads(read_text(path), object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(f"broken JSON ({error.msg})", f"{path}, line {error.lineno}", "valid JSON") from error
+    text = read_text(path)
+    parse_json(text, path)  # refuses what is no plain JSON; keys that occur twice are found below
+    values = json.loads(text, object_pairs_hook=pairs)
     if not isinstance(values, dict):
         raise UserError(f"{type(values).__name__} instead of an object", path, "{...}")
     return [(key, Fields(value, f"{path}, {key}")) for key, value in values.items()]
@@ -49,8 +50,4 @@ def encode_image(picture: Picture) -> bytes:
 
 def decode_image(content: bytes, where: str) -> Image.Image:
     """The bytes of an image file, decoded to the last one, RGB. Raises UserError naming `where` when they are none."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except _DECODING_ERRORS as error:
-        raise UserError(f"broken image ({error})", where, "a whole PNG, JPEG or other image") from error
+    return decode_picture(content, where)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from tenfold.data.pictures import open_picture
 from tenfold.errors import UserError
+from tenfold.runs.parse import parse_json
 
 # What Pillow's decoders raise on broken files, besides UnidentifiedImageError (an OSError).
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class Picture:
     where: str = ""
 
     def open(self) -> Image.Image:
-        """The decoded image, RGB.
+        """The decoded image, RGB, as stored: what published numbers were computed from.
 
         Raises:
             UserError: the file is missing, no image, or cut off; names the file.
         """
         if isinstance(self.source, Image.Image):
             return self.source.convert("RGB")
-        return open_image(self.source)
+        return open_picture(self.source, raw=True)
 
     def write(self, path: Path) -> None:
         """Write to `path`: a file is copied byte for byte, an image in memory is encoded by the name's suffix."""
@@ -47,21 +46,6 @@ class Picture:
             self.source.save(path)
         else:
             shutil.copyfile(self.source, path)
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image file, decoded to the last byte, RGB.
-
-    Raises:
-        UserError: the file is missing, no image, or cut off.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError("no such image", path) from error
-    except _DECODING_ERRORS as error:
-        raise UserError(f"broken image ({error})", path, "a whole PNG, JPEG or other image file") from error
 
 
 class Fields:
@@ -193,11 +177,7 @@ def read_lines(path: str | Path) -> Iterator[Fields]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     where = f"{path}, line {number}"
-                    try:
-                        values = json.loads(line)
-                    except ValueError as error:
-                        raise UserError("broken JSON", where, "one JSON object a line") from error
-                    yield Fields(values, where)
+                    yield Fields(parse_json(line, where), where)
     except UnicodeDecodeError as error:
         raise UserError("is not text", f"{path}, after line {number}", "UTF-8") from error
     except OSError as error:

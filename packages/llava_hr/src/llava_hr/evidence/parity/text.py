@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava_hr.checkpoints.release import read_tokenizer
-from llava_hr.data.instruct import modality_length_order
 from llava_hr.image_processing import LlavaHrImageProcessor
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
 from tenfold.data.conversation import Encoded, conversation_turns, get_conversation
 from tenfold.data.formats import Turn
+from tenfold.data.sampler import modality_length_order
 
 if TYPE_CHECKING:
     from tenfold.ledger.goldens import Comparison, Computation

@@ -1,131 +1,54 @@
-"""Training data (sheet sections 5 and 6): LLaVA's instruction json to samples, batches, and their order.
+"""Orders of an epoch: a shuffle, or LLaVA's, which puts samples of one modality and of like length into one batch.
 
-    >>> data = InstructData("llava_v1_5_mix665k.json", "playground/data", processor, max_length=2496)
-    >>> order = ModalityLengthSampler(data.modality_lengths, batch_size=8, world_size=8, seed=0)
-    >>> DataLoader(data, batch_size=8, sampler=order, collate_fn=Collator(processor), num_workers=4)
-
-Nothing is drawn at random but the order: there is no augmentation, so a sample is the same in every epoch, and the
-order of epoch e comes from a generator seeded by (seed, e). An image is read when its sample is asked for and not kept.
+Both depend on (seed, epoch) alone, so a resumed run goes on where the killed one stood.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
-from torch import Generator, Tensor
-from torch.utils.data import Dataset, Sampler
+from torch import Generator
+from torch.utils.data import Sampler
 
-from llava_hr.processing import LlavaHrProcessor, pad_rows
 from tenfold import UserError
-from tenfold.data.conversation import IGNORE, conversation_turns, get_conversation
-from tenfold.data.formats import read_llava_instruct
 from tenfold.runs import sample_generator
-
-logger = logging.getLogger(__name__)
 
 # The order of an epoch is drawn from a stream that no sample's index reaches.
 _ORDER = 2**64 - 1
 
 
-class InstructData(Dataset):
-    """Conversations about an image, or about none, as ids, labels and pixels.
+class EpochOrder(Sampler[int]):
+    """The samples of each epoch, in an order that depends on (seed, epoch) alone.
 
     Args:
-        path: LLaVA's json.
-        image_folder: what image names are relative to.
-        processor: turns text into ids and images into pixels.
-        conversation: name of the template: "plain" in stage 1, "vicuna_v1" in stage 2; None takes the processor's.
-        max_length: text tokens that are kept of a record, an image counting as one: 2048 in stage 1, 2496 in stage 2.
-        limit: only so many records, from the first.
-
-    Attributes:
-        samples: the records, their images unopened.
-        modality_lengths: words of each record, negative without an image: what the sampler groups by.
-
-    Raises:
-        UserError: what is wrong with the file, a record (named by file, number and id), or an image name.
+        samples: in the data.
+        count: how many of them an epoch takes.
+        seed: of the run.
+        grouped: the order of an epoch where it is not a plain shuffle.
+        name: of the stage that it is for.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        image_folder: str | Path,
-        processor: LlavaHrProcessor,
-        *,
-        conversation: str | None = None,
-        max_length: int | None = None,
-        limit: int | None = None,
+        self, samples: int, count: int, seed: int, grouped: ModalityLengthSampler | None = None, name: str = ""
     ) -> None:
-        self.path = Path(path)
-        self.processor = processor
-        self.template = get_conversation(conversation or processor.conversation)
-        self.max_length = max_length
-        self.samples = read_llava_instruct(path, image_folder)[:limit]
-        self.modality_lengths = [self._checked_words(number) for number in range(len(self.samples))]
+        self.name = name
+        self.samples, self.count, self.seed, self.grouped, self.epoch = samples, count, seed, grouped, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next; accelerate says it."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return self.count
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """`input_ids` and `labels` `[tokens]`, int64, and `pixel_values` `[1, 3, R, R]` where there is an image.
-
-        Raises:
-            UserError: a broken image; names it, the file and the record.
-        """
-        sample, where = self.samples[number], self.where(number)
-        try:
-            image = sample.image()
-        except UserError as error:
-            raise UserError(f"{error.what}: {error.where}", where, error.expected) from error
-        encoded = self.processor.encode_conversation(
-            sample.turns, image, conversation=self.template.name, max_length=self.max_length, where=where
-        )
-        if bool((encoded["labels"] == IGNORE).all()):
-            logger.warning("nothing to learn within %s tokens: %s", self.max_length, where)
-        return encoded
-
-    def where(self, number: int) -> str:
-        """File, number and id of a record, for messages."""
-        return f"{self.path}, record {number}, id {self.samples[number].id!r}"
-
-    def _checked_words(self, number: int) -> int:
-        """Words of a record (as whitespace separates them, `<image>` is one), negative for text only."""
-        sample, where = self.samples[number], self.where(number)
-        images = sample.picture is not None
-        turns = conversation_turns(sample.turns, images=images, where=where)
-        self.template.check(turns, images=images, where=where)
-        words = max(1, sum(len(turn.text.split()) for turn in sample.turns))
-        return words if images else -words
-
-
-class Collator:
-    """Samples to a batch: padded on the right, images of all rows in reading order.
-
-    Args:
-        processor: whose tokenizer's padding fills the ids (the unknown token, 0, with Vicuna's).
-    """
-
-    def __init__(self, processor: LlavaHrProcessor) -> None:
-        self.pad_token_id = processor.tokenizer.pad_token_id
-
-    def __call__(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """A batch.
-
-        Args:
-            samples: of `InstructData`.
-
-        Returns:
-            `input_ids`, `attention_mask` and `labels` `[batch, tokens]`, int64, labels -100 where ids are padding;
-            `pixel_values` `[images, 3, R, R]`, absent where no row has an image.
-        """
-        batch = pad_rows([sample["input_ids"].tolist() for sample in samples], self.pad_token_id, "right")
-        labels = pad_rows([sample["labels"].tolist() for sample in samples], IGNORE, "right")["input_ids"]
-        tensors = {name: torch.tensor(rows) for name, rows in {**batch, "labels": labels}.items()}
-        pixels = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-        return tensors | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+    def __iter__(self) -> Iterator[int]:
+        if self.grouped is not None:
+            self.grouped.set_epoch(self.epoch)
+            return islice(iter(self.grouped), self.count)
+        generator = sample_generator(self.seed, self.epoch, _ORDER)
+        return iter(torch.randperm(self.samples, generator=generator)[: self.count].tolist())
 
 
 class ModalityLengthSampler(Sampler[int]):
@@ -178,7 +101,7 @@ class ModalityLengthSampler(Sampler[int]):
 def modality_length_order(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: Generator | None = None
 ) -> list[int]:
-    """The order of LLaVA's group_by_modality_length (golden `metrics`, sampler).
+    """The order of LLaVA's group_by_modality_length.
 
     Each modality is shuffled and cut into megabatches (one batch for each rank) of its own, and the megabatches are
     shuffled. What is left of both modalities is put together: it goes first if it fills a megabatch, and the rest last.

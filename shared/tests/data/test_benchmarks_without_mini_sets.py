@@ -25,7 +25,6 @@ from tenfold.data.formats import (
     Picture,
     SeedFrameSample,
 )
-from tenfold.data.more_benchmarks import MORE
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -99,19 +98,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def test_the_registry_stands_beside_that_of_the_eleven() -> None:
-    """FitPrune's `eval` enumerates the eleven. Fails if a benchmark lands there, or two share a name."""
-    assert list(MORE) == list(WRITE) and not MORE.keys() & BENCHMARKS.keys()
-    assert all(one.name == name and one.tree and one.splits for name, one in MORE.items())
-    assert {name: one.max_new_tokens for name, one in MORE.items()} == {
+def test_the_six_are_in_the_registry() -> None:
+    """Fails if a benchmark gets lost, or its limit changes."""
+    assert all(BENCHMARKS[name].name == name and BENCHMARKS[name].tree and BENCHMARKS[name].splits for name in WRITE)
+    assert {name: BENCHMARKS[name].max_new_tokens for name in WRITE} == {
         "okvqa": 128, "ocrvqa": 128, "refcoco": 30, "coco_caption": 128, "seed_all": 128, "llava_bench": 1024,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(MORE))
+@pytest.mark.parametrize("name", list(WRITE))
 def test_what_is_written_is_read_back(name: str, folders: dict[str, Path]) -> None:
     """Fails if a writer drops a field, a reader reorders, or a question gets another image."""
-    questions = MORE[name].read(folders[name])
+    questions = BENCHMARKS[name].read(folders[name])
     assert [replace(one.sample, picture=None) for one in questions] == [
         replace(one, picture=None) for one in SAMPLES[name]
     ]
@@ -123,15 +121,15 @@ def test_what_is_written_is_read_back(name: str, folders: dict[str, Path]) -> No
 
 def test_prompts_are_the_files_own_or_ask_for_a_short_answer(folders: dict[str, Path]) -> None:
     """Fails if an ending is added to a text that has its own."""
-    prompts = {name: [one.prompt for one in MORE[name].read(folders[name])] for name in MORE}
+    prompts = {name: [one.prompt for one in BENCHMARKS[name].read(folders[name])] for name in WRITE}
     assert prompts["okvqa"] == [f"{one.question}\n{SHORT}" for one in OKVQA]
-    assert all(prompts[name] == [one.text for one in SAMPLES[name]] for name in MORE if name != "okvqa")
+    assert all(prompts[name] == [one.text for one in SAMPLES[name]] for name in WRITE if name != "okvqa")
 
 
 @pytest.mark.parametrize("name", list(RIGHT))
 def test_right_answers_score_full_marks_and_wrong_ones_none(name: str, folders: dict[str, Path]) -> None:
     """Fails if answers are matched to other questions, or `main` is not among the metrics."""
-    bench = MORE[name]
+    bench = BENCHMARKS[name]
     questions = bench.read(folders[name])
     ids = [one.id for one in questions]
     scores = bench.score(questions, dict(zip(ids, RIGHT[name], strict=True)))
@@ -144,27 +142,29 @@ def test_okvqa_is_the_soft_accuracy_of_ten(folders: dict[str, Path]) -> None:
 
     Fails if the rule is min(1, matches / 3) without leaving one out.
     """
-    questions = MORE["okvqa"].read(folders["okvqa"])
+    questions = BENCHMARKS["okvqa"].read(folders["okvqa"])
     answers = {"10": "salt", "11": "pug", "20": "BMW"}
-    assert MORE["okvqa"].score(questions, answers)["accuracy"] == pytest.approx((0 + 1 + (7 + 3 * 2 / 3) / 10) / 3)
+    assert BENCHMARKS["okvqa"].score(questions, answers)["accuracy"] == pytest.approx(
+        (0 + 1 + (7 + 3 * 2 / 3) / 10) / 3
+    )
 
 
 def test_seed_counts_images_and_videos_apart(folders: dict[str, Path]) -> None:
     """Fails if the total is the mean of both kinds."""
-    questions = MORE["seed_all"].read(folders["seed_all"])
-    scores = MORE["seed_all"].score(questions, {"1": "B", "v2": "B", "3": "A"})
+    questions = BENCHMARKS["seed_all"].read(folders["seed_all"])
+    scores = BENCHMARKS["seed_all"].score(questions, {"1": "B", "v2": "B", "3": "A"})
     assert (scores["accuracy"], scores["image"], scores["video"]) == (pytest.approx(1 / 3), 0.5, 0.0)
     assert scores["Instances Counting"] == 0.5 and scores["Action Recognition"] == 0.0
     only = [one for one in questions if one.sample.kind == "image"]
-    assert "video" not in MORE["seed_all"].score(only, {"1": "B", "3": "A"})
+    assert "video" not in BENCHMARKS["seed_all"].score(only, {"1": "B", "3": "A"})
 
 
 def test_submissions(folders: dict[str, Path], tmp_path: Path) -> None:
     """Keys by hand. Fails if a key is renamed, or OK-VQA's answers become letters of text ids."""
 
     def submit(name: str) -> list[Path]:
-        questions = MORE[name].read(folders[name])
-        return MORE[name].write_submission(questions, {one.id: "B. one" for one in questions}, tmp_path)
+        questions = BENCHMARKS[name].read(folders[name])
+        return BENCHMARKS[name].write_submission(questions, {one.id: "B. one" for one in questions}, tmp_path)
 
     (path,) = submit("okvqa")
     assert json.loads(path.read_text())[2] == {"question_id": 20, "answer": "B. one"}
@@ -302,7 +302,7 @@ def test_a_broken_data_set_is_named(case: str, folders: dict[str, Path], tmp_pat
     shutil.copytree(folders[name], copy)
     harm(copy)
     with pytest.raises(UserError) as error:
-        MORE[name].read(copy)
+        BENCHMARKS[name].read(copy)
     assert message in str(error.value) and str(copy) in str(error.value)
 
 

@@ -1,0 +1,91 @@
+"""A package's command as a user types it, in this process: exit code, output, errors; what a refusal looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did.
+
+    Attributes:
+        code: its exit code. out, err: what it wrote. made: files that were not there before, below `where`.
+    """
+
+    code: int
+    out: str
+    err: str
+    made: tuple[Path, ...] = ()
+
+
+def run(main: Callable[[], None], *arguments: object, where: Path | None = None) -> Outcome:
+    """Run a command in this process.
+
+    Args:
+        main: the entry point of the console script, ``<package>.commands.app:main``.
+        arguments: words of the command line, without the command itself.
+        where: the folder it is run in, whose new files are listed; None: here, and none are.
+    """
+    before = set(where.rglob("*")) if where is not None else set()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    here = contextlib.chdir(where) if where is not None else contextlib.nullcontext()
+    with (
+        here,
+        mock.patch.object(sys, "argv", ["command", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    made = sorted(set(where.rglob("*")) - before) if where is not None else []
+    return Outcome(code, out.getvalue(), err.getvalue(), tuple(path for path in made if path.is_file()))
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    """The command said one line on standard error, with these words in it, ended with 2 and left no file behind."""
+    lines = outcome.err.strip().splitlines()
+    assert outcome.code == 2 and len(lines) == 1 and not outcome.out.strip(), outcome
+    assert all(word in lines[0] for word in words), (words, lines[0])
+    assert outcome.made == (), outcome.made
+
+
+def readme_commands(readme: Path, command: str) -> list[list[str]]:
+    """The command lines of a README's code blocks that call a command, as words; continued lines are one.
+
+    Args:
+        command: the console script's name, e.g. "llava-hr".
+    """
+    found = []
+    for block in re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and "=" in words[0]:  # environment
+                words = words[1:]
+            if words and Path(words[0]).name == command:
+                found.append(words)
+    return found
+
+
+@contextlib.contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Variables of the environment meanwhile; None removes one."""
+    kept = {name: os.environ.get(name) for name in values}
+    try:
+        for name, value in values.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
