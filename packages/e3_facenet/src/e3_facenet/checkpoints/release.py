@@ -115,7 +115,7 @@ def read_release(path: str | Path) -> Release:
         return _from_safetensors(path)
     data = read_bytes(path)
     start = data[:200].lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(b"version https://git-lfs.github.com"):
         raise UserError("a Git LFS pointer, not the weights", path, "the file itself (git lfs pull)")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError("a web page, not the weights", path, "the file itself, downloaded again")
