@@ -17,6 +17,7 @@ from PIL import Image
 
 from eas.data.records import Record, write_records
 from tenfold.data import mini_host, miniworld
+from tenfold.data.miniworld import flag_questions, flags
 from tenfold.runs import atomic_directory
 
 LETTERS = "ABCD"
@@ -42,18 +43,10 @@ def questions(world: int, count: int) -> Iterator[tuple[Image.Image, str, str]]:
 
 
 def _asked(world: int, index: int) -> Iterator[tuple[Image.Image, str, str]]:
-    try:
-        from tenfold.data.miniworld import flag_questions, flags
-    except ImportError:  # the mini host of six layers knows the plain mini world
-        scene = miniworld.scene(world, index)
-        asked = miniworld.questions(scene, world, index, 4, kinds=("two_hop",))
-        colours = [(one.text, one.answer) for one in asked if one.answer in COLOURS][:1]
-        picture = miniworld.render(scene, mini_host.IMAGE_SIZE) if colours else None
-    else:
-        shown = flags.scene(world, index)
-        asked = flag_questions.questions(shown, world, index, 4, kinds=("two_hop",))
-        colours = [(one.text, one.answer) for one in asked if one.answer in COLOURS][:1]
-        picture = flags.render(shown) if colours else None
+    shown = flags.scene(world, index)
+    asked = flag_questions.questions(shown, world, index, 4, kinds=("two_hop",))
+    colours = [(one.text, one.answer) for one in asked if one.answer in COLOURS][:1]
+    picture = flags.render(shown) if colours else None
     for text, colour in colours:
         assert picture is not None
         yield picture, text, colour
