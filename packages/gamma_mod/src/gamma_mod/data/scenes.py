@@ -1,7 +1,6 @@
 """Sparse scenes of the mini world for the miniature: three or four objects, so that most patches are empty.
 
-With the world's usual four to six objects fewer tokens may be skipped for nothing; with three or four, tokens that may be
-skipped differ clearly from those that may not.
+With three or four objects of a patch each, tokens that may be skipped differ clearly from those that may not.
 """
 
 from __future__ import annotations
