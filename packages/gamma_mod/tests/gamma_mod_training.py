@@ -6,10 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
-import sys
-import time
-import traceback
 from pathlib import Path
 
 from gamma_mod.training import run as train
@@ -17,6 +13,9 @@ from gamma_mod.training import stage
 from gamma_mod.training.settings import TrainSettings
 from safetensors.torch import load_file
 
+from tenfold.testing.processes import in_ranks, killed
+
+__all__ = ["in_ranks", "killed"]
 # Two epochs of three steps; each of two forward passes of four samples.
 STEPS = 6
 TINY = {
@@ -63,26 +62,6 @@ def lines(run):
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-def fork(work, **environment):
-    """Run `work` in a fork of this process; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.environ.update(environment)
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def killed(work):
-    """Whether `work`, in a fork, was ended by SIGKILL."""
-    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1]) == -signal.SIGKILL
-
-
 def die_after(step, settings, folder):
     """Train in a fork that kills itself when so many steps are done, before they are logged or kept."""
 
@@ -97,24 +76,3 @@ def die_after(step, settings, folder):
         train.run_train(settings, 0, folder)
 
     return killed(work)
-
-
-def in_ranks(work, world=2):
-    """Run `work` in so many forks that `torch.distributed` takes for the ranks of one machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = [fork(work, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(world)]
-    codes = {}
-    deadline = time.monotonic() + 100
-    while len(codes) < world:
-        for child in set(children) - codes.keys():
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-                deadline = min(deadline, time.monotonic() + 20) if codes[child] else deadline
-            elif time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-    assert set(codes.values()) == {0}, [codes[child] for child in children]

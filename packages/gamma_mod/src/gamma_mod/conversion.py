@@ -153,7 +153,7 @@ class Conversion:
         del self._model.gamma_mod
 
     def save_pretrained(self, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """The model's own ``save_pretrained``; `gamma_mod.json`, `gamma_mod.safetensors` and a model card stand beside."""
+        """The model's own ``save_pretrained``, with the conversion's two files and a model card beside the weights."""
         saved = self._save(folder, *args, **kwargs)  # type: ignore[misc]
         state = kwargs.get("state_dict") or {}
         weight = next((state[key] for key in state if key.endswith("router.weight")), self.router.weight)

@@ -1,7 +1,6 @@
 """Sparse scenes of the mini world for the miniature: three or four objects, so that most patches are empty.
 
-With the world's usual four to nine objects even a perfect choice of tokens gains little over a random one; with three
-or four, tokens that may be skipped differ from those that may not.
+With three or four objects of a patch each, tokens that may be skipped differ clearly from those that may not.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tenfold.data import mini_host, miniworld
+from tenfold.data.miniworld import flag_questions, flags
 from tenfold.runs import sample_rng
 
-OBJECTS = miniworld.SceneConfig(min_objects=3, max_objects=4)
+LEAST, MOST = 3, 4
 KINDS = ("shape", "colour", "place", "two_hop")
 IGNORED = -100
 
@@ -28,7 +27,7 @@ class Sample:
     """A question about a scene.
 
     Attributes:
-        image: the picture. occupied: ``[visual tokens]`` bool, patches that show a part of an object.
+        image: the picture. occupied: ``[visual tokens]`` bool, patches that show an object or its flag.
         question, answer: in words; the answer is one.
     """
 
@@ -38,7 +37,7 @@ class Sample:
     answer: str
 
 
-def samples(world: int, first: int, count: int, noise: float) -> list[Sample]:
+def samples(world: int, first: int, count: int, noise: int) -> list[Sample]:
     """Question ``first``, ``first + 1``, ... of a world, one a scene.
 
     Args:
@@ -46,13 +45,12 @@ def samples(world: int, first: int, count: int, noise: float) -> list[Sample]:
     """
     found = []
     for index in range(first, first + count):
-        rng = sample_rng(world, 0, index)
-        draws = miniworld.Draws(rng.bit_generator)
-        scene = miniworld.draw_scene(draws, OBJECTS)
-        (question,) = miniworld.draw_questions(scene, draws, 1, KINDS)
-        clean = np.asarray(miniworld.render(scene, mini_host.IMAGE_SIZE), dtype=np.float64)
-        grain = sample_rng(world, 1, index).normal(0.0, noise, clean.shape) if noise else 0.0
-        image = Image.fromarray(np.clip(clean + grain, 0, 255).round().astype(np.uint8))
+        draws = miniworld.Draws(sample_rng(world, 0, index).bit_generator)
+        scene = flags.draw_scene(draws, LEAST, MOST)
+        question = None
+        while question is None:
+            question = flag_questions.draw_question(scene, draws, KINDS)
+        image = flags.render(scene, noise=noise)
         found.append(Sample(image, _occupied(scene), question.text, question.answer))
     return found
 
@@ -103,10 +101,10 @@ def answer_ids(processor: Any, chosen: Sequence[Sample]) -> Tensor:
     return torch.tensor([processor.tokenizer(one.answer, add_special_tokens=False)["input_ids"][0] for one in chosen])
 
 
-def _occupied(scene: miniworld.Scene) -> Tensor:
-    edge = mini_host.IMAGE_SIZE // mini_host.PATCH_SIZE
-    shown = np.zeros((mini_host.IMAGE_SIZE, mini_host.IMAGE_SIZE), dtype=bool)
-    for mask in miniworld.masks(scene, mini_host.IMAGE_SIZE):
-        shown |= mask
-    patches = shown.reshape(edge, mini_host.PATCH_SIZE, edge, mini_host.PATCH_SIZE).any(axis=(1, 3))
-    return torch.from_numpy(patches.reshape(-1))
+def _occupied(scene: flags.FlagScene) -> Tensor:
+    shown = torch.zeros(mini_host.VISUAL_TOKENS, dtype=torch.bool)
+    for thing in scene.things:
+        own, flag = thing.patches
+        shown[own] = True
+        shown[flag] |= thing.next is not None
+    return shown

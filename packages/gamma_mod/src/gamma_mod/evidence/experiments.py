@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SEEDS = (0, 1, 2)
 ARMS = ("learned", "learned-0.34", "separate", "unprotected", "random", "random-redraw", "dense")
-STEPS, BATCH, RATE, WARMUP = 100, 32, 1e-3, 10
-RATIO, NOISE = 0.5, 12.0
+STEPS, BATCH, RATE, WARMUP = 100, 16, 1e-3, 10
+RATIO, NOISE = 0.5, 20
 TRAIN_WORLD, TEST_WORLD = 10_000, 20_000  # seeds of the development runs are 100 and up
 QUESTIONS = 300
 WORKERS = 2
