@@ -143,10 +143,9 @@ def test_the_mini_host_stands_behind_the_exactness_claims():
 
 
 def test_the_shipped_host_can_fail(monkeypatch):
-    """Fails if the check does not compare the recipe with random removal."""
+    """Fails if the check does not compare the product with chance."""
     for ours, control, passed in ((0.7, 0.5, True), (0.5, 0.7, False), (0.5, 0.5, False)):
-        scores = {"unpruned": 1.0, "fitprune": ours, "random-before": control, "fastv": 0.2}
-        found = {(method, kind): score for method, score in scores.items() for kind in ("one-hop", "two-hop")}
+        found = {"unpruned": 1.0, "product": ours, "random": control, "fastv": 0.2}
         monkeypatch.setattr(experiments, "shipped", lambda questions, found=found: found)
         outcome = claims.shipped_host()
         assert outcome.passed is passed and outcome.value == 100 * ours and f"{control:.1%}" in outcome.detail
@@ -188,13 +187,12 @@ def recorded(tmp_path, monkeypatch):
     """A folder of results, as `claims --train` leaves them, in place of the package's own."""
     table = [
         {"method": method, "ratio": ratio, "kind": kind, "visual_reduction": ratio, "mean": 0.5, "seeds": [0.4, 0.6]}
-        for method, ratio in (("unpruned", 0.0), ("fitprune", 0.4), ("fitprune", 0.6), ("random", 0.6))
-        for kind in ("one-hop", "two-hop")
+        for method, ratio in (("unpruned", 0.0), ("product", 0.4), ("product", 0.6), ("random", 0.6))
+        for kind in ("place", "two_hop")
     ]
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "mini-which.json").write_text(json.dumps({"table": table}))
-    (folder / "mini-gate.json").write_text(json.dumps({"curves": {"two_hop": [[0.2, 0.6, 1.0]] * 2}}))
     monkeypatch.setattr(claims, "find_package_file", lambda module, name: folder)
     return folder
 
@@ -204,13 +202,13 @@ def test_figures_are_pictures(tmp_path, recorded, monkeypatch):
     from PIL import Image
 
     monkeypatch.setattr(figures, "mini_host", partial(figures.mini_host, scenes=1))
-    names = ("recipe-60", "delivered", "recipe-mini", "patches", "accuracy", "gates")
+    names = ("recipe-60", "delivered", "recipe-mini", "patches", "gates", "accuracy")
     drawn = claims.figures(tmp_path)
     assert tuple(figure.path.stem for figure in drawn) == names
     for figure in drawn:
         with Image.open(figure.path) as image:
             assert image.width >= 380 and len(image.convert("RGB").getcolors(1 << 20)) > 20
-    assert "no evidence of where larger models look" in drawn[-1].caption
+    assert "no evidence of where larger models look" in drawn[-2].caption
 
 
 def test_what_was_not_recorded_is_not_drawn(tmp_path, recorded, monkeypatch):
@@ -218,7 +216,7 @@ def test_what_was_not_recorded_is_not_drawn(tmp_path, recorded, monkeypatch):
     shutil.rmtree(recorded)
     monkeypatch.setattr(figures, "mini_host", lambda folder: (folder / "recipe.png", folder / "patches.png"))
     monkeypatch.setattr(figures, "delivered", lambda path: path)
-    assert len(claims.figures(tmp_path)) == 4
+    assert len(claims.figures(tmp_path)) == 5
 
 
 def test_the_citation_names_the_paper():

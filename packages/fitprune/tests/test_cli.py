@@ -105,7 +105,7 @@ def test_fit_says_what_is_left_and_what_it_saves(fitprune, tmp_path):
         recipe.remove[0],
         recipe.alive()[1],
     ]
-    assert f"36 → {recipe.alive()[-1]}" in out
+    assert f"100 → {recipe.alive()[-1]}" in out
     assert f"{recipe.reduction:.1%}" in out
     assert f"wrote {tmp_path / 'run' / 'recipe-0.6.json'}" in out.replace("\n", " ")
 

@@ -19,10 +19,11 @@ from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.data import mini_host, miniworld
+from tenfold.data.miniworld import flags
 from tenfold.hosts.loading import load_host
 from tenfold.runs import RunRecord
 
-MINI_SHAPE = DecoderShape(layers=6, hidden=96, intermediate=192, heads=4)
+MINI_SHAPE = DecoderShape(layers=12, hidden=96, intermediate=192, heads=4)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def printed(demonstration):
 
 def test_the_default_asks_a_scene_whose_answer_is_known(shown):
     demonstration, _ = shown
-    scene = miniworld.scene(0, SCENE + 1)
+    scene = flags.scene(0, SCENE)
     assert demonstration.question.gold in {thing.shape for thing in scene.things} | {t.colour for t in scene.things}
     assert "right answer" in printed(demonstration)
 
@@ -69,7 +70,7 @@ def test_what_is_shown_follows_from_the_recipe(shown):
     recipe = Recipe.load(folder / "recipe.json")
     metrics = demonstration.metrics
     assert metrics["left_after_layer"] == recipe.alive()[1:]
-    assert metrics["visual_reduction"] == reduction(recipe.remove, 36, MINI_SHAPE)
+    assert metrics["visual_reduction"] == reduction(recipe.remove, 100, MINI_SHAPE)
     assert 0 < metrics["prompt_reduction"] < metrics["visual_reduction"]
     lines = [line.strip("│").split("│") for line in printed(demonstration).splitlines() if line.startswith("│")]
     assert [int(cells[2]) for cells in lines] == recipe.alive()[1:]
@@ -94,12 +95,12 @@ def test_the_same_seed_gives_the_same_bytes(shown, tmp_path):
 def test_any_image_and_question_can_be_asked(tmp_path):
     """Fails if the image is replaced by the scene, the recipe that was named by another one, or "$" is typeset."""
     Image.new("RGB", (50, 30), (200, 30, 30)).save(tmp_path / "red.jpg")
-    recipe = Recipe("mini_host", 6, 36, (30, 0, 0, 0, 0, 0))
+    recipe = Recipe("mini_host", 12, 100, (94, *[0] * 11))
     recipe.save(tmp_path / "recipe.json")
     question = "Is it worth $_{ or $5?"  # what a drawing library may take for mathematics
     settings = DemoSettings(image=str(tmp_path / "red.jpg"), question=question, recipe=str(tmp_path / "recipe.json"))
     demonstration = run_demo(settings, 0, tmp_path / "run")
-    assert demonstration.metrics["left_after_layer"] == [6] * 6
+    assert demonstration.metrics["left_after_layer"] == [6] * 12
     assert demonstration.question.gold is None
     assert "right answer" not in printed(demonstration)
     assert RunRecord.load(tmp_path / "run").data.keys() == {"model", "image"}
@@ -118,10 +119,10 @@ def test_texts_in_brackets_are_printed_as_they_are(shown):
 
 
 def test_a_recipe_for_other_prompts_is_scaled(tmp_path):
-    Recipe("mini_host", 6, 72, (40, 0, 0, 0, 0, 0)).save(tmp_path / "recipe.json")
+    Recipe("mini_host", 12, 200, (120, *[0] * 11)).save(tmp_path / "recipe.json")
     demonstration = run_demo(DemoSettings(recipe=str(tmp_path / "recipe.json")), 0, tmp_path / "run")
-    assert demonstration.metrics["left_after_layer"] == [16] * 6
-    assert demonstration.recipe.visual_tokens == 36
+    assert demonstration.metrics["left_after_layer"] == [40] * 12
+    assert demonstration.recipe.visual_tokens == 100
 
 
 def test_without_a_known_grid_only_the_table_is_shown(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -15,8 +14,11 @@ pytest.importorskip("transformers")
 import torch
 
 from tenfold.data import mini_host, miniworld
-from tenfold.data.mini_gate import evaluate, gate_curve
+from tenfold.data.mini_gate import GATES, evaluate, within
+from tenfold.data.mini_probes import Probes, prompts
 from tenfold.data.mini_sets import SHORT_ANSWER
+from tenfold.data.miniworld import flag_questions, flags
+from tenfold.data.miniworld.flag_questions import DEEP, KINDS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,63 +39,61 @@ def host():
 def asked():
     """(scene, question) pairs of every kind, two each."""
     pairs = []
-    for index in range(12):
-        scene = miniworld.scene(77, index)
-        kind = miniworld.KINDS[index % len(miniworld.KINDS)]
-        pairs += [(scene, question) for question in miniworld.questions(scene, 77, index, 1, (kind,))]
+    for kind in KINDS:
+        pairs += flag_questions.asked(kind, 77, 2)
     return pairs
 
 
 def test_the_shipped_host_is_small(host) -> None:
-    """Fails if the architecture grows past what may ship."""
+    """Fails if the architecture grows past what may ship, or its weights ship in more than 16 bits."""
     model, _ = host
-    assert sum(parameter.numel() for parameter in model.parameters()) <= 700_000
-    assert sum(file.stat().st_size for file in mini_host.path().iterdir()) < 3_000_000
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 1_400_000
+    assert sum(file.stat().st_size for file in mini_host.path().iterdir()) < 2_800_000
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-# What the shipped host must reach; guessing gives a quarter at most.
-LEAST = {"shape": 0.97, "colour": 0.97, "place": 0.95, "two_hop": 0.9}
+# What the shipped host must reach, in per cent, on scenes that no record used.
+LEAST = {"shape": 90, "colour": 90, "place": 65, "two_hop": 75, "three_hop": 50, "follow": 60}
 
 
 def test_the_shipped_host_answers_on_held_out_scenes(host) -> None:
     """Fails if the weights are untrained, or do not belong to the shipped tokenizer, picture size or prompt."""
     model, processor = host
-    table = evaluate(model, processor, seed=4242, count=200, kinds=tuple(LEAST))
+    shares = evaluate(model, processor, seed=4242, count=60, kinds=tuple(LEAST))
     for kind, least in LEAST.items():
-        assert table[kind]["accuracy"] >= least, (kind, table)
+        assert 100 * shares[kind] >= least, (kind, shares)
 
 
-def test_the_gate_two_hop_questions_read_the_picture_in_deep_layers(host) -> None:
-    """The validity gate of a comparison between rules that drop visual tokens.
-
-    Fails if two-hop questions are answered from what the first three layers have read, or one-hop questions are not.
-    """
+def test_removing_the_picture_late_still_costs_answers(host) -> None:
+    """Fails if deep questions are answered from what the first layers have read."""
     model, processor = host
-    curve = gate_curve(model, processor, seed=4242, count=200, kind="two_hop")
-    assert max(curve[:3]) < 0.5 and curve[-1] >= LEAST["two_hop"]
-    assert max(later - earlier for earlier, later in itertools.pairwise(curve[2:])) > 0.3
-    assert gate_curve(model, processor, seed=4242, count=200, kind="colour")[2] > 0.9
+    probes = Probes(model, processor, prompts(processor, 4242, 60, DEEP))
+    curve = probes.right(probes.removed()).mean(1)
+    assert curve[-1] - curve[5] > 0.2
 
 
-def test_the_record_of_the_training_says_what_it_can_do() -> None:
-    """Fails if the asset is replaced by one that misses the acceptance level, or its record names a machine's path."""
-    text = (mini_host.path() / "training.json").read_text()
-    record = json.loads(text)
-    for kind in miniworld.KINDS:
-        assert record["held_out"]["as trained"][kind]["n"] >= 500
-    for kind, least in LEAST.items():
-        assert record["held_out"]["as trained"][kind]["accuracy"] >= least
-        assert record["gate"][kind][-1] == pytest.approx(record["held_out"]["as trained"][kind]["accuracy"], abs=0.01)
-    assert record["gate"]["two_hop"][-1] - record["gate"]["two_hop"][2] > 0.3
-    assert record["command"].startswith("python -m tenfold.data.train_mini_host --output FOLDER")
-    assert {"seed", "settings", "libraries", "date"} <= record.keys()
-    assert "/home" not in text and "/tmp" not in text and "/work" not in text
+def test_the_record_of_the_training_says_how_it_was_made_and_what_it_can_do(host) -> None:
+    """Fails if the asset is replaced without its record, another model was measured, or a machine's path is named."""
+    model, processor = host
+    made, gates = (json.loads((mini_host.path() / name).read_text()) for name in ("training.json", "gates.json"))
+    assert made["command"].startswith("python -m tenfold.data.train_mini_host --output FOLDER")
+    assert {"seed", "settings", "libraries", "date", "parameters"} <= made.keys()
+    for seed, measured in gates["seeds"].items():
+        assert measured["world"]["questions of a kind"] >= 100, seed
+        assert measured["gates"].keys() == GATES.keys()
+        assert all(gate["passed"] == within(name, gate["value"]) for name, gate in measured["gates"].items())
+    for text in (json.dumps(made), json.dumps(gates)):
+        assert not any(part in text for part in ("/home", "/tmp", "/work"))
+    shipped = gates["seeds"][str(made["seed"])]
+    probes = Probes(model, processor, prompts(processor, shipped["world"]["seed"], 100, ("two_hop",)))
+    again = probes.by_kind(probes.right(probes.removed()[-1]))["two_hop"]
+    assert again == pytest.approx(shipped["accuracy"]["two_hop"], abs=1)
 
 
 def test_a_batch_padded_on_the_left_answers_like_single_questions(host, asked) -> None:
     """Fails if padding is on the right, or padded positions are attended to."""
     model, processor = host
-    images = [miniworld.render(scene, 100 + 30 * number) for number, (scene, _) in enumerate(asked)]
+    images = [flags.render(scene, 80 + 30 * number) for number, (scene, _) in enumerate(asked)]
     prompts = [
         mini_host.prompt(question.text + (f"\n{SHORT_ANSWER}" if number % 3 == 0 else ""))
         for number, (_, question) in enumerate(asked)
@@ -110,7 +110,7 @@ def test_an_answer_is_one_word_and_the_end_token(host, asked) -> None:
     """Fails if the host was not taught to stop."""
     model, processor = host
     scene, question = asked[0]
-    inputs = processor(images=miniworld.render(scene, 48), text=mini_host.prompt(question.text), return_tensors="pt")
+    inputs = processor(images=flags.render(scene), text=mini_host.prompt(question.text), return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, mini_host.IMAGE_SIZE, mini_host.IMAGE_SIZE)
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == mini_host.VISUAL_TOKENS
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -139,7 +139,9 @@ def test_the_tokenizer_knows_every_word_of_the_mini_world(host) -> None:
     texts = [SHORT_ANSWER, mini_host.OPTION_LETTER, "A. red\nB. blue"]
     for index in range(60):
         scene = miniworld.scene(1, index)
-        texts += [word for q in miniworld.questions(scene, 1, index, 6) for word in (q.text, q.answer)]
+        flagged = flags.scene(1, index)
+        asked = (*miniworld.questions(scene, 1, index, 6), *flag_questions.questions(flagged, 1, index, 8))
+        texts += [word for q in asked for word in (q.text, q.answer)]
         texts += [*miniworld.captions(scene, 1, index, 3), *(r.text for r in miniworld.referring(scene, 1, index, 3))]
     for text in texts:
         assert processor.tokenizer.unk_token_id not in processor.tokenizer(text)["input_ids"], text
@@ -180,12 +182,14 @@ sys.modules["torchvision"] = None  # an import raises ImportError
 def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = refuse
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from tenfold.data import mini_host, miniworld
+from tenfold.data import mini_host
+from tenfold.data.miniworld import flags
+from tenfold.data.miniworld.flag_questions import asked
 model = AutoModelForImageTextToText.from_pretrained(mini_host.path())
 processor = AutoProcessor.from_pretrained(mini_host.path())
-scene = miniworld.scene(0, 0)
-question = miniworld.questions(scene, 0, 0, 1, miniworld.ONE_HOP)[0]
-answer = mini_host.answer(model, processor, [miniworld.render(scene, 64)], [mini_host.prompt(question.text)])
+(scene, question), = asked("shape", 0, 1)
+picture = flags.render(scene, noise=0)
+answer = mini_host.answer(model, processor, [picture], [mini_host.prompt(question.text)])
 print(type(processor.image_processor).__name__, *answer, question.answer)
 """
 

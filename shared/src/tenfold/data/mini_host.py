@@ -1,10 +1,11 @@
-"""The mini host: a LLaVA of a few hundred thousand parameters that answers questions about the mini world.
+"""The mini host: a LLaVA of twelve layers and 1.2 million parameters that answers questions about scenes of flags.
 
 It is a real transformers `LlavaForConditionalGeneration` (CLIP vision tower, two-layer projector, Llama decoder) with
 a word-level tokenizer and a `LlavaProcessor`, so code that works on it works on a LLaVA of any size. The folder
 `path()` loads with `from_pretrained`; `python -m tenfold.data.train_mini_host` makes it.
 
     >>> model, processor = mini_host.load()
+    >>> image = flags.render(flags.scene(seed=0, index=0))             # tenfold.data.miniworld.flags
     >>> mini_host.answer(model, processor, [image], [mini_host.prompt("What shape is the red object?")])
     ['circle']
 
@@ -30,17 +31,20 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tenfold.data.miniworld import COLOURS, SHAPES, SIZES
+from tenfold.data.miniworld import COLOURS, SHAPES, SIZES, flags
 from tenfold.data.miniworld.language import PLURALS
 
-IMAGE_SIZE = 48
-PATCH_SIZE = 8
+IMAGE_SIZE, PATCH_SIZE = flags.SIZE, flags.PATCH
+LAYERS, WIDTH, HEADS = 12, 96, 4
 # Matrices this narrow start too small at the usual 0.02: attention stays flat for hundreds of steps.
 INITIALIZER_RANGE = 0.12
 VISUAL_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
 # The ending that LLaVA's evaluation adds to multiple-choice questions; SHORT_ANSWER goes with the others.
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+
+# What a flag says, in words of their own: hints name them, no question does.
+FLAGS = tuple(f"to{colour}" for colour in COLOURS)
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 _WORDS = f"""
@@ -50,6 +54,7 @@ _WORDS = f"""
     {" ".join(COLOURS)} {" ".join(SHAPES)} {" ".join(PLURALS.values())} {" ".join(SIZES)}
     and nothing directly context
     answer question using single word or phrase with option's letter from given choices
+    follow to end next after {" ".join(FLAGS)}
 """
 
 # What llava-hf's LLaVA-1.5 template makes of a conversation: one line, no system prompt.
@@ -79,7 +84,7 @@ def load(folder: str | Path | None = None) -> tuple[LlavaForConditionalGeneratio
 
 
 def prompt(question: str) -> str:
-    """A question about one image in LLaVA-1.5's form; the processor expands `<image>` to 36 tokens."""
+    """A question about one image in LLaVA-1.5's form; the processor expands `<image>` to 100 tokens."""
     return f"USER: <image>\n{question} ASSISTANT:"
 
 
@@ -116,7 +121,7 @@ def _positions(width: int) -> Tensor:
 
 
 def config() -> LlavaConfig:
-    """36 visual tokens, 6 decoder layers of width 96."""
+    """100 visual tokens, 12 decoder layers of width 96."""
     vocabulary = _vocabulary()
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -131,11 +136,11 @@ def config() -> LlavaConfig:
         ),
         text_config=LlamaConfig(
             vocab_size=len(vocabulary),
-            hidden_size=96,
-            intermediate_size=192,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
             max_position_embeddings=512,
             # Slower turns than the usual 10,000: what a word means must be found at any distance from the picture.
             rope_parameters={"rope_type": "default", "rope_theta": 1e6},
@@ -155,7 +160,7 @@ def config() -> LlavaConfig:
 
 
 def processor() -> LlavaProcessor:
-    """Images of any size to 48 x 48 pixels, CLIP's normalisation; text to ids, padded on the left."""
+    """Images of any size to 80 x 80 pixels, CLIP's normalisation; text to ids, padded on the left."""
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False),
@@ -174,7 +179,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(rf"\b{word}\b"), word.lower())
-            for word in ("What", "Find", "How", "Is", "There", "The", "Answer", "Context")
+            for word in ("What", "Find", "Follow", "How", "Is", "There", "The", "Answer", "Context")
         ]
         + [normalizers.Replace("colour", "color")]
     )

@@ -1,7 +1,8 @@
 """The mini world as data sets: the samples that `tenfold.data.write` puts into the official formats.
 
-Image number `index` of every set shows scene `index` of the world `seed`. The mini host's trainer draws from other
-streams, so all of these are held out.
+Image number `index` of every set shows scene `index` of the world `seed`, as `tenfold.data.miniworld.flags` draws it,
+with the noise that the mini host is asked at. The mini host's trainer draws from other streams, so all of these are
+held out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,18 @@ from tenfold.data.formats import (
 )
 from tenfold.data.formats.mme import YES_OR_NO
 from tenfold.data.formats.prompts import LETTERS, SHORT_ANSWER
+from tenfold.data.miniworld import flag_questions, flags
 from tenfold.data.miniworld.draws import DATASET, Draws
+from tenfold.data.miniworld.flag_questions import FlagQuestion
+from tenfold.data.miniworld.flags import FlagScene
+from tenfold.data.miniworld.language import (
+    ONE_HOP,
+    PLURALS,
+    absent_pairs,
+    adversarial_pairs,
+    presence_question,
+    sentence,
+)
 from tenfold.metrics.pope import SUBSETS
 
 _HUMANS = 10  # answers per question in VQAv2, TextVQA and VizWiz
@@ -57,9 +69,9 @@ _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "be
 def llava_instruct(seed: int, count: int, size: int, turns: int = 4) -> Iterator[LlavaInstructSample]:
     """`count` conversations of up to `turns` questions and answers about one image each."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         said = []
-        for number, question in enumerate(miniworld.questions(scene, seed, index, turns)):
+        for number, question in enumerate(flag_questions.questions(scene, seed, index, turns)):
             asked = f"<image>\n{question.text}\n{SHORT_ANSWER}" if number == 0 else question.text
             said += [Turn("human", asked), Turn("gpt", question.answer)]
         yield LlavaInstructSample(f"{index:012d}", tuple(said), f"miniworld/{index:012d}.png", _picture(scene, size))
@@ -68,8 +80,8 @@ def llava_instruct(seed: int, count: int, size: int, turns: int = 4) -> Iterator
 def calibration(seed: int, count: int, size: int) -> Iterator[CalibrationSample]:
     """`count` questions about one image each; the category is the kind of question."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
-        (question,) = miniworld.questions(scene, seed, index, 1)
+        scene = flags.scene(seed, index)
+        (question,) = flag_questions.questions(scene, seed, index, 1)
         text = f"{question.text}\n{SHORT_ANSWER}"
         name = f"miniworld/{index:012d}.png"
         yield CalibrationSample(f"{index:06d}", text, name, _picture(scene, size), question.kind)
@@ -78,9 +90,9 @@ def calibration(seed: int, count: int, size: int) -> Iterator[CalibrationSample]
 def vqav2(seed: int, count: int, size: int, questions: int = 3) -> Iterator[VQAv2Sample]:
     """Up to `questions` questions about each of `count` images; the ten humans agree."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         picture = _picture(scene, size)
-        for number, question in enumerate(miniworld.questions(scene, seed, index, questions)):
+        for number, question in enumerate(flag_questions.questions(scene, seed, index, questions)):
             annotation = VQAv2Annotation(
                 answers=(question.answer,) * _HUMANS,
                 multiple_choice_answer=question.answer,
@@ -96,15 +108,15 @@ def pope(seed: int, count: int, size: int, pairs: int = 3) -> dict[str, list[Pop
     What is asked for in vain: in "random" anything absent, in "popular" what is absent here and most frequent in the
     other scenes, in "adversarial" an absent combination of a colour and a shape that are both there.
     """
-    scenes = [miniworld.scene(seed, index) for index in range(count)]
+    scenes = [flags.scene(seed, index) for index in range(count)]
     frequency = Counter(look for scene in scenes for look in _looks(scene))
     subsets: dict[str, list[PopeSample]] = {subset: [] for subset in SUBSETS}
     for index, scene in enumerate(scenes):
         picture = _picture(scene, size)
         draws = Draws.of(seed, index, DATASET)
         there = draws.sample(sorted(_looks(scene)), pairs)
-        absent = draws.shuffled(miniworld.absent_pairs(scene))
-        adversarial = draws.shuffled(miniworld.adversarial_pairs(scene))
+        absent = draws.shuffled(absent_pairs(scene))
+        adversarial = draws.shuffled(adversarial_pairs(scene))
         wanted = {
             "random": absent,
             "popular": sorted(absent, key=lambda look: -frequency[look]),
@@ -114,7 +126,7 @@ def pope(seed: int, count: int, size: int, pairs: int = 3) -> dict[str, list[Pop
         for subset, samples in subsets.items():
             for pair in zip(there, wanted[subset], strict=False):
                 for look, label in zip(pair, ("yes", "no"), strict=True):
-                    text = miniworld.presence_question(look, label).text
+                    text = presence_question(look, label).text
                     name = f"COCO_val2014_{index:012d}.png"
                     samples.append(PopeSample(len(samples) + 1, text, label, name, picture))
     return subsets
@@ -125,7 +137,7 @@ def scienceqa(seed: int, count: int, size: int, max_choices: int = 4) -> Iterato
     about words alone. Subjects and grades take turns; of every five problems three train, one validates, one tests.
     """
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         draws = Draws.of(seed, index, DATASET)
         question = _choice_question(scene, seed, index)
         alternatives = miniworld.SHAPES if question.answer in miniworld.SHAPES else tuple(miniworld.COLOURS)
@@ -143,7 +155,7 @@ def scienceqa(seed: int, count: int, size: int, max_choices: int = 4) -> Iterato
             question=text,
             choices=tuple(choices),
             answer=choices.index(question.answer),
-            hint=miniworld.caption(scene) if place in (5, 6) else "",
+            hint=_caption(scene) if place in (5, 6) else "",
             subject=_SUBJECTS[index % len(_SUBJECTS)],
             grade=f"grade{index % 12 + 1}",
             topic=question.kind,
@@ -155,9 +167,9 @@ def scienceqa(seed: int, count: int, size: int, max_choices: int = 4) -> Iterato
 def textvqa(seed: int, count: int, size: int, questions: int = 2) -> Iterator[TextVQASample]:
     """Up to `questions` one-hop questions about each of `count` images without text; the ten humans agree."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         picture = _picture(scene, size)
-        for number, question in enumerate(miniworld.questions(scene, seed, index, questions, miniworld.ONE_HOP)):
+        for number, question in enumerate(flag_questions.questions(scene, seed, index, questions, ONE_HOP)):
             answers = (question.answer,) * _HUMANS
             yield TextVQASample(index * 1000 + number, f"{index:016x}", question.text, answers, picture)
 
@@ -165,9 +177,9 @@ def textvqa(seed: int, count: int, size: int, questions: int = 2) -> Iterator[Te
 def gqa(seed: int, count: int, size: int, questions: int = 3) -> Iterator[GQASample]:
     """Up to `questions` questions about each of `count` images: open ones ("query") and some for yes or no."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         picture = _picture(scene, size)
-        for number, question in enumerate(miniworld.questions(scene, seed, index, questions)):
+        for number, question in enumerate(flag_questions.questions(scene, seed, index, questions)):
             structural = "verify" if question.kind == "yes_no" else "query"
             identity = f"{index * 1000 + number:09d}"
             yield GQASample(identity, question.text, question.answer, f"n{index}", picture, structural)
@@ -176,8 +188,8 @@ def gqa(seed: int, count: int, size: int, questions: int = 3) -> Iterator[GQASam
 def vizwiz(seed: int, count: int, size: int) -> Iterator[VizWizSample]:
     """One question about each of `count` images; every fifth asks for a colour that is not there."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
-        (question,) = miniworld.questions(scene, seed, index, 1)
+        scene = flags.scene(seed, index)
+        (question,) = flag_questions.questions(scene, seed, index, 1)
         text, answer, kind = question.text, question.answer, _ANSWER_TYPES.get(question.kind, "other")
         absent = [colour for colour in miniworld.COLOURS if colour not in {thing.colour for thing in scene.things}]
         if index % 5 == 4 and absent:
@@ -193,7 +205,7 @@ def mme(seed: int, count: int, size: int) -> Iterator[MMESample]:
     which colour, how many, and where.
     """
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         picture = _picture(scene, size)
         for subtask, pair in _mme_pairs(scene, Draws.of(seed, index, DATASET)).items():
             for number, (text, label) in enumerate(zip(pair, ("yes", "no"), strict=True), start=1):
@@ -201,32 +213,29 @@ def mme(seed: int, count: int, size: int) -> Iterator[MMESample]:
                 yield MMESample(subtask, name, number, f"{text} {YES_OR_NO}", label, picture)
 
 
-def _mme_pairs(scene: miniworld.Scene, draws: Draws) -> dict[str, tuple[str, str]]:
+def _mme_pairs(scene: FlagScene, draws: Draws) -> dict[str, tuple[str, str]]:
     """Subtask -> what is so, and what is not; without the subtasks that the scene does not admit."""
     looks = [(thing.colour, thing.shape) for thing in scene.things]
-    there, absent = draws.choice(sorted(set(looks))), draws.choice(miniworld.absent_pairs(scene))
-    pairs = {"existence": (miniworld.presence_question(there, "").text, miniworld.presence_question(absent, "").text)}
-
-    colour = draws.choice(sorted({colour for colour, _ in looks}))
-    number = [colour for colour, _ in looks].count(colour)
-    other_number = draws.choice([other for other in (number - 1, number + 1) if other > 0])
-    text = "Are there {} {} objects in the image?"
-    pairs["count"] = text.format(number, colour), text.format(other_number, colour)
-
-    # neighbour(thing, "left of") is the object to thing's left: it is left of thing.
-    beside = [
-        ((found.colour, found.shape), direction, look)
-        for thing, look in zip(scene.things, looks, strict=True)
-        for direction in miniworld.DIRECTIONS
-        if (found := miniworld.neighbour(scene, thing, direction)) is not None
-    ]
-    beside = [(one, direction, two) for one, direction, two in beside if looks.count(one) == looks.count(two) == 1]
-    if beside:
-        one, direction, two = draws.choice(beside)
-        text = f"Is the {' '.join(one)} {{}} the {' '.join(two)}?"
-        pairs["position"] = text.format(direction), text.format(_OPPOSITE[direction])
+    there, absent = draws.choice(sorted(set(looks))), draws.choice(absent_pairs(scene))
+    pairs = {"existence": (presence_question(there, "").text, presence_question(absent, "").text)}
 
     shapes = [shape for _, shape in looks]
+    counted = draws.choice(sorted(set(shapes)))
+    number = shapes.count(counted)
+    other_number = draws.choice([other for other in (number - 1, number + 1) if other > 0])
+    text = f"Are there {{}} {PLURALS[counted]} in the image?"
+    pairs["count"] = text.format(number), text.format(other_number)
+
+    # Two objects in different columns of ninths or, where all are in one, in different rows.
+    (one, look), (other, other_look) = draws.sample(list(zip(scene.things, looks, strict=True)), 2)
+    (row, column), (other_row, other_column) = one.ninth, other.ninth
+    if column != other_column:
+        direction = "left of" if column < other_column else "right of"
+    else:
+        direction = "above" if row < other_row else "below"
+    text = f"Is the {' '.join(look)} {{}} the {' '.join(other_look)}?"
+    pairs["position"] = text.format(direction), text.format(_OPPOSITE[direction])
+
     single = [look for look in looks if shapes.count(look[1]) == 1]
     if single:
         right, shape = draws.choice(single)
@@ -238,7 +247,7 @@ def _mme_pairs(scene: miniworld.Scene, draws: Draws) -> dict[str, tuple[str, str
 def mmbench(seed: int, count: int, size: int) -> Iterator[MMBenchSample]:
     """One question with two to four options about each of `count` images, once for every turn of its options."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         draws = Draws.of(seed, index, DATASET)
         question, options = _with_choices(scene, seed, index, draws, draws.between(2, 4))
         category, l2_category = _MMBENCH_TYPES[question.kind]
@@ -259,7 +268,7 @@ def mmbench(seed: int, count: int, size: int) -> Iterator[MMBenchSample]:
 def seed(seed: int, count: int, size: int) -> Iterator[SeedSample]:
     """One question with four choices about each of `count` images."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         question, choices = _with_choices(scene, seed, index, Draws.of(seed, index, DATASET), 4)
         answer = LETTERS[choices.index(question.answer)]
         kind, picture = _SEED_TYPES[question.kind], _picture(scene, size)
@@ -269,36 +278,37 @@ def seed(seed: int, count: int, size: int) -> Iterator[SeedSample]:
 def mmvet(seed: int, count: int, size: int) -> Iterator[MMVetSample]:
     """One open question about each of `count` images; the reference names all objects."""
     for index in range(count):
-        scene = miniworld.scene(seed, index)
+        scene = flags.scene(seed, index)
         name = f"v1_{index}.png"
-        text, answer, picture = "What is in the image?", miniworld.caption(scene), _picture(scene, size)
+        text, answer, picture = "What is in the image?", _caption(scene), _picture(scene, size)
         yield MMVetSample(f"v1_{index}", text, answer, name, ("rec",), picture)
 
 
 def _with_choices(
-    scene: miniworld.Scene, seed: int, index: int, draws: Draws, options: int
-) -> tuple[miniworld.Question, tuple[str, ...]]:
+    scene: FlagScene, seed: int, index: int, draws: Draws, options: int
+) -> tuple[FlagQuestion, tuple[str, ...]]:
     """A question and `options` answers in random order, the right one among them."""
-    found = miniworld.questions(scene, seed, index, 1, _WITH_CHOICES)
-    question = found[0] if found else _choice_question(scene, seed, index)
+    (question,) = flag_questions.questions(scene, seed, index, 1, _WITH_CHOICES)
     kinds = (miniworld.SHAPES, tuple(miniworld.COLOURS), tuple(str(number) for number in range(10)))
     alternatives = next(words for words in kinds if question.answer in words)
     wrong = [word for word in alternatives if word != question.answer]
     return question, tuple(draws.shuffled([question.answer, *draws.sample(wrong, options - 1)]))
 
 
-def _choice_question(scene: miniworld.Scene, seed: int, index: int) -> miniworld.Question:
-    """A question whose answer is a shape or a colour; about the first object's looks where no look is unique."""
-    found = miniworld.questions(scene, seed, index, 1, miniworld.ONE_HOP)
-    if found:
-        return found[0]
-    thing = scene.things[0]
-    return miniworld.Question("shape", f"What shape is the first {thing.colour} object?", thing.shape)
+def _choice_question(scene: FlagScene, seed: int, index: int) -> FlagQuestion:
+    """A question whose answer is a shape or a colour: colours single out every object."""
+    return flag_questions.questions(scene, seed, index, 1, ONE_HOP)[0]
 
 
-def _looks(scene: miniworld.Scene) -> set[tuple[str, str]]:
+def _looks(scene: FlagScene) -> set[tuple[str, str]]:
     return {(thing.colour, thing.shape) for thing in scene.things}
 
 
-def _picture(scene: miniworld.Scene, size: int) -> Picture:
-    return Picture(miniworld.render(scene, size))
+def _picture(scene: FlagScene, size: int) -> Picture:
+    return Picture(flags.render(scene, size))
+
+
+def _caption(scene: FlagScene) -> str:
+    """Colours and shapes of all objects, row by row."""
+    things = sorted(scene.things, key=lambda thing: (thing.row, thing.column))
+    return sentence([f"a {thing.colour} {thing.shape}" for thing in things])

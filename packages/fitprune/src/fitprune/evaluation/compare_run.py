@@ -22,10 +22,10 @@ from fitprune.fitting import Calibration, model_name
 from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
-from tenfold.data import miniworld
 from tenfold.data.benchmarks import Benchmark, Question
 from tenfold.data.formats import Picture, read_calibration
 from tenfold.data.mini_sets import SHORT_ANSWER
+from tenfold.data.miniworld import flag_questions, flags
 from tenfold.hosts.answers import Protocol
 from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import atomic_write_json, atomic_write_text, fingerprint, read_jsonl, run, track
@@ -35,7 +35,7 @@ from tenfold.runs.progress import Progress
 MINI_QUESTIONS = 96
 QUESTIONS_A_SCENE = 4
 # Those that the mini host learns, and two-hop questions.
-MINI_KINDS = (*miniworld.ONE_HOP, "place", "two_hop")
+MINI_KINDS = flag_questions.KINDS
 RATIO = 0.6
 PROGRESS = "checkpoint-answers"  # by its name no part of a run's outcome
 PREDICTIONS, ROWS = "predictions.jsonl", "comparison.json"
@@ -178,7 +178,7 @@ def mini_items(
     Args:
         seed: of the world.
         count: how many questions.
-        kinds: of `miniworld.KINDS`.
+        kinds: of `flag_questions.KINDS`.
         first_scene: where the scenes begin.
         pixels: edge of the pictures, by default the mini host's own.
     """
@@ -187,9 +187,9 @@ def mini_items(
     items: list[Item] = []
     index = first_scene
     while len(items) < count:
-        scene = miniworld.scene(seed, index)
-        picture = miniworld.render(scene, pixels or mini_host.IMAGE_SIZE)
-        for number, question in enumerate(miniworld.questions(scene, seed, index, QUESTIONS_A_SCENE, kinds)):
+        scene = flags.scene(seed, index)
+        picture = flags.render(scene, pixels or mini_host.IMAGE_SIZE)
+        for number, question in enumerate(flag_questions.questions(scene, seed, index, QUESTIONS_A_SCENE, kinds)):
             text = f"{question.text}\n{SHORT_ANSWER}"
             items.append(Item(f"{index}-{number}", picture, text, question.answer, question.kind))
         index += 1

@@ -19,7 +19,8 @@ from fitprune.pruner import Pruner
 from fitprune.recipe import ALIASES, Recipe, open_recipe
 from tenfold import UserError
 from tenfold.cli.settings import MINI
-from tenfold.data import mini_sets, miniworld
+from tenfold.data import mini_sets
+from tenfold.data.miniworld import ONE_HOP, flag_questions, flags
 from tenfold.data.pictures import open_picture
 from tenfold.hosts.loading import Host, load_host
 from tenfold.hosts.prompts import encode
@@ -33,7 +34,7 @@ MAX_NEW_TOKENS = 64
 # A live fit looks at scenes 0, 1, ... of the mini world; the scene that is asked about lies elsewhere.
 FITTING_SCENES = 8
 SCENE = 1000
-SCENE_PIXELS = 336
+SCENE_PIXELS = 320
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,9 @@ def ask(settings: DemoSettings, seed: int) -> Question:
         if not settings.question:
             raise UserError("no question about the image", "--image", '--question "What is in the image?"')
         return Question(open_picture(settings.image), settings.question, settings.question, None)
-    index, found = SCENE, ()
-    while not found:  # a scene in which no colour and no shape occurs just once has no such question
-        index += 1
-        scene = miniworld.scene(seed, index)
-        found = miniworld.questions(scene, seed, index, 1, miniworld.ONE_HOP)
-    image = miniworld.render(scene, SCENE_PIXELS)
+    scene = flags.scene(seed, SCENE)
+    found = flag_questions.questions(scene, seed, SCENE, 1, ONE_HOP)
+    image = flags.render(scene, SCENE_PIXELS)
     if settings.question:
         return Question(image, settings.question, settings.question, None)
     return Question(image, found[0].text, f"{found[0].text}\n{mini_sets.SHORT_ANSWER}", found[0].answer)

@@ -224,10 +224,11 @@ def _mini_tokens() -> int:
 
 
 def _mini_prompt() -> tuple[Any, dict[str, Tensor]]:
-    from tenfold.data import mini_host, miniworld
+    from tenfold.data import mini_host
+    from tenfold.data.miniworld import flags
 
     model, processor = mini_host.load()
-    image = miniworld.render(miniworld.scene(seed=0, index=0), size=mini_host.IMAGE_SIZE)
+    image = flags.render(flags.scene(seed=0, index=0))
     return model, dict(processor(images=image, text=mini_host.prompt("What shape is it?"), return_tensors="pt"))
 
 
@@ -239,18 +240,22 @@ def _prefill(model: Any, inputs: dict[str, Tensor]) -> Any:
 
 
 def shipped_host() -> Outcome:
-    """Two-hop accuracy of the host that ships at 60 %, under a recipe and after random removal before layer 0."""
+    """Accuracy of the host that ships at 60 %: what stays is chosen by the product, or by chance."""
     from fitprune.evidence import experiments
 
-    questions = 60
+    questions = 24
     found = experiments.shipped(questions)
-    ours, control = found["fitprune", "two-hop"], found["random-before", "two-hop"]
-    told = [
-        f"{kind}: unpruned {found['unpruned', kind]:.1%}, recipe {found['fitprune', kind]:.1%}, random before layer 0 "
-        f"{found['random-before', kind]:.1%}, FastV {found['fastv', kind]:.1%}"
-        for kind in ("two-hop", "one-hop")
-    ]
-    return Outcome(100 * ours, ours > control, f"{'; '.join(told)}; {questions} questions each")
+    told = ", ".join(f"{name} {share:.1%}" for name, share in found.items())
+    detail = f"{told}; {questions} questions of each kind"
+    return Outcome(100 * found["product"], found["product"] > found["random"], detail)
+
+
+def host_gates() -> Mapping[str, Mapping[str, Any]]:
+    """What was measured of the mini hosts, by training seed."""
+    from tenfold.data import mini_host
+
+    measured: Mapping[str, Mapping[str, Any]] = read_json(mini_host.path() / "gates.json")["seeds"]
+    return measured
 
 
 def figures(folder: Path) -> list[Figure]:
@@ -280,21 +285,20 @@ def figures(folder: Path) -> list[Figure]:
         ),
     ]
     recipe, patches = draw.mini_host(folder)
-    drawn.append(Figure(recipe, "A 60 % recipe of the mini host that ships: the first layers do nearly all."))
+    drawn.append(Figure(recipe, "A 60 % recipe of the mini host that ships."))
     drawn.append(Figure(patches, "Which patches of a scene are left under it, and the answers with and without it."))
+    caption = (
+        "Where the mini hosts read the picture: accuracy when all visual tokens are removed after a layer, when 40 % "
+        "of them go on, and when one layer's attention is removed. Masks and hints in their training led them to look "
+        "where they do: no evidence of where larger models look."
+    )
+    drawn.append(Figure(draw.gates(host_gates(), folder / "gates.png"), caption))
     if compared := recorded("mini-which"):
         path = draw.accuracy(compared["table"], folder / "accuracy.png")
         seeds = max(len(row["seeds"]) for row in compared["table"])
         caption = (
-            "Accuracy of the mini hosts against the visual FLOPs that are left, every method at the same budgets; "
-            f"lines: means, dots: {seeds} training seeds."
-        )
-        drawn.append(Figure(path, caption))
-    if gate := recorded("mini-gate"):
-        path = draw.gates(gate["curves"], folder / "gates.png")
-        caption = (
-            "Accuracy of the mini hosts when one visual token is left after a layer; one line a training seed. Hints "
-            "in their training led them to look late: no evidence of where larger models look."
+            "Accuracy of the mini hosts against the visual FLOPs that are left, every arm at the same budgets; lines: "
+            f"means, dots: {seeds} training seed{'s' if seeds > 1 else ''}."
         )
         drawn.append(Figure(path, caption))
     return drawn

@@ -1,7 +1,9 @@
 """What the mini hosts' measurements say about the claims.
 
-A difference between two methods is one of means over the hosts' seeds; it counts when it exceeds the larger spread
-(standard deviation over the seeds). What does not exceed it is a tie, and is called so.
+A comparison is paired: every host answers the same questions under both arms. It is judged by the house's rule
+(`tenfold.ledger.seeds.verdict`) over three training seeds, with the least effects below, which claims.yaml states; the
+interval is a bootstrap over seeds and questions together. A gate that a host does not pass makes the comparisons that
+rest on it "no verdict".
 """
 
 from __future__ import annotations
@@ -11,183 +13,169 @@ from typing import Any
 
 import numpy as np
 
+from fitprune.evidence.experiments import ARMS, RATIOS, SEEDS, UNPRUNED
 from tenfold.cli import Finding
-from tenfold.ledger.seeds import spread
+from tenfold.ledger.seeds import interval, show, spread, verdict
 
-UNPRUNED, METHOD, ALL = "unpruned", "fitprune", "all"
-TWO_HOP = "two-hop"
-# After this layer, counted from 0, two-hop accuracy must still rise; and a host must answer such questions at all.
-GATE_LAYER, GATE_ACCURACY = 2, 0.9
-LOSS = 0.02  # what 40 and 60 % may cost
-FAR = 0.1  # "far ahead"
-CONTROLS = ("random", "inverse")
-PEERS = ("fastv", "pyramiddrop")
+METHOD = "product"
+RATIO = 0.6  # at which claims are judged; the other budgets are shown
+# Least effects, in points: against chance, and against rules and schedules that look at attention, too.
+AGAINST_CHANCE, AGAINST_RULES, COST = 5.0, 2.0, 2.0
+CHANCE, STATISTICS, PEERS = ("random", "grid"), ("self", "cross", "last-token"), ("fastv", "pyramiddrop")
+# name -> (least, most): what a host must show for a comparison of which tokens leave, and of when they leave.
+WHICH = {
+    "unpruned accuracy": (25.0, 95.0),
+    "AUC of the product": (0.8, None),
+    "loss by the oracle": (None, 2.0),
+    "loss by chance": (15.0, None),
+    "product over inverse": (10.0, None),
+}
+WHEN = {"layers of the recipe": (3.0, None)}
 
 Measured = Mapping[int, Mapping[str, Any]]
 
 
 class Scores:
-    """Accuracies by method, ratio and kind of question.
+    """Shares of right answers by arm and budget, in per cent.
 
     Args:
-        measured: by seed, as `mini_claims.measure` gives it.
+        measured: by seed, as `experiments.measure` gives it.
     """
 
     def __init__(self, measured: Measured) -> None:
-        self.seeds = len(measured)
-        self._rows: dict[tuple[str, float, str], list[Mapping[str, Any]]] = {}
-        for one in measured.values():
-            for row in one["rows"]:
-                self._rows.setdefault((row["method"], row["ratio"], row["kind"]), []).append(row)
+        self.seeds = tuple(measured)
+        self._measured = measured
+        self.kinds = np.array(next(iter(measured.values()))["kinds"])
 
-    @property
-    def kinds(self) -> list[str]:
-        return list(dict.fromkeys(kind for _, _, kind in self._rows))
+    def questions(self, arm: str, ratio: float = RATIO) -> np.ndarray | None:
+        """``[seeds, questions]``; None where a host or more was left out."""
+        key = "0" if arm == UNPRUNED else f"{ratio:g}"
+        rows = [one["right"].get(arm, {}).get(key) for one in self._measured.values()]
+        return None if any(row is None for row in rows) else 100 * np.array(rows)
 
-    @property
-    def ratios(self) -> list[float]:
-        return sorted({ratio for method, ratio, _ in self._rows if method == METHOD})
-
-    def of(self, method: str, ratio: float = 0.0, kind: str = ALL) -> np.ndarray | None:
-        """``[seeds]``; None where a host or more was left out."""
-        rows = self._rows.get((method, ratio, kind), [])
-        return np.array([row["accuracy"] for row in rows]) if len(rows) == self.seeds else None
+    def of(self, arm: str, ratio: float = RATIO) -> np.ndarray | None:
+        """``[seeds]``."""
+        found = self.questions(arm, ratio)
+        return None if found is None else found.mean(1)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row for each method, ratio and kind, for figures: mean, spread and every seed's accuracy."""
-        table = []
-        for (method, ratio, kind), rows in self._rows.items():
-            values = np.array([row["accuracy"] for row in rows])
-            shares = {name: round(float(np.mean([row[name] for row in rows])), 5) for name in _SHARES}
-            found = {"mean": round(float(values.mean()), 5), "spread": round(spread(values), 5)}
-            seeds = [round(value, 5) for value in values.tolist()]
-            table.append({"method": method, "ratio": ratio, "kind": kind, **shares, **found, "seeds": seeds})
-        return table
+        """One row for each arm, budget and kind of question, for figures: shares of right answers, every seed's too."""
+        rows = []
+        for arm in (UNPRUNED, *ARMS):
+            for ratio in (0.0,) if arm == UNPRUNED else RATIOS:
+                found = self.questions(arm, ratio)
+                if found is None:
+                    continue
+                saved = [one["saved"].get(arm, {}).get(f"{ratio:g}", 0.0) for one in self._measured.values()]
+                for kind in ("all", *dict.fromkeys(self.kinds.tolist())):
+                    values = found[:, self.kinds == kind].mean(1) if kind != "all" else found.mean(1)
+                    seeds = [round(value / 100, 5) for value in values.tolist()]
+                    middle = {"mean": round(float(values.mean()) / 100, 5), "spread": round(spread(values) / 100, 5)}
+                    rows.append(
+                        {"method": arm, "ratio": ratio, "kind": kind, "visual_reduction": float(np.mean(saved))}
+                        | {**middle, "seeds": seeds}
+                    )
+        return rows
 
 
-_SHARES = ("visual_reduction", "prompt_reduction")
+def gates(scores: Scores, measured: Measured) -> dict[str, tuple[list[float], bool]]:
+    """Every gate's values over the seeds, and whether all of them lie within its bounds."""
+    signal = [one["signal"].get(f"{RATIO:g}") for one in measured.values()]
+    values: dict[str, np.ndarray | None] = {
+        "unpruned accuracy": scores.of(UNPRUNED),
+        "AUC of the product": None if None in signal else np.array([one["auc"] for one in signal if one]),
+        "loss by the oracle": _difference(scores, UNPRUNED, "oracle"),
+        "loss by chance": _difference(scores, UNPRUNED, "random"),
+        "product over inverse": _difference(scores, METHOD, "inverse"),
+        "layers of the recipe": None if None in signal else np.array([one["layers"] for one in signal if one]),
+    }
+    found = {}
+    for name, (least, most) in {**WHICH, **WHEN}.items():
+        value = values[name]
+        within = value is not None and all(
+            (least is None or one >= least) and (most is None or one <= most) for one in value
+        )
+        found[name] = ([] if value is None else [round(float(one), 3) for one in value], within)
+    return found
 
 
 def judge(measured: Measured) -> list[Finding]:
     """Findings from every seed's measurements."""
     scores = Scores(measured)
-    gate = judge_gate(measured)
+    found = gates(scores, measured)
+    which = all(found[name][1] for name in WHICH)
+    when = which and all(found[name][1] for name in WHEN)
     return [
-        gate,
-        judge_accuracy(scores),
-        judge_when(scores),
-        judge_peers(scores),
-        judge_which(scores, measured, bool(gate.passed)),
-        judge_statistics(scores),
+        judge_gates(found, measured),
+        judge_accuracy(scores, which),
+        _compare(scores, "mini-which", CHANCE, AGAINST_CHANCE, which, {"table": scores.table()}),
+        _compare(scores, "mini-when", ("random-before",), AGAINST_CHANCE, which),
+        _compare(scores, "mini-statistics", STATISTICS, AGAINST_RULES, which),
+        _compare(scores, "mini-schedule", ("uniform",), AGAINST_RULES, when),
+        _compare(scores, "mini-peers", PEERS, AGAINST_RULES, when),
         judge_rounding(measured),
     ]
 
 
-def judge_gate(measured: Measured) -> Finding:
-    """Whether the hosts still read the picture where tokens are dropped."""
-    from tenfold.data.mini_lessons import LAST
-
-    curves = np.array([one["gate"]["two_hop"] for one in measured.values()])  # [seeds, layers]
-    early, whole = curves[:, GATE_LAYER], curves[:, -1]
-    rises = verdict(whole, early) == "ahead" and bool((whole > early).all() and whole.min() > GATE_ACCURACY)
+def judge_gates(found: Mapping[str, tuple[list[float], bool]], measured: Measured) -> Finding:
+    """Whether the hosts can tell rules, and schedules, from one another."""
+    missed = [name for name, (_, within) in found.items() if not within]
+    shown = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values)}" for name, (values, _) in found.items())
+    among = [one["signal"].get(f"{RATIO:g}", {}).get("auc among objects") for one in measured.values()]
+    near = ", ".join("none" if one is None else f"{one:.2f}" for one in among)
     detail = (
-        f"two-hop accuracy {show(whole)} %, {show(early)} % with one visual token left after layer {GATE_LAYER}, "
-        f"{len(measured)} seeds; hints in their training led these hosts to look there, after {LAST} of "
-        f"{curves.shape[1]} layers: no evidence of where larger models look"
+        f"{shown}; AUC among objects' patches alone {near}; missed: {', '.join(missed) or 'none'}; {_of(measured)}; "
+        "masks and hints in their training led these hosts to look where they do: no evidence of where larger models "
+        "look"
     )
-    shown = {kind: [one["gate"][kind] for one in measured.values()] for kind in next(iter(measured.values()))["gate"]}
-    hosts = {str(seed): one.get("host") for seed, one in measured.items()}
-    return Finding("mini-gate", 100 * float((whole - early).mean()), rises, detail, {"curves": shown, "hosts": hosts})
+    more = {"gates": {name: {"values": values, "passed": within} for name, (values, within) in found.items()}}
+    return Finding("mini-gate", len(found) - len(missed), not missed, detail, more)
 
 
-def judge_accuracy(scores: Scores) -> Finding:
-    """What 40 and 60 % cost, in every kind of question."""
-    losses = {}
-    for ratio in (0.4, 0.6):
-        for kind in scores.kinds:
-            before, after = scores.of(UNPRUNED, 0.0, kind), scores.of(METHOD, ratio, kind)
-            if kind != ALL and before is not None and after is not None:
-                losses[ratio, kind] = before - after
-    if not losses:
-        return Finding("mini-accuracy", None, None, "no recipe in reach")
-    worst = max(float(loss.mean()) for loss in losses.values())
-    told = "; ".join(
-        f"{ratio:.0%}: "
-        + ", ".join(f"{kind} {show(-loss)}" for (budget, kind), loss in losses.items() if budget == ratio)
-        for ratio in dict.fromkeys(ratio for ratio, _ in losses)
-    )
-    return Finding("mini-accuracy", 100 * worst, worst <= LOSS, f"change in points, {told}; {scores.seeds} seeds")
+def judge_accuracy(scores: Scores, valid: bool) -> Finding:
+    """What a budget costs: within COST of the unpruned host or not."""
+    told, worst = [], None
+    for ratio in RATIOS:
+        loss = _difference(scores, UNPRUNED, METHOD, ratio)
+        if loss is not None:
+            told.append(f"{ratio:.0%}: {show(-loss)}")
+            worst = float(loss.mean()) if ratio == RATIO else worst
+    passed = None if worst is None or not _enough(scores, valid) else worst <= COST
+    return Finding("mini-accuracy", worst, passed, f"change in points, {'; '.join(told)}; {_said(scores, valid)}")
 
 
-def judge_when(scores: Scores) -> Finding:
-    """A recipe against random removal before layer 0, on all questions."""
-    pairs = _pairs(scores, "random-before", ALL, [ratio for ratio in scores.ratios if ratio >= 0.6])
-    if not pairs:
-        return Finding("mini-when", None, None, "no recipe in reach")
-    leads = {ratio: float((ours - theirs).mean()) for ratio, (ours, theirs) in pairs.items()}
-    far = all(verdict(*pair) == "ahead" and leads[ratio] >= FAR for ratio, pair in pairs.items())
-    kinds = "; ".join(
-        f"{kind} {_leads(_pairs(scores, 'random-before', kind, list(pairs)))}" for kind in scores.kinds if kind != ALL
-    )
-    detail = f"recipe against random, all questions, {_told(pairs)}; in points, {kinds}; {scores.seeds} seeds"
-    return Finding("mini-when", 100 * min(leads.values()), far, detail)
-
-
-def judge_peers(scores: Scores) -> Finding:
-    """The method against published pruners, on all questions, at every budget that they can save."""
-    pairs = {name: _pairs(scores, name, ALL, scores.ratios) for name in PEERS}
-    verdicts = [verdict(*pair) for found in pairs.values() for pair in found.values()]
-    if not verdicts:
-        return Finding("mini-peers", None, None, "no budget in reach")
-    passed = False if "behind" in verdicts else "ahead" in verdicts or None
-    leads = [float((ours - theirs).mean()) for found in pairs.values() for ours, theirs in found.values()]
-    told = "; ".join(f"{name}, {_told(found)}" for name, found in pairs.items() if found)
-    return Finding("mini-peers", 100 * min(leads), passed, f"all questions: {told}; {scores.seeds} seeds")
-
-
-def judge_which(scores: Scores, measured: Measured, gate: bool) -> Finding:
-    """The product rule against random and inverse under the same recipe, on two-hop questions."""
-    verdicts, told = [], []
-    for control in CONTROLS:
-        pairs = _pairs(scores, control, TWO_HOP, scores.ratios)
-        verdicts.append([verdict(*pair) for pair in pairs.values()])
-        told.append(f"{control}: {_told(pairs)}")
-    passed: bool | None = all("ahead" in one for one in verdicts) or None  # nothing but ties: nothing was told apart
-    if any("behind" in one for one in verdicts):
-        passed = False
-    if not gate:
-        passed, told = None, [*told, "the gate is not passed: this says nothing"]
-    lead = _pairs(scores, "random", TWO_HOP, [0.6]).get(0.6)
-    value = None if lead is None else 100 * float((lead[0] - lead[1]).mean())
-    left_out = {str(seed): dict(one["left_out"]) for seed, one in measured.items()}
-    detail = f"product against {'; '.join(told)}; {scores.seeds} seeds"
-    return Finding("mini-which", value, passed, detail, {"table": scores.table(), "left_out": left_out})
-
-
-def judge_statistics(scores: Scores, ratio: float = 0.6) -> Finding:
-    """The three statistics under three schedules, on two-hop questions."""
-    names = {
-        "recipe": (METHOD, "self", "cross"),
-        "uniform steps": ("uniform", "self in uniform steps", "cross in uniform steps"),
-        "single cut": ("single-cut", "self in a single cut", "cross in a single cut"),
-    }
-    told = []
-    for schedule, methods in names.items():
-        found = [scores.of(method, ratio, TWO_HOP) for method in methods]
-        product = found[0]
-        if product is None:
+def _compare(
+    scores: Scores,
+    claim: str,
+    others: Sequence[str],
+    least: float,
+    valid: bool,
+    more: Mapping[str, Any] | None = None,
+) -> Finding:
+    """The method against other arms at RATIO, by the house's rule: holds where it holds against every one."""
+    verdicts, told, leads = [], [], []
+    for other in others:
+        lead = _difference(scores, METHOD, other)
+        if lead is None:
+            told.append(f"{other}: out of reach at {RATIO:.0%}")
             continue
-        others = [
-            f"{name} {show(values)} ({_said(verdict(product, values))})"
-            for name, values in zip(("self", "cross"), found[1:], strict=True)
-            if values is not None
+        said = verdict(lead, least, _enough(scores, valid))
+        ours, theirs = scores.questions(METHOD), scores.questions(other)
+        low, high = interval(ours - theirs)  # type: ignore[operator]
+        away = [
+            f"{ratio:.0%} {show(difference)}"
+            for ratio in RATIOS
+            if ratio != RATIO and (difference := _difference(scores, METHOD, other, ratio)) is not None
         ]
-        told.append(f"{schedule}: product {show(product)}, {', '.join(others)}")
-    ours = scores.of(METHOD, ratio, TWO_HOP)
-    value = None if ours is None else 100 * float(ours.mean())
-    return Finding(
-        "mini-statistics", value, None, f"two-hop accuracy at {ratio:.0%}, {'; '.join(told)}; {scores.seeds} seeds"
-    )
+        told.append(f"{other}: {show(lead)} [{low:.1f}, {high:.1f}] {said} ({', '.join(away)})")
+        verdicts.append(said)
+        leads.append(float(lead.mean()))
+    if not verdicts or "no verdict" in verdicts:
+        passed = None
+    else:
+        passed = all(said == "holds" for said in verdicts) or (False if "not reproduced" in verdicts else None)
+    detail = f"product at {RATIO:.0%}, points ahead of {'; '.join(told)}; {_said(scores, valid)}"
+    return Finding(claim, min(leads) if leads else None, passed, detail, more or {})
 
 
 def judge_rounding(measured: Measured) -> Finding:
@@ -199,56 +187,38 @@ def judge_rounding(measured: Measured) -> Finding:
     told, short, holds = [], [], True
     for ratio, found in recipes.items():
         floor, ours = (
-            np.array([recipe["delivered"][name] for recipe in found]) for name in ("floor", "largest_remainder")
+            100 * np.array([recipe["delivered"][name] for recipe in found]) for name in ("floor", "largest_remainder")
         )
-        token = 1 / found[0]["visual_tokens"]  # of the budget: one visual token in every layer
-        holds &= bool((floor < ratio).all() and (abs(ours - ratio) <= token).all())
-        short.append(ratio - floor.mean())
-        prompt = np.array([recipe["whole_prompt"] for recipe in found])
+        token = 100 / found[0]["visual_tokens"]  # of the budget: one visual token in every layer
+        holds &= bool((floor < 100 * ratio).all() and (abs(ours - 100 * ratio) <= token).all())
+        short.append(100 * ratio - floor.mean())
+        prompt = 100 * np.array([recipe["whole_prompt"] for recipe in found])
         told.append(
             f"asked {ratio:.0%}: rounded down {show(floor)}, largest remainder {show(ours)}, of a whole prompt "
             f"{show(prompt)}"
         )
-    value = 100 * float(np.mean(short)) if short else None
+    value = float(np.mean(short)) if short else None
     rows = {str(seed): one["recipes"] for seed, one in measured.items()}
-    detail = f"% of the visual FLOPs saved, {'; '.join(told)}; {len(measured)} seeds"
+    detail = f"% of the visual FLOPs saved, {'; '.join(told)}; {_of(measured)}"
     return Finding("mini-rounding", value, holds if short else None, detail, {"recipes": rows})
 
 
-def verdict(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """ "ahead", "behind" or "tie": a difference of means counts when it exceeds the larger spread."""
-    difference = float(ours.mean() - theirs.mean())
-    if abs(difference) <= max(spread(ours), spread(theirs)):
-        return "tie"
-    return "ahead" if difference > 0 else "behind"
+def _difference(scores: Scores, ours: str, theirs: str, ratio: float = RATIO) -> np.ndarray | None:
+    """``[seeds]``: points that one arm is ahead of another."""
+    one, other = scores.of(ours, ratio), scores.of(theirs, ratio)
+    return None if one is None or other is None else one - other
 
 
-def show(values: np.ndarray) -> str:
-    """Mean ± spread of shares, in per cent."""
-    return f"{100 * values.mean():.1f} ± {100 * spread(values):.1f}"
+def _enough(scores: Scores, valid: bool) -> bool:
+    """A comparison is judged on at least three seeds whose gates are passed."""
+    return valid and len(scores.seeds) >= len(SEEDS)
 
 
-def _said(found: str) -> str:
-    return {"ahead": "product ahead", "behind": "product behind"}.get(found, found)
+def _said(scores: Scores, valid: bool) -> str:
+    gate = "" if valid else "; a gate was missed: this says nothing"
+    few = "" if len(scores.seeds) >= len(SEEDS) else f"; too few for a verdict, which takes {len(SEEDS)}"
+    return f"{len(scores.seeds)} seed{'s' if len(scores.seeds) > 1 else ''}{few}{gate}"
 
 
-def _pairs(
-    scores: Scores, other: str, kind: str, ratios: Sequence[float]
-) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """Ratio -> accuracies of the method and of another one, where both could be run on every host."""
-    found = {ratio: (scores.of(METHOD, ratio, kind), scores.of(other, ratio, kind)) for ratio in ratios}
-    return {ratio: (a, b) for ratio, (a, b) in found.items() if a is not None and b is not None}
-
-
-def _told(pairs: Mapping[float, tuple[np.ndarray, np.ndarray]]) -> str:
-    return ", ".join(
-        f"{ratio:.0%}: {show(ours)} against {show(theirs)} ({verdict(ours, theirs)})"
-        for ratio, (ours, theirs) in pairs.items()
-    )
-
-
-def _leads(pairs: Mapping[float, tuple[np.ndarray, np.ndarray]]) -> str:
-    return ", ".join(
-        f"{ratio:.0%}: {100 * (ours.mean() - theirs.mean()):+.1f} ({verdict(ours, theirs)})"
-        for ratio, (ours, theirs) in pairs.items()
-    )
+def _of(measured: Measured) -> str:
+    return f"{len(measured)} seed{'s' if len(measured) > 1 else ''}"

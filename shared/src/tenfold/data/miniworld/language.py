@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from tenfold.data.miniworld.draws import CAPTIONS, QUESTIONS, REFERRING, Draws
 from tenfold.data.miniworld.world import COLOURS, DIRECTIONS, SHAPES, UNITS, Scene, Thing, neighbour
@@ -186,13 +187,20 @@ def presence_question(pair: tuple[str, str], answer: str) -> Question:
     return Question("yes_no", f"Is there a {pair[0]} {pair[1]} in the image?", answer)
 
 
-def absent_pairs(scene: Scene) -> list[tuple[str, str]]:
+class Looks(Protocol):
+    """Any scene whose objects have a colour and a shape."""
+
+    @property
+    def things(self) -> Sequence[Any]: ...
+
+
+def absent_pairs(scene: Looks) -> list[tuple[str, str]]:
     """Every (colour, shape) that no object of the scene has."""
     there = {(thing.colour, thing.shape) for thing in scene.things}
     return [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in there]
 
 
-def adversarial_pairs(scene: Scene) -> list[tuple[str, str]]:
+def adversarial_pairs(scene: Looks) -> list[tuple[str, str]]:
     """Absent pairs whose colour and shape both occur in the scene, on different objects."""
     colours, shapes = {thing.colour for thing in scene.things}, {thing.shape for thing in scene.things}
     return [(colour, shape) for colour, shape in absent_pairs(scene) if colour in colours and shape in shapes]
@@ -205,7 +213,7 @@ def describe(thing: Thing) -> str:
 
 def caption(scene: Scene, limit: int | None = None) -> str:
     """The scene in one sentence: its objects in reading order, the first `limit` of them (default: all)."""
-    return _sentence([f"a {describe(thing)}" for thing in scene.things[:limit]])
+    return sentence([f"a {describe(thing)}" for thing in scene.things[:limit]])
 
 
 def captions(scene: Scene, seed: int, index: int, count: int) -> tuple[str, ...]:
@@ -233,10 +241,11 @@ def _draw_caption(scene: Scene, draws: Draws) -> str:
         direction, other = draws.choice(beside)
         return f"There is a {describe(other)} {direction} a {describe(thing)}."
     several = draws.sample(scene.things, draws.between(1, 3))
-    return _sentence([f"a {describe(thing)}" for thing in several])
+    return sentence([f"a {describe(thing)}" for thing in several])
 
 
-def _sentence(parts: list[str]) -> str:
+def sentence(parts: list[str]) -> str:
+    """ "There is a, b and c." """
     if not parts:
         return "There is nothing in the image."
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -30,12 +30,12 @@ def render(scene: Scene, size: int) -> Image.Image:
 
 def render_array(scene: Scene, size: int) -> np.ndarray:
     """The picture of a scene as uint8 `[size, size, 3]`. Raises UserError as `render` does."""
-    _check(size)
+    check_size(size)
     total = SAMPLES * SAMPLES
     picture = np.empty((size, size, 3), dtype=np.uint8)
     picture[:] = BACKGROUND
     for thing in scene.things:
-        window, covered = _place(thing, size)
+        window, covered = placed(thing, size)
         under = picture[window].astype(np.int32)
         cover = covered[..., None].astype(np.int32)
         colour = np.array(COLOURS[thing.colour], dtype=np.int32)
@@ -51,20 +51,20 @@ def masks(scene: Scene, size: int) -> np.ndarray:
     Raises:
         UserError: `size` outside [1, 2048].
     """
-    _check(size)
+    check_size(size)
     found = np.zeros((len(scene.things), size, size), dtype=bool)
     for mask, thing in zip(found, scene.things, strict=True):
-        window, covered = _place(thing, size)
+        window, covered = placed(thing, size)
         mask[window] = 2 * covered > SAMPLES * SAMPLES
     return found
 
 
-def _check(size: int) -> None:
+def check_size(size: int) -> None:
     if not 1 <= size <= MAX_SIZE:
         raise UserError("image size out of range", str(size), f"1 to {MAX_SIZE} pixels")
 
 
-def _place(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
+def placed(thing: Thing, size: int) -> tuple[tuple[slice, slice], np.ndarray]:
     """The pixels around an object: their window in the picture, and samples covered `[rows, columns]`."""
     column, phase_x = divmod(thing.x * size, UNITS)
     row, phase_y = divmod(thing.y * size, UNITS)
