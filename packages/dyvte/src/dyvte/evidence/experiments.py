@@ -69,8 +69,7 @@ def measure(
     model, processor = mini_host.load(host)
     slacks = (0.0, SLACK)
     train, calibration, record = (
-        make_table(model, processor, asked(world, count), slacks)
-        for world, count in zip(worlds, counts, strict=True)
+        make_table(model, processor, asked(world, count), slacks) for world, count in zip(worlds, counts, strict=True)
     )
     config = host_config(model)
     best = arms.oracle(record)

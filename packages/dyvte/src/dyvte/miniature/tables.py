@@ -49,9 +49,7 @@ def host_config(model: Any) -> GateConfig:
 
 
 @torch.no_grad()
-def make_table(
-    model: Any, processor: Any, questions: Sequence[Asked], slacks: Sequence[float] = (0.0,)
-) -> Table:
+def make_table(model: Any, processor: Any, questions: Sequence[Asked], slacks: Sequence[float] = (0.0,)) -> Table:
     """Run a host on questions: once dense, from every layer on without the image, and once without it altogether.
 
     Args:
@@ -60,8 +58,7 @@ def make_table(
         slacks: of the label rule.
     """
     parts = [
-        _part(model, processor, questions[start : start + BATCH], slacks)
-        for start in range(0, len(questions), BATCH)
+        _part(model, processor, questions[start : start + BATCH], slacks) for start in range(0, len(questions), BATCH)
     ]
     x, right, same = (torch.cat([part[i] for part in parts]) for i in range(3))
     labels = {slack: torch.cat([part[3][slack] for part in parts]) for slack in slacks}
