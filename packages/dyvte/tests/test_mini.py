@@ -133,17 +133,16 @@ def test_hosts_are_averaged_over_their_gate_seeds_first():
     assert differences.shape == (3, 2)
 
 
-def test_the_tables_of_the_mini_host_agree_with_the_model(monkeypatch):
+def test_the_tables_of_the_mini_host_agree_with_the_model():
     """An exit read off the table is the attached model's answer to the same pixels."""
     from dyvte.exits import VisualExit
     from dyvte.miniature import tables, world
 
     from tenfold.data import mini_host
 
-    monkeypatch.setattr(tables, "SIGMA", 0)
     model, processor = mini_host.load()
     questions = world.asked(101, 2)
-    made = tables.make_table(model, processor, questions, 101)
+    made = tables.make_table(model, processor, questions)
     inputs = processor(
         images=[q.image for q in questions], text=[q.prompt for q in questions], return_tensors="pt", padding=True,
         padding_side="left",

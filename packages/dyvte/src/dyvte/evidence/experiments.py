@@ -14,7 +14,7 @@ from tenfold.cli import Experiments, Finding
 GATE_SEEDS = (0, 1, 2)
 # Worlds of the questions: gates are trained on one, thresholds found on another, the record asks a third.
 TRAIN_WORLD, CALIBRATION_WORLD, RECORD_WORLD = 11, 12, 13
-TRAIN, CALIBRATION, RECORD = 260, 60, 160  # questions of each kind
+TRAIN, CALIBRATION, RECORD = 120, 30, 100  # questions of each kind
 UPDATES = 70.0
 # Mean exit layers that are asked for, as shares of the layers.
 BUDGETS = (0.25, 0.4, 0.5)
@@ -69,8 +69,7 @@ def measure(
     model, processor = mini_host.load(host)
     slacks = (0.0, SLACK)
     train, calibration, record = (
-        make_table(model, processor, asked(world, count), world, slacks)
-        for world, count in zip(worlds, counts, strict=True)
+        make_table(model, processor, asked(world, count), slacks) for world, count in zip(worlds, counts, strict=True)
     )
     config = host_config(model)
     best = arms.oracle(record)

@@ -13,7 +13,7 @@ from dyvte.branches import run_branches
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
 from dyvte.labels import IGNORED, LabelRule
-from dyvte.miniature.world import SIGMA, Asked, noise
+from dyvte.miniature.world import Asked
 
 BATCH = 32
 
@@ -49,20 +49,16 @@ def host_config(model: Any) -> GateConfig:
 
 
 @torch.no_grad()
-def make_table(
-    model: Any, processor: Any, questions: Sequence[Asked], seed: int, slacks: Sequence[float] = (0.0,)
-) -> Table:
+def make_table(model: Any, processor: Any, questions: Sequence[Asked], slacks: Sequence[float] = (0.0,)) -> Table:
     """Run a host on questions: once dense, from every layer on without the image, and once without it altogether.
 
     Args:
         model, processor: the mini host.
         questions: one-word answers.
-        seed: of the pictures' noise.
         slacks: of the label rule.
     """
     parts = [
-        _part(model, processor, questions[start : start + BATCH], seed, start, slacks)
-        for start in range(0, len(questions), BATCH)
+        _part(model, processor, questions[start : start + BATCH], slacks) for start in range(0, len(questions), BATCH)
     ]
     x, right, same = (torch.cat([part[i] for part in parts]) for i in range(3))
     labels = {slack: torch.cat([part[3][slack] for part in parts]) for slack in slacks}
@@ -70,14 +66,11 @@ def make_table(
 
 
 def _part(
-    model: Any, processor: Any, questions: Sequence[Asked], seed: int, start: int, slacks: Sequence[float]
+    model: Any, processor: Any, questions: Sequence[Asked], slacks: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor, dict[float, Tensor]]:
     texts = [f"{one.prompt} {one.answer}" for one in questions]
     images = [one.image for one in questions]
     inputs = dict(processor(images=images, text=texts, return_tensors="pt", padding=True, padding_side="left"))
-    if SIGMA:
-        pixels = inputs["pixel_values"]
-        inputs["pixel_values"] = torch.stack([p + noise(p.shape, seed, start + i) for i, p in enumerate(pixels)])
     labels = torch.full_like(inputs["input_ids"], IGNORED)
     labels[:, -1] = inputs["input_ids"][:, -1]  # the answer is one word
     layers = range(model.config.get_text_config().num_hidden_layers)

@@ -1,17 +1,16 @@
-"""Questions for the miniature: of kinds that need one look at the picture, or several."""
+"""Questions for the miniature: of kinds that need one look at the picture, several, or as many as it says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 
-from tenfold.data import mini_gate, mini_host, miniworld
+from tenfold.data import mini_host
+from tenfold.data.miniworld import flag_questions, flags
 
-KINDS = ("shape", "colour", "place", "two_hop", "yes_no")
-# Standard deviation of the noise that is added to normalised pixels: the host is at its ceiling without.
-SIGMA = 0.75
+# One look, one look at everything, one hop, two hops; and flags to follow to their end: the picture knows how many.
+KINDS = ("shape", "colour", "yes_no", "two_hop", "three_hop", "follow")
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Asked:
 
     Attributes:
         kind: one of `KINDS`.
-        image: the picture.
+        image: the picture, with the noise that the host is asked at.
         prompt: as the host reads it.
         answer: one word.
     """
@@ -34,19 +33,7 @@ class Asked:
 def asked(seed: int, count: int) -> list[Asked]:
     """``count`` questions of each kind, one a scene, of the world ``seed``; kind after kind."""
     return [
-        Asked(
-            kind,
-            miniworld.render(scene, mini_host.IMAGE_SIZE),
-            mini_host.prompt(question.text),
-            question.answer,
-        )
+        Asked(kind, flags.render(scene), mini_host.prompt(question.text), question.answer)
         for kind in KINDS
-        for scene, question in mini_gate.asked(kind, seed, count)
+        for scene, question in flag_questions.asked(kind, seed, count)
     ]
-
-
-def noise(shape: torch.Size, seed: int, index: int) -> torch.Tensor:
-    """Noise for the pixels of question ``index``: the same in every arm."""
-    from tenfold.runs import sample_generator
-
-    return SIGMA * torch.randn(shape, generator=sample_generator(seed, 0, index))
