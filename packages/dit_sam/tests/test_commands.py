@@ -18,11 +18,11 @@ from dit_sam.commands.app import app
         (("segment", "nowhere.png", "the square"), "no such image"),
         (("segment", "{text}", "the square"), "broken image"),
         (("segment", "{torn}", "the square"), "broken image"),
-        (("segment", "{image}", " "), "an empty sentence"),
+        (("segment", "{image}", " ", "--model", "{model}"), "an empty sentence"),
         (("segment", "{image}", "a", "--threshold", "2"), "threshold"),
-        (("segment", "{image}", "a", "--input-size", "50"), "input_size 50"),
+        (("segment", "{image}", "a", "--model", "{model}", "--input-size", "50"), "input_size 50"),
         (("segment", "{image}", "a", "--model", "nowhere"), "no model"),
-        (("segment", "{image}", "a", "--device", "cuda:9"), "no such CUDA device"),
+        (("segment", "{image}", "a", "--model", "{model}", "--device", "cuda:9"), "no such CUDA device"),
         (("eval", "{model}", "--data", "nowhere"), "no such folder"),
         (("eval", "{model}", "--data", "{empty}"), "no data set refcoco"),
         (("eval", "{model}", "--data", "{data}", "--part", "middle"), "unknown part"),
@@ -32,7 +32,10 @@ from dit_sam.commands.app import app
         (("train", "--config", "mini", "--set", "epoch=3"), "unknown setting epoch"),
         (("train", "--config", "mini", "--set", "batch=0"), "batch"),
         (("train", "--config", "layer_wise", "--output", "{new}"), "no data"),
-        (("train", "--config", "layer_wise", "--data", "{data}", "--output", "{new}"), "no weights to start from"),
+        (
+            ("train", "--config", "layer_wise", "--data", "{data}", "--set", "batch=2", "--output", "{new}"),
+            "no weights to start from",
+        ),
         (("train", "--config", "layer_wise", "--set", "model.variant=other", "--dry-run"), "unknown variant"),
         (("convert", "nowhere.pth", "{new}", "--bert", "{words}"), "no such file"),
         (("convert", "nowhere.pth", "{new}"), "no word pieces"),
@@ -46,7 +49,7 @@ def test_one_line_says_what_is_wrong(arguments, words, tiny_folder, mini_data, t
     Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     places["image"].write_bytes(whole)
-    places["torn"].write_bytes(whole[:60])
+    places["torn"].write_bytes(whole[:45])
     places["text"].write_text("no picture")
     places["words"].write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
     places["empty"].mkdir()

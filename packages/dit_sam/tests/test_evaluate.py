@@ -1,6 +1,7 @@
 """Evaluation: scores, going on, ranks, verify, segment and demo (D5, D12)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_scores_are_those_of_the_written_masks(chosen, tmp_path):
     """Fails if a mask, its pixels or a score did not belong to its sentence; judged by pycocotools and plain counting."""
     found = run_eval(chosen, tmp_path / "eval")
     rows = read_jsonl(tmp_path / "eval" / "predictions.jsonl")
-    samples = ReferringSet(chosen.data, "refcoco").samples("val")
+    samples = ReferringSet(Path(chosen.data), "refcoco").samples("val")
     assert [row["id"] for row in rows] == [sample.id for sample in samples]
     predictor = DitPredictor(DITSam.from_pretrained(chosen.model), protocol="official")
     ious = []

@@ -86,7 +86,7 @@ def test_two_ranks_follow_one(tmp_path, whole):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(900)
         assert process.exitcode == 0
     found = dict(queue.get() for _ in processes)
     assert found[0] == found[1]

@@ -8,6 +8,7 @@ is a picture of the same size whose pixels are 0 outside: 0 / 1, 0 / 255 and pal
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dit_sam.data.samples import Sample
 from tenfold import UserError
 from tenfold.data.formats.records import Fields, ImageFolder, not_empty, read_lines, relative_name
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_own(folder: str | Path, part: str) -> list[Sample]:
