@@ -68,9 +68,7 @@ class MaskDecoder(SamMaskDecoder):
             iou_head_hidden_dim=config.iou_width,
         )
 
-    def forward(  # type: ignore[override]
-        self, image: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """Decode one mask a row.
 
         Args:
