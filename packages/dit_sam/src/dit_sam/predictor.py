@@ -173,7 +173,7 @@ class DitPredictor:
             return self._embedding(self._one())
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]
         self,
         point_coords: None = None,
         point_labels: None = None,
