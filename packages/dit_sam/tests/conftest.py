@@ -8,12 +8,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from dit_sam_tiny import tiny_model  # noqa: E402
-
-from dit_sam.data.mini import write_mini  # noqa: E402
-from dit_sam.data.settings import MiniSettings  # noqa: E402
+import pytest
+import torch
+from dit_sam.data.mini import write_mini
+from dit_sam.data.settings import MiniSettings
+from dit_sam_tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)

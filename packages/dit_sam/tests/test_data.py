@@ -6,9 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
-from pycocotools import mask as coco
-
 from dit_sam.data.conversion import convert_refer
 from dit_sam.data.general import parse_general, union
 from dit_sam.data.mini import CONFIG, WORDS, expressions
@@ -18,6 +15,9 @@ from dit_sam.data.segmentation import decode
 from dit_sam.data.sets import ReferringSet
 from dit_sam.data.words import kind, swapped, swapped_words, turned
 from dit_sam.scores import Overlap, general_scores, overlap, referring_scores
+from PIL import Image
+from pycocotools import mask as coco
+
 from tenfold import UserError
 from tenfold.data import miniworld
 
@@ -101,7 +101,7 @@ def test_what_is_missing_is_named(tmp_path, mini_data):
     ):
         with pytest.raises(UserError, match=words):
             ReferringSet(tmp_path, name, split).samples(part)
-    with pytest.raises(UserError, match="no such image|no pictures"):
+    with pytest.raises(UserError, match=r"no such image|no pictures"):
         broken = tmp_path / "broken"
         broken.mkdir()
         (broken / "refcoco").symlink_to(mini_data / "refcoco")
@@ -175,7 +175,12 @@ def test_every_mini_expression_fits_one_object():
                 for thing in scene.things
                 if all(w in (thing.colour, thing.shape) for w in words if w in CONFIG.colours + CONFIG.shapes)
             ]
-            order = {"leftmost": lambda t: t.x, "rightmost": lambda t: -t.x, "top": lambda t: t.y, "bottom": lambda t: -t.y}
+            order = {
+                "leftmost": lambda t: t.x,
+                "rightmost": lambda t: -t.x,
+                "top": lambda t: t.y,
+                "bottom": lambda t: -t.y,
+            }
             if words[0] in order:
                 assert len(alike) > 1
                 alike = sorted(alike, key=order[words[0]])

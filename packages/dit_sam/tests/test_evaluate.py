@@ -1,19 +1,20 @@
 """Evaluation: scores, going on, ranks, verify, segment and demo (D5, D12)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from dit_sam_tiny import files_below, run
-from PIL import Image
-from pycocotools import mask as coco
-
 from dit_sam.data.sets import ReferringSet
 from dit_sam.evaluation import run as module
 from dit_sam.evaluation.run import run_eval
 from dit_sam.evaluation.settings import EvalSettings
-from dit_sam.predictor import DitPredictor
 from dit_sam.model import DITSam
+from dit_sam.predictor import DitPredictor
+from dit_sam_tiny import files_below, run
+from PIL import Image
+from pycocotools import mask as coco
+
 from tenfold.runs import RunRecord, read_jsonl
 
 
@@ -23,10 +24,12 @@ def chosen(tiny_folder, mini_data):
 
 
 def test_scores_are_those_of_the_written_masks(chosen, tmp_path):
-    """Fails if a mask, its pixels or a score did not belong to its sentence; judged by pycocotools and plain counting."""
+    """Fails if a mask, its pixels or a score did not belong to its sentence; judged by pycocotools and plain
+    counting.
+    """
     found = run_eval(chosen, tmp_path / "eval")
     rows = read_jsonl(tmp_path / "eval" / "predictions.jsonl")
-    samples = ReferringSet(chosen.data, "refcoco").samples("val")
+    samples = ReferringSet(Path(chosen.data), "refcoco").samples("val")
     assert [row["id"] for row in rows] == [sample.id for sample in samples]
     predictor = DitPredictor(DITSam.from_pretrained(chosen.model), protocol="official")
     ious = []
@@ -73,7 +76,7 @@ def test_eval_prints_a_table_and_verify_holds(tiny_folder, mini_data, tmp_path):
     (output / "run.json").write_text(json.dumps(record))
     assert run("verify", output)[0] == 1
     code, said, _ = run("cite", output)
-    assert code == 0 and "huang2024deep" in said or "huang" in said.lower()
+    assert (code == 0 and "huang2024deep" in said) or "huang" in said.lower()
 
 
 def test_segment_writes_masks_of_the_pictures_size(tiny_folder, tmp_path):

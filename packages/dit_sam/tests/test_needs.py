@@ -8,9 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from dit_sam_tiny import ROOT, SHORT, environment, run, tiny_model
-from PIL import Image
-
 from dit_sam.data.own import read_own
 from dit_sam.data.settings import DATA_TREE
 from dit_sam.evidence.findings import judge
@@ -18,6 +15,9 @@ from dit_sam.frame import fit
 from dit_sam.model import DITSam
 from dit_sam.predictor import DitPredictor
 from dit_sam.scores import Overlap, general_scores, referring_scores
+from dit_sam_tiny import ROOT, SHORT, environment, run, tiny_model
+from PIL import Image
+
 from tenfold import UserError
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,7 +104,9 @@ def test_need_07_half_precision_does_not_black_out(tiny, tiny_folder):
 
 
 def test_need_08_both_measures_are_named_and_counted(tiny_folder, mini_data, tmp_path):
-    """Fails if mean and overall IoU could be mixed up, or the count of sentences were missing. (Ranks: test_evaluate.)"""
+    """Fails if mean and overall IoU could be mixed up, or the count of sentences were missing. (Ranks:
+    test_evaluate.)
+    """
     code, said, _ = run("eval", tiny_folder, "--data", mini_data, "--limit", 3, "--output", tmp_path / "eval")
     assert code == 0 and "mIoU" in said and "oIoU" in said and "3 sentences" in said
     scores = referring_scores([Overlap(10, 10, 10, 10), Overlap(0, 1000, 500, 500)])
@@ -113,7 +115,9 @@ def test_need_08_both_measures_are_named_and_counted(tiny_folder, mini_data, tmp
 
 def test_need_09_refer_data_explains_itself(tmp_path):
     """Fails if the help did not say train2014 or the files, or a missing file were not named."""
-    assert "train2014 (not train2017)" in DATA_TREE and "refs(<split>).p" in DATA_TREE and "anns/<set>.json" in DATA_TREE
+    assert (
+        "train2014 (not train2017)" in DATA_TREE and "refs(<split>).p" in DATA_TREE and "anns/<set>.json" in DATA_TREE
+    )
     (tmp_path / "refcoco").mkdir()
     code, _, line = run("eval", "--data", tmp_path, "--output", tmp_path / "out")
     assert code == 2 and "refs(unc).p" in line
@@ -127,16 +131,16 @@ def test_need_10_own_pictures_without_boxes_train(tiny_folder, tmp_path):
         mask = np.zeros((40, 50), dtype=np.uint8)
         mask[5:20, 5 : 10 + i] = 255 if i % 2 else 1
         Image.fromarray(mask).save(tmp_path / f"{i}_mask.png")
-        lines.append(json.dumps({"image": f"{i}.png", "sentences": ["the square", "the red object"], "mask": f"{i}_mask.png"}))
+        lines.append(
+            json.dumps({"image": f"{i}.png", "sentences": ["the square", "the red object"], "mask": f"{i}_mask.png"})
+        )
     for part in ("train", "val"):
         (tmp_path / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
     samples = read_own(tmp_path, "train")
     assert {int(one.mask(one.image()).max()) for one in samples} == {1}
     changes = [*SHORT, "data.set=own", "epochs=1", "steps=1", "batch=2", "warmup_epochs=0.5"]
     options = [part for change in changes for part in ("--set", change)]
-    code, said, line = run(
-        "train", "--data", tmp_path, "--model", tiny_folder, "--output", tmp_path / "run", *options
-    )
+    code, said, line = run("train", "--data", tmp_path, "--model", tiny_folder, "--output", tmp_path / "run", *options)
     assert code == 0, line
     assert "val_mIoU" in said and (tmp_path / "run" / "model" / "model.safetensors").exists()
 
@@ -164,7 +168,9 @@ def test_need_12_sentences_about_places_are_counted_apart():
 def test_need_13_how_long_an_expression_takes():
     """Fails if the bench or the README did not say that the encoder runs once for every expression."""
     code, said, _ = run("bench", "--help")
-    assert code == 0 and "once for every expression" in " ".join(said.split()).replace("encoder runs once for", "encoder runs once for")
+    assert code == 0 and "once for every expression" in " ".join(said.split()).replace(
+        "encoder runs once for", "encoder runs once for"
+    )
     assert "once for every picture and sentence" in README
 
 

@@ -5,11 +5,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from dit_sam.frame import fit, foreground, to_picture
+from dit_sam.predictor import DitPredictor
 from dit_sam_tiny import VARIANTS, tiny_model
 from PIL import Image
 
-from dit_sam.frame import fit, foreground, to_picture
-from dit_sam.predictor import DitPredictor
 from tenfold import UserError
 
 TEXTS = ["the leftmost red circle", "the square", "the top blue object"]
@@ -50,7 +50,9 @@ def test_pictures_of_other_sizes_in_one_call(tiny):
 @pytest.mark.parametrize("size", [(30, 90), (90, 30)])
 @pytest.mark.parametrize("protocol", ["smooth", "official"])
 def test_a_square_comes_back_where_it_was(size, protocol):
-    """Fails if rows and columns, or the padding of portrait and landscape, were mixed up: within a pixel of the square."""
+    """Fails if rows and columns, or the padding of portrait and landscape, were mixed up: within a pixel of the
+    square.
+    """
     height, width = size
     frame = fit(height, width, 48)
     truth = np.zeros((height, width), dtype=bool)
@@ -58,7 +60,9 @@ def test_a_square_comes_back_where_it_was(size, protocol):
     shown = Image.fromarray(truth).convert("L").resize((frame.inner_width, frame.inner_height), Image.Resampling.BOX)
     square = torch.full((48, 48), -9.0)
     frame.cut(square).copy_(torch.from_numpy(np.array(shown)).float() / 255 * 18 - 9)
-    mask = foreground((square > 0).numpy(), frame) if protocol == "official" else (to_picture(square, frame) > 0).numpy()
+    mask = (
+        foreground((square > 0).numpy(), frame) if protocol == "official" else (to_picture(square, frame) > 0).numpy()
+    )
     rows, columns = np.nonzero(mask)
     reach = 2 * max(height, width) / 48 + 1
     assert abs(rows.min() - 9) <= reach and abs(rows.max() - 20) <= reach

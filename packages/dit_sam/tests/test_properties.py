@@ -1,16 +1,17 @@
-"""What holds for any weights: batches, ways of attention, kept sentences, precision, memory, inputs left alone (D6, D9)."""
+"""What holds for any weights: batches, ways of attention, kept sentences, precision, memory, inputs left alone (D6,
+D9).
+"""
 
 import pytest
 import torch
-from dit_sam_tiny import VARIANTS, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import BertConfig, BertModel
-
 from dit_sam.attention import by_rows, folded, relative_positions
 from dit_sam.evidence.official_style import released_encoder
 from dit_sam.model import mask_loss
 from dit_sam.text_encoder import TextEncoder
+from dit_sam_tiny import VARIANTS, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import BertConfig, BertModel
 
 SENTENCES = ["the leftmost red circle", "the square", "the top blue object"]
 
@@ -42,7 +43,10 @@ def test_both_ways_of_attention_are_the_formula(grid, text_queries):
     rel_h, rel_w = relative_positions(torch.randn(9, d), h), relative_positions(torch.randn(9, d), w)
     scores = q @ k.mT * d**-0.5
     cells = q[:, :, text:].unflatten(2, grid)
-    bias = torch.einsum("bnijd,ikd->bnijk", cells, rel_h)[..., None] + torch.einsum("bnijd,jld->bnijl", cells, rel_w)[..., None, :]
+    bias = (
+        torch.einsum("bnijd,ikd->bnijk", cells, rel_h)[..., None]
+        + torch.einsum("bnijd,jld->bnijl", cells, rel_w)[..., None, :]
+    )
     scores[:, :, text:, text:] += bias.flatten(4, 5).flatten(2, 3)
     expected = scores.softmax(-1) @ v
     queries = q if text_queries else q[:, :, text:]
@@ -135,7 +139,9 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_no_map_of_all_pairs_is_made(gradients):
-    """Fails if the encoder made a map of [heads, tokens, tokens]; at 384 pixels with patches of 8 that is 2.1 M a head."""
+    """Fails if the encoder made a map of [heads, tokens, tokens]; at 384 pixels with patches of 8 that is 2.1 M a
+    head.
+    """
     model = tiny_model(native_size=384, input_size=384)
     tokens = (384 // 8) ** 2 + model.config.text_length
     patches = torch.randn(1, 48, 48, 32)

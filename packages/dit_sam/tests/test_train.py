@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from dit_sam_tiny import SHORT, rank, run, tiny_model
-
 from dit_sam.model import DITSam
 from dit_sam.training import run as module
 from dit_sam.training.augment import example
 from dit_sam.training.plan import dry_run, freeze
 from dit_sam.training.run import run_train
 from dit_sam.training.settings import AugmentSettings, TrainSettings
+from dit_sam_tiny import SHORT, rank, run, tiny_model
+
 from tenfold import UserError
 from tenfold.cli import load_config
 from tenfold.runs import read_jsonl, sample_rng
@@ -86,7 +86,7 @@ def test_two_ranks_follow_one(tmp_path, whole):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(900)
         assert process.exitcode == 0
     found = dict(queue.get() for _ in processes)
     assert found[0] == found[1]
@@ -95,7 +95,9 @@ def test_two_ranks_follow_one(tmp_path, whole):
     for name in ours:
         if "qkv.bias" not in name and "k_proj.bias" not in name and "key.bias" not in name:
             assert torch.allclose(ours[name], theirs[name], atol=2e-4), name
-    first = [[row["loss"] for row in read_jsonl(f / "metrics.jsonl") if "loss" in row][:2] for f in (one, tmp_path / "two")]
+    first = [
+        [row["loss"] for row in read_jsonl(f / "metrics.jsonl") if "loss" in row][:2] for f in (one, tmp_path / "two")
+    ]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dit_sam.attention import Grid, attend, relative_positions
 from dit_sam.config import DITConfig
-from dit_sam.text_path import PATHS
+from dit_sam.text_path import PATHS, TextPath
 
 Trace = Callable[[int, Tensor, Tensor], None]
 
@@ -115,13 +115,22 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(out, out, 3, padding=1, bias=False),
             LayerNorm2d(out),
         )
-        if config.variant != "default":
-            self.text_path = PATHS[config.variant](config)
+        path = PATHS.get(config.variant)
+        self.text_path: TextPath | None = None if path is None else path(config)
+
+    def layers(self) -> list[Block]:
+        """The blocks in their order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def enter(self, layer: int, text: Tensor, left: Tensor | None, image: Tensor) -> Tensor:
+        """What block `layer` finds in its text slots: see `TextPath.enter`; not of the variant `default`."""
+        assert self.text_path is not None
+        return self.text_path.enter(layer, text, left, image)
 
     def patches(self, image: Tensor) -> Tensor:
         """Patch embedding plus position: [batch, 3, H, W] -> [batch, h, w, width]. The same for every sentence."""
         x = self.patch_embed["proj"](image).permute(0, 2, 3, 1)
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if positions.shape[1:3] != x.shape[1:3]:
             resized = F.interpolate(
                 positions.float().permute(0, 3, 1, 2), size=x.shape[1:3], mode="bicubic", align_corners=False
@@ -135,7 +144,7 @@ class ImageEncoder(nn.Module):
         Args:
             text: y, [batch, slots, text width].
         """
-        return [block.text_keys(self.text_path.enter(i, text, None, text)) for i, block in enumerate(self.blocks)]
+        return [block.text_keys(self.enter(i, text, None, text)) for i, block in enumerate(self.layers())]
 
     def forward(self, image: Tensor, text: Tensor | None = None) -> Tensor:
         """Encode pictures [batch, 3, H, W] under their sentences: see `encode`."""
@@ -175,7 +184,7 @@ class ImageEncoder(nn.Module):
         return self._neck(x.transpose(1, 2).unflatten(2, grid))
 
     def _without_text(self, x: Tensor, grid: Grid, trace: Trace | None) -> Tensor:
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers()):
             x = block(x, grid)
             if trace is not None:
                 trace(i, x[:, :0], x)
@@ -183,15 +192,15 @@ class ImageEncoder(nn.Module):
 
     def _beside_text(self, x: Tensor, keys: Sequence[Keys], grid: Grid) -> Tensor:
         """Text as keys and values only: its own outputs would not be read."""
-        for block, text in zip(self.blocks, keys, strict=True):
+        for block, text in zip(self.layers(), keys, strict=True):
             x = block(x, grid, text=text.expand(len(x)))
         return x
 
     def _with_text(self, x: Tensor, text: Tensor, grid: Grid, trace: Trace | None) -> Tensor:
         """Text as full tokens; after the last block, too, only where someone looks."""
         left, slots = None, text.shape[1]
-        for i, block in enumerate(self.blocks):
-            entering = self.text_path.enter(i, text, left, x)
+        for i, block in enumerate(self.layers()):
+            entering = self.enter(i, text, left, x)
             if trace is None and i + 1 == len(self.blocks):
                 return block(x, grid, text=block.text_keys(entering))
             both = block(torch.cat([entering, x], dim=1), grid, slots=slots)
@@ -203,4 +212,4 @@ class ImageEncoder(nn.Module):
     def _neck(self, x: Tensor) -> Tensor:
         """The neck computes in the precision of its weights, also under autocast: in half precision it overflows."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.neck(x.to(self.neck[0].weight.dtype))
+            return self.neck(x.to(next(self.neck.parameters()).dtype))

@@ -11,10 +11,13 @@ them).
 
 from __future__ import annotations
 
+import math
+
+import torch
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling import PromptEncoder as SamPromptEncoder
 from segment_anything.modeling import TwoWayTransformer
-from torch import Tensor, cat
+from torch import Tensor
 
 from dit_sam.attention import Grid
 from dit_sam.config import DITConfig
@@ -34,7 +37,12 @@ class PromptEncoder(SamPromptEncoder):
 
     def dense_positions(self, grid: Grid) -> Tensor:
         """SAM's random Fourier features of a grid's cells, [1, width, h, w]."""
-        positions = self.pe_layer(grid)[None]
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        # In float32 whatever the weights are: phases of many turns have no digits left in half precision.
+        rows, columns = (torch.arange(size, device=matrix.device, dtype=torch.float32).add(0.5) / size for size in grid)
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # [h, w, 2]: x, y in (0, 1)
+        phases = 2 * math.pi * ((2 * cells - 1) @ matrix.float())
+        positions = torch.cat([phases.sin(), phases.cos()], dim=-1).permute(2, 0, 1)[None]
         return positions.to(self.no_mask_embed.weight.dtype)
 
     def no_mask(self) -> Tensor:
@@ -60,9 +68,7 @@ class MaskDecoder(SamMaskDecoder):
             iou_head_hidden_dim=config.iou_width,
         )
 
-    def forward(  # type: ignore[override]
-        self, image: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """Decode one mask a row.
 
         Args:
@@ -75,8 +81,8 @@ class MaskDecoder(SamMaskDecoder):
             mask logits [batch, 1, 4 h, 4 w], and the raw IoU head's number [batch, 1] (no training on text reaches it).
         """
         batch = len(image)
-        own = cat([self.iou_token.weight, self.mask_tokens.weight]).expand(batch, -1, -1)
-        tokens = cat([own, sparse], dim=1)
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(batch, -1, -1)
+        tokens = torch.cat([own, sparse], dim=1)
         tokens, cells = self.transformer(image + dense, positions.expand(batch, -1, -1, -1), tokens)
         grid = image.shape[2:]
         upscaled = self.output_upscaling(cells.transpose(1, 2).unflatten(2, grid))  # [batch, width / 8, 4 h, 4 w]

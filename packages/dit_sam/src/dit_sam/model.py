@@ -153,7 +153,11 @@ class DITSam(nn.Module):
         """
         stored = read_folder(name, revision)
         model = cls.from_state(stored.config, stored.vocabulary, stored.state, stored.where)
-        return model.to(device=device, dtype=dtype or model.dtype)
+        if dtype is not None:
+            # The one buffer, frequencies of positions, keeps its digits.
+            for weight in model.parameters():
+                weight.data = weight.data.to(dtype)
+        return model.to(device)
 
     def save_pretrained(
         self, folder: str | Path, *, trained: str | None = None, run: str | None = None, replace: bool = False

@@ -17,6 +17,7 @@ The model's weights must not change while a predictor uses it: what it keeps of 
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -172,7 +173,7 @@ class DitPredictor:
             return self._embedding(self._one())
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]
         self,
         point_coords: None = None,
         point_labels: None = None,
@@ -378,5 +379,5 @@ def open_upright(path: str | Path) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise UserError("no such image", path) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"broken image ({error})", path, "a whole PNG, JPEG or other image file") from error

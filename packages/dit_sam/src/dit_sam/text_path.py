@@ -116,9 +116,10 @@ class CrossAttention(TextPath):
 
     def __init__(self, config: DITConfig) -> None:
         super().__init__(config)
-        self.probs = nn.ModuleList(_zero_linear(config.width) for _ in range(config.depth))
-        for projection in self.probs:
+        projections = [_zero_linear(config.width) for _ in range(config.depth)]
+        for projection in projections:
             nn.init.ones_(projection.weight)
+        self.probs = nn.ModuleList(projections)
         self.cross = nn.ModuleList(_Attention(config) for _ in range(config.depth - 1))
         self.ln = nn.ModuleList(_Norm(config.width) for _ in range(config.depth - 1))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -94,7 +94,7 @@ def _measured(shapes: Mapping[str, tuple[int, ...]], variant: str) -> DITConfig:
     ]
     known = [name for name, numbers in SIZES.items() if numbers["width"] == width and numbers["depth"] == depth]
     heads = SIZES[known[0]]["heads"] if known else width // tables[0][1]
-    values = {
+    values: dict[str, Any] = {
         "width": width,
         "depth": depth,
         "heads": heads,

@@ -123,7 +123,8 @@ def write_mini(folder: str | Path, settings: MiniSettings) -> None:
         UserError: the folder exists or cannot be written.
     """
     refs: list[dict[str, Any]] = []
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     with atomic_directory(folder) as place:
         (place / "train2014").mkdir()
         (place / "refcoco").mkdir()

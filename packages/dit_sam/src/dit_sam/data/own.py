@@ -8,6 +8,7 @@ is a picture of the same size whose pixels are 0 outside: 0 / 1, 0 / 255 and pal
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dit_sam.data.samples import Sample
 from tenfold import UserError
 from tenfold.data.formats.records import Fields, ImageFolder, not_empty, read_lines, relative_name
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_own(folder: str | Path, part: str) -> list[Sample]:
@@ -34,7 +35,9 @@ def read_own(folder: str | Path, part: str) -> list[Sample]:
         read_mask = None
         if "mask" not in record or record.optional_text("mask") is not None:
             name = relative_name(record.text("mask"), record.where)
-            read_mask = _Reader(files.picture(name, record.where).source)
+            file = files.picture(name, record.where).source
+            assert isinstance(file, Path)
+            read_mask = _Reader(file)
         samples.append(Sample(str(number), picture, _sentences(record), read_mask, record.where))
     return not_empty(samples, path)
 
@@ -69,8 +72,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         raise UserError("no such mask", path) from error
     except _DECODING_ERRORS as error:
         raise UserError(f"broken mask ({error})", path, "a PNG whose pixels are 0 outside") from error
-    if values.ndim == 3:
-        # An alpha channel says nothing of colour: opaque black is outside.
-        channels = values.shape[2] - (1 if values.shape[2] in (2, 4) else 0)
-        values = values[:, :, :channels].any(axis=2)
-    return (values != 0).astype(np.uint8)
+    if values.ndim == 2:
+        return (values != 0).astype(np.uint8)
+    # An alpha channel says nothing of colour: opaque black is outside.
+    channels = values.shape[2] - (1 if values.shape[2] in (2, 4) else 0)
+    return (values[:, :, :channels] != 0).max(axis=2).astype(np.uint8)

@@ -148,8 +148,8 @@ def parse_references(content: Any, where: str | Path) -> list[Reference]:
         sentences = tuple(
             Fields(one, f"{fields.where}, sentence {i}").text("sent") for i, one in enumerate(fields.items("sentences"))
         )
-        ids = (fields.integer(name) for name in ("ref_id", "ann_id", "image_id"))
-        found.append(Reference(*ids, fields.text("split"), sentences))
+        ref_id, ann_id, image_id = (fields.integer(name) for name in ("ref_id", "ann_id", "image_id"))
+        found.append(Reference(ref_id, ann_id, image_id, fields.text("split"), sentences))
     return found
 
 

@@ -42,7 +42,7 @@ def run_segment(settings: SegmentSettings, output: Path, seed: int = 0) -> Segme
     with run("dit_sam", "segment", config=settings.model_dump(), seed=seed, output=output, data=prints) as current:
         predictor.set_image(image)
         prediction = predictor.predict(text=settings.texts, threshold=settings.threshold)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i, (text, mask) in enumerate(zip(settings.texts, prediction.masks, strict=True), start=1):
             name = f"mask-{i}-{_slug(text)}.png"
             mask_image(mask).save(current.file(name))

@@ -31,7 +31,7 @@ def released_encoder(encoder: ImageEncoder, patches: Tensor, text: Tensor) -> Te
     """All blocks and the neck in the released way, for variants whose slots depend on the sentence alone."""
     grid = (patches.shape[1], patches.shape[2])
     x = patches.flatten(1, 2)
-    for i, block in enumerate(encoder.blocks):
-        slots = encoder.text_path.enter(i, text, None, x)
+    for i, block in enumerate(encoder.layers()):
+        slots = encoder.enter(i, text, None, x)
         x = released_block(block, torch.cat([slots, x], dim=1), grid, slots.shape[1])[:, slots.shape[1] :]
     return encoder._neck(x.transpose(1, 2).unflatten(2, grid))

@@ -3,8 +3,8 @@
     python -m dit_sam.evidence.rehearsal --output rehearsal.json --size vit_h
 
 Writes a release as the authors' trainer does (names with `module.`, EMA, optimiser), converts it, loads it in bfloat16,
-segments a picture, and evaluates a few sentences from REFER's files; every step with its seconds and peak memory. A release
-of random weights says nothing of quality: what is rehearsed are files, sizes, memory and time.
+segments a picture, and evaluates a few sentences from REFER's files; every step with its seconds and peak memory. A
+release of random weights says nothing of quality: what is rehearsed are files, sizes, memory and time.
 """
 
 # Annotations are not deferred: typer evaluates them.

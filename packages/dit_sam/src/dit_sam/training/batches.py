@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -59,13 +59,15 @@ class Batches:
 
     def epoch(self, epoch: int, first: int, group: Ranks) -> Iterator[Batch]:
         """This rank's part of an epoch's batches, from the batch `first` on."""
-        order = sample_rng(self.seed, epoch, _ORDER).permutation(len(self.samples))
+        order = sample_rng(self.seed, epoch, _ORDER).permutation(len(self.samples)).tolist()
         size = self.settings.batch
-        shares = [group.share(order[k * size : (k + 1) * size]) for k in range(first, self.per_epoch)]
+        shares: list[Sequence[int]] = [
+            group.share(order[k * size : (k + 1) * size]) for k in range(first, self.per_epoch)
+        ]
         for examples in self._read(shares, epoch):
             yield self._collate(examples)
 
-    def _read(self, shares: list[Any], epoch: int) -> Iterator[list[Example]]:
+    def _read(self, shares: Sequence[Sequence[int]], epoch: int) -> Iterator[list[Example]]:
         if not self.settings.workers:
             for share in shares:
                 yield [self._example(epoch, int(i)) for i in share]
@@ -97,7 +99,9 @@ class Batches:
 
     def _collate(self, examples: list[Example]) -> Batch:
         sentences = self.vocabulary.encode([one.sentence for one in examples], self.config.text_length)
-        images, masks = (torch.stack([one[part] for one in examples]) for part in (0, 1))
+        images, masks = (
+            torch.stack(ones) for ones in ([one.image for one in examples], [one.mask for one in examples])
+        )
         return Batch(images, masks, sentences.ids, sentences.mask)
 
 

@@ -62,7 +62,7 @@ def _preprocess(case: Case, tensors: Tensors, compare: Comparison) -> None:
             flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             ways.append(("flip", size - 8, flipped, np.ascontiguousarray(mask[:, ::-1])))
         for name, long_side, shown, its_mask in ways:
-            frame = fit(*its_mask.shape, size, long_side)
+            frame = fit(its_mask.shape[0], its_mask.shape[1], size, long_side)
             compare.close(f"{name} picture {i}", picture(shown, frame), tensors[f"out/{name}_image_{i}"], "pictures")
             compare.close(f"{name} mask {i}", target(its_mask, frame), tensors[f"out/{name}_mask_{i}"], "pictures")
             compare.equal(f"{name} place {i}", _info(frame), tensors[f"out/{name}_info_{i}"])

@@ -102,7 +102,7 @@ def net_config(case: Case) -> DITConfig:
     decoder, bert = given["decoder"], given["bert"]
     variant = given["net"].lower()
     return DITConfig(
-        variant="default" if variant.startswith("default") else variant,  # type: ignore[arg-type]
+        variant="default" if variant.startswith("default") else variant,
         width=given["embed_dim"],
         depth=given["depth"],
         heads=given["num_heads"],
