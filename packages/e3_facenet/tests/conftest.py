@@ -6,6 +6,10 @@ from e3_facenet.facenet import E3FaceNet
 from e3_facenet.miniature.model import mini_clip
 from e3_facenet_fixtures import make_generator
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from e3_facenet_fixtures import make_generator  # noqa: E402
+
 torch.set_num_threads(1)
 
 
