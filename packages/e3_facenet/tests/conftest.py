@@ -1,14 +1,15 @@
 """Tiny networks that every test can afford, and a folder of one of them."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
 from e3_facenet.facenet import E3FaceNet
 from e3_facenet.miniature.model import mini_clip
-from e3_facenet_fixtures import make_generator
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-from e3_facenet_fixtures import make_generator  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -26,6 +27,8 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def face():
     """An opened tiny model."""
+    from e3_facenet_fixtures import make_generator
+
     return E3FaceNet(make_generator(), mini_clip(0))
 
 
