@@ -11,8 +11,6 @@ from e3_facenet.miniature.model import mini_clip
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from e3_facenet_fixtures import make_generator  # noqa: E402
-
 torch.set_num_threads(1)
 
 
@@ -29,6 +27,8 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def face():
     """An opened tiny model."""
+    from e3_facenet_fixtures import make_generator
+
     return E3FaceNet(make_generator(), mini_clip(0))
 
 

@@ -115,3 +115,12 @@ def test_recorded_results_name_claims_and_verdicts():
         if record.get("verdict") == "no verdict":
             assert record["passed"] is None
     assert claims.PARITY
+
+
+def test_d13_the_rehearsal_walks_the_whole_path(tmp_path):
+    """At tiny size. Fails if a step of the way from a pickle to an evaluated face breaks."""
+    from e3_facenet.evidence.rehearsal import rehearse
+    from e3_facenet_fixtures import TINY, TINY_D
+
+    rows = rehearse(tmp_path / "r", TINY, TINY_D)
+    assert [row["step"] for row in rows][-1] == "evaluate two faces" and (tmp_path / "r" / "face.glb").is_file()

@@ -86,7 +86,7 @@ def test_limit_takes_fewer(settings, tmp_path):
 
 
 def test_clip_scores_are_cosines_of_transformers_own_features(finished, face):
-    """Fails if the score is taken on pictures in [-1, 1], or on another text: computed by transformers' model itself."""
+    """Fails if the score is taken on pictures in [-1, 1], or on another text: transformers computes it itself."""
     row = json.loads((finished.output / "predictions.jsonl").read_text().splitlines()[0])
     assert -1 <= row["clip"] <= 1
     images = torch.rand(2, 3, 32, 32)
