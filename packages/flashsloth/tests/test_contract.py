@@ -100,10 +100,10 @@ def test_d09_the_same_on_the_stand_in_device_and_no_wait_while_decoding():
     [
         (("convert", "missing", "out"), ("no such model",)),
         (("convert",), ("nothing to convert",)),
-        (("eval", "missing", "--benchmark", "mini", "--data", "."), ("no such model",)),
+        (("eval", "missing", "--benchmark", "mini", "--data", "."), ("no such file",)),
         (("eval", "--config", "nonsense"), ("no such config",)),
         (("train", "--config", "mini", "--set", "nonsense=1"), ("nonsense",)),
-        (("train", "--config", "3.2b-mix665k", "--output", "out"), ("no data",)),
+        (("train", "--config", "3.2b-mix665k", "--output", "out"), ("DeepSpeed",)),
         (("bench", "--layers", "many"), ("layers",)),
         (("tokenizer", "missing", "out"), ("missing",)),
         (("demo", "--image", "missing.png", "--question", "What?"), ("missing.png",)),
