@@ -79,7 +79,7 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EmbeddedQuery):
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):
-                    init.normal_(layer.weight, std=self.config.embq_initializer_range)
+                    init.normal_(layer.weight, std=self.config.embq_initializer_range or layer.in_features**-0.5)
                     init.zeros_(layer.bias)
         elif isinstance(module, (Projector, SpatialAttentionPooling)):
             for layer in module.modules():
