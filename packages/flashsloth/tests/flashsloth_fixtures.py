@@ -54,7 +54,7 @@ def tiny_config(**changes) -> FlashSlothConfig:
 
 def tiny_model(seed: int = 0, config: FlashSlothConfig | None = None) -> FlashSlothForConditionalGeneration:
     """A tiny model in eval mode, with every weight shaken, as training would. It never ends its answer."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FlashSlothForConditionalGeneration(config or tiny_config()).eval()
         with torch.no_grad():

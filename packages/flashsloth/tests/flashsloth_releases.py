@@ -45,7 +45,7 @@ def release_config(views: int = 1) -> FlashSlothConfig:
 
 def weights(config: FlashSlothConfig, seed: int = 0) -> dict[str, Tensor]:
     """Random weights under official names, float16."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FlashSlothForConditionalGeneration(config)
     return {name: tensor.half() for name, tensor in to_official(model.state_dict()).items()}

@@ -79,7 +79,7 @@ def test_need_09_padding_on_either_side(side):
 
 @torch.no_grad()
 def test_need_11_half_precision_does_not_overflow():
-    """Queries and keys scaled so that their products pass 1e5: SDPA's sums are float32. Fails with scores in float16."""
+    """Products of queries and keys pass 1e5: SDPA's sums are float32. Fails with scores in float16."""
     model = tiny_model().half()
     for layer in model.model.language_model.layers:
         layer.self_attn.q_proj.weight.mul_(200)
@@ -124,4 +124,4 @@ def test_need_15_pixel_shuffle_is_a_baseline():
     assert "pixel-shuffle at 81 tokens" in README
 
 
-# Needs 3 (stage 1 does not stop) and 10 (two rounds, kept features) stand in test_checkpoints.py and test_properties.py.
+# Need 3 (stage 1 does not stop) stands in test_checkpoints.py, 10 (two rounds, kept features) in test_properties.py.

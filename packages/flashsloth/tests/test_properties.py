@@ -214,11 +214,14 @@ def test_beams_and_several_answers(model, options):
     """Rows with different numbers of images. Fails if images are repeated entry by entry (row 2 has two)."""
     rows = tiny_inputs(model, MIXED)
     torch.manual_seed(0)
-    batch = model.generate(**batched(rows), max_new_tokens=4, **options)
+    options = options | {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
+    batch = model.generate(**batched(rows), **options)
     if "num_beams" in options:
-        alone = [model.generate(**row, max_new_tokens=4, **options)[:, -4:] for row in rows]
-        assert torch.equal(batch[:, -4:], torch.cat(alone))
-    assert len(batch) == len(rows) * options.get("num_return_sequences", 1)
+        alone = [model.generate(**row, **options) for row in rows]
+        assert torch.equal(batch.sequences[:, -4:], torch.cat([one.sequences[:, -4:] for one in alone]))
+        scores = torch.cat([one.sequences_scores for one in alone])
+        assert torch.allclose(batch.sequences_scores, scores, **CLOSE)
+    assert len(batch.sequences) == len(rows) * options.get("num_return_sequences", 1)
 
 
 @torch.no_grad()

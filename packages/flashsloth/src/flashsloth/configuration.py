@@ -6,7 +6,7 @@ layer before which EmbQ stands, the number of queries, the pool's side, EmbQ's w
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, PhiConfig, PreTrainedConfig, SiglipVisionConfig
 
@@ -62,7 +62,7 @@ class FlashSlothConfig(PreTrainedConfig):
         query_count: K, learnable query tokens of a question.
         embq_layer: EmbQ updates the queries' hidden states where they enter this decoder layer, counted from 0.
         embq_width: width dd in which EmbQ compares; None: half the vision width.
-        embq_initializer_range: standard deviation of EmbQ's first weights; 0.02 is 1 / sqrt(2560).
+        embq_initializer_range: standard deviation of EmbQ's first weights; None: 1 / sqrt(inputs).
         dot_token_id: the token whose embedding is added to every query: " ." in Phi-2's vocabulary.
         image_token_id: stands for a visual token in the input ids.
         query_token_id: `<learnable>`: stands for a query token in the input ids.
@@ -82,14 +82,18 @@ class FlashSlothConfig(PreTrainedConfig):
     model_type = "flashsloth"
     sub_configs: ClassVar = {"text_config": PhiConfig, "vision_config": SiglipVisionConfig}
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # configs, once the constructor is done
+        text_config: Any
+        vision_config: Any
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        vision_config: dict | PreTrainedConfig | None = None
     views: int = 1
     pool: int = 3
     query_count: int = 9
     embq_layer: int = 7
     embq_width: int | None = None
-    embq_initializer_range: float = 0.02
+    embq_initializer_range: float | None = 0.02
     dot_token_id: int = 764
     image_token_id: int = IMAGE
     query_token_id: int = QUERY

@@ -23,6 +23,20 @@ from torch import Tensor, nn
 LATE_VALUES = 3
 
 
+class QueryTokens(nn.Module):
+    """K learnable tokens; each use adds the embedding of " ." to them (section 3.3)."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, embeds: Tensor, is_query: Tensor) -> Tensor:
+        """Put the queries in: ``embeds [batch, tokens, d]`` hold the dot's embedding where ``is_query`` is true."""
+        # The k-th query of a row is token k modulo K: groups are whole.
+        index = (is_query.cumsum(dim=1) - 1).clamp(min=0) % self.token.shape[0]
+        return embeds + self.token[index].to(embeds) * is_query.unsqueeze(-1).to(embeds)
+
+
 class TextToQuery(nn.Module):
     """Weights of the step in which queries read the question (section 3.6); no output projection."""
 

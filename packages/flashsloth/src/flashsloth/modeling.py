@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
@@ -29,9 +28,9 @@ from transformers.utils.generic import can_return_tuple
 
 from flashsloth.backbones import PhiWithQueries, VisionTower, pictures
 from flashsloth.configuration import FlashSlothConfig
-from flashsloth.embq import EmbeddedQuery
+from flashsloth.embq import EmbeddedQuery, QueryTokens
 from flashsloth.looking import ImageFeatures, KeptImages, embed_queries, look_up
-from flashsloth.pooling import SpatialAttentionPooling
+from flashsloth.pooling import Projector, SpatialAttentionPooling
 from tenfold import UserError
 
 logger = logging.get_logger(__name__)
@@ -54,35 +53,6 @@ class FlashSlothOutput(CausalLMOutputWithPast):
     vocabulary]``; the rest as in :class:`FlashSlothModelOutput`."""
 
     image_hidden_states: Tensor | None = None
-
-
-class Projector(nn.Module):
-    """``Linear(dv -> d), GELU, Linear(d -> d)``, behind the pooling (section 3.2, the official mlp2x_gelu)."""
-
-    def __init__(self, config: FlashSlothConfig) -> None:
-        super().__init__()
-        width = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
-        self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """``[images, Nv, dv] -> [images, Nv, d]``."""
-        return self.linear_2(self.act(self.linear_1(pooled)))
-
-
-class QueryTokens(nn.Module):
-    """K learnable tokens; each use adds the embedding of " ." to them (section 3.3)."""
-
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.empty(count, width))
-
-    def forward(self, embeds: Tensor, is_query: Tensor) -> Tensor:
-        """Put the queries in: ``embeds [batch, tokens, d]`` hold the dot's embedding where ``is_query`` is true."""
-        # The k-th query of a row is token k modulo K: groups are whole.
-        index = (is_query.cumsum(dim=1) - 1).clamp(min=0) % self.token.shape[0]
-        return embeds + self.token[index].to(embeds) * is_query.unsqueeze(-1).to(embeds)
 
 
 class FlashSlothPreTrainedModel(PreTrainedModel):
@@ -109,7 +79,7 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EmbeddedQuery):
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):
-                    init.normal_(layer.weight, std=self.config.embq_initializer_range)
+                    init.normal_(layer.weight, std=self.config.embq_initializer_range or layer.in_features**-0.5)
                     init.zeros_(layer.bias)
         elif isinstance(module, (Projector, SpatialAttentionPooling)):
             for layer in module.modules():
@@ -132,7 +102,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         text, vision = config.text_config, config.vision_config
         self.vision_tower = VisionTower._from_config(vision, trained=config.train_vision)
         self.pooling = SpatialAttentionPooling(vision.hidden_size, config.pool, config.sap_dropout)
-        self.multi_modal_projector = Projector(config)
+        self.multi_modal_projector = Projector(vision.hidden_size, text.hidden_size, config.projector_hidden_act)
         self.query_tokens = QueryTokens(config.query_count, text.hidden_size)
         self.embq = EmbeddedQuery(text.hidden_size, vision.hidden_size, config.embq_width, text.num_attention_heads)
         self.language_model = PhiWithQueries._from_config(text, step_layer=config.embq_layer)

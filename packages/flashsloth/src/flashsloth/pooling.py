@@ -17,6 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from tenfold import UserError
 
@@ -50,6 +51,20 @@ class SpatialAttentionPooling(nn.Module):
         """
         scores = self.mlp(patches).float()  # [views, side^2, 1]
         return into_blocks(scores, self.pool, fill=-math.inf).squeeze(-1).softmax(dim=-1)
+
+
+class Projector(nn.Module):
+    """``Linear(dv -> d), GELU, Linear(d -> d)``, behind the pooling (section 3.2, the official mlp2x_gelu)."""
+
+    def __init__(self, vision: int, width: int, act: str = "gelu") -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision, width)
+        self.act = ACT2FN[act]
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``[images, Nv, dv] -> [images, Nv, d]``."""
+        return self.linear_2(self.act(self.linear_1(pooled)))
 
 
 def average_pooling(patches: Tensor, pool: int = 3) -> Tensor:

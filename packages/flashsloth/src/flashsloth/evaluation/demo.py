@@ -19,7 +19,7 @@ from flashsloth.evaluation.model import Host, open_host
 from flashsloth.evaluation.picture import draw
 from flashsloth.evaluation.settings import DemoSettings
 from tenfold import UserError
-from tenfold.data.formats import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.hosts.answers import Prompt, encode_batch, generate
 from tenfold.runs import fingerprint, run
 
@@ -88,7 +88,7 @@ def _asked(settings: DemoSettings, seed: int) -> tuple[Image.Image, str, str | N
     if settings.image is not None:
         if not settings.question:
             raise UserError("no question about the image", "--image", '--question "What is in the image?"')
-        return open_image(Path(settings.image)), settings.question, None
+        return open_picture(Path(settings.image)), settings.question, None
     scene = world.draw(DEMO_WORLD + seed, 1)
     one = world.question(scene, "shape", 0)
     return world.render(scene), settings.question or one.text, None if settings.question else one.answer

@@ -115,7 +115,7 @@ def train_stage(
         model,
         options,
         train_dataset=data,
-        data_collator=Collator(data.processor),
+        data_collator=Collator(data.processor),  # type: ignore[arg-type]
         callbacks=[Curve(plan, current)],  # type: ignore[arg-type]
         order=Order(data, plan, options.seed),
         mean=settings.loss,
