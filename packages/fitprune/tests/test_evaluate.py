@@ -44,7 +44,7 @@ def host():
 def recipe(host, tmp_path_factory):
     """The file of a recipe that leaves little of the image, and all of it in the first layers' attention."""
     layers = host[0].config.text_config.num_hidden_layers
-    remove = (20, 8, *(0,) * (layers - 3), 2)
+    remove = (88, 4, *(0,) * (layers - 3), 2)
     path = tmp_path_factory.mktemp("recipe") / "recipe.json"
     Recipe("mini_host", layers, mini_host.VISUAL_TOKENS, remove).save(path)
     return path
