@@ -24,7 +24,8 @@ MODULES = [file for file in FILES if file.suffix == ".py" and "src" in file.part
 # Whom the project's texts point to. Everything else (mirrors, machines, services) has no place in it.
 HOSTS = {
     "aaai.org", "arxiv.org", "aclanthology.org", "doi.org", "openreview.net", "proceedings.neurips.cc",
-    "proceedings.mlr.press", "github.com", "git-lfs.github.com", "huggingface.co", "docs.astral.sh", "www.apache.org", "www.w3.org",
+    "proceedings.mlr.press",
+    "github.com", "git-lfs.github.com", "huggingface.co", "docs.astral.sh", "www.apache.org", "www.w3.org",
     "example.org", "example.com", "127.0.0.1", "keepachangelog.com", "semver.org",
 }  # fmt: skip
 # No test data name a machine either; `/work`, `/home/<name>` and the like exist on one machine only.

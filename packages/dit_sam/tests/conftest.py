@@ -10,9 +10,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+from dit_sam_tiny import tiny_model
+
 from dit_sam.data.mini import write_mini
 from dit_sam.data.settings import MiniSettings
-from dit_sam_tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)

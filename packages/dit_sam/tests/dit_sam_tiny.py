@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import torch
+from typer.testing import CliRunner
+
 from dit_sam.commands.app import app
 from dit_sam.miniature.model import mini_config, mini_vocabulary
 from dit_sam.model import DITSam
-from typer.testing import CliRunner
-
 from tenfold import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,6 @@ def rank(number, port, folder, start, queue):
     """One of two ranks of a short training, in a process of its own; tells its mIoU of val."""
     from dit_sam.training.run import run_train
     from dit_sam.training.settings import TrainSettings
-
     from tenfold.cli import load_config
 
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -6,14 +6,14 @@ import pickle
 
 import pytest
 import torch
-from dit_sam.checkpoints.convert import convert, convert_back
-from dit_sam.checkpoints.keys import to_official, unused_shapes
-from dit_sam.checkpoints.load import from_sam
-from dit_sam.model import DITSam
 from dit_sam_tiny import run, tiny_model
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from dit_sam.checkpoints.convert import convert, convert_back
+from dit_sam.checkpoints.keys import to_official, unused_shapes
+from dit_sam.checkpoints.load import from_sam
+from dit_sam.model import DITSam
 from tenfold import UserError
 
 

@@ -6,13 +6,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from dit_sam_tiny import ROOT, run
+from typer.main import get_command
+
 from dit_sam.commands.app import app
 from dit_sam.evidence import experiments, findings
 from dit_sam.evidence.claims import PARITY, checks
 from dit_sam.evidence.experiments import ARMS, DEEPER, DEFAULT, E_DIT, L_DIT, POINTS
-from dit_sam_tiny import ROOT, run
-from typer.main import get_command
-
 from tenfold.ledger import load_ledger
 from tenfold.ledger.evidence import evaluate
 

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from dit_sam.commands.app import app
 from dit_sam_tiny import ROOT, environment, files_below, run
 from PIL import Image
+
+from dit_sam.commands.app import app
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,10 @@ def test_help_names_the_data_tree_and_importing_is_light():
 
 def test_options_are_settings():
     """Fails if an option's name were no setting of its verb."""
+    from typer.main import get_command
+
     from dit_sam.evaluation.settings import DemoSettings, EvalSettings, SegmentSettings
     from dit_sam.evidence.settings import BenchSettings
-    from typer.main import get_command
 
     renamed = {"text": "texts", "set_": "set", "size": "sizes"}
     verbs = get_command(app).commands
@@ -94,7 +96,6 @@ def test_options_are_settings():
 def test_configs_say_how_they_are_run():
     """Fails if a shipped config did not open with its command, or could not be read."""
     from dit_sam.training.settings import TrainSettings
-
     from tenfold.cli import load_config
 
     for path in sorted((ROOT / "configs").glob("*.yaml")):

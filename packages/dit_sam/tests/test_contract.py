@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
+from dit_sam_tiny import ROOT, environment, run, tiny_model
+
 from dit_sam.evidence.claims import checks
 from dit_sam.evidence.parity import check_case
 from dit_sam.model import DITSam
 from dit_sam.predictor import DitPredictor
-from dit_sam_tiny import ROOT, environment, run, tiny_model
-
 from tenfold.cli import bibtex
 from tenfold.runs import RunRecord
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from dit_sam_tiny import tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from dit_sam.config import DITConfig
 from dit_sam.costs import decoder_macs, encoder_macs, map_bytes, text_macs, used_parameters
 from dit_sam.evidence.official_style import released_encoder
 from dit_sam.model import DITSam, mask_loss
-from dit_sam_tiny import tiny_model
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def counted(work):

@@ -6,6 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
 from dit_sam.data.conversion import convert_refer
 from dit_sam.data.general import parse_general, union
 from dit_sam.data.mini import CONFIG, WORDS, expressions
@@ -15,9 +18,6 @@ from dit_sam.data.segmentation import decode
 from dit_sam.data.sets import ReferringSet
 from dit_sam.data.words import kind, swapped, swapped_words, turned
 from dit_sam.scores import Overlap, general_scores, overlap, referring_scores
-from PIL import Image
-from pycocotools import mask as coco
-
 from tenfold import UserError
 from tenfold.data import miniworld
 

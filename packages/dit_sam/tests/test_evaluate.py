@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dit_sam_tiny import files_below, run
+from PIL import Image
+from pycocotools import mask as coco
+
 from dit_sam.data.sets import ReferringSet
 from dit_sam.evaluation import run as module
 from dit_sam.evaluation.run import run_eval
 from dit_sam.evaluation.settings import EvalSettings
 from dit_sam.model import DITSam
 from dit_sam.predictor import DitPredictor
-from dit_sam_tiny import files_below, run
-from PIL import Image
-from pycocotools import mask as coco
-
 from tenfold.runs import RunRecord, read_jsonl
 
 

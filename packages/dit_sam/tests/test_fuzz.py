@@ -4,12 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from dit_sam.data.own import read_mask
 from dit_sam.data.sets import ReferringSet
 from dit_sam.model import DITSam
 from dit_sam.predictor import open_upright
-from PIL import Image
-
 from tenfold import UserError
 
 

@@ -8,6 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from dit_sam_tiny import ROOT, SHORT, environment, run, tiny_model
+from PIL import Image
+
 from dit_sam.data.own import read_own
 from dit_sam.data.settings import DATA_TREE
 from dit_sam.evidence.findings import judge
@@ -15,9 +18,6 @@ from dit_sam.frame import fit
 from dit_sam.model import DITSam
 from dit_sam.predictor import DitPredictor
 from dit_sam.scores import Overlap, general_scores, referring_scores
-from dit_sam_tiny import ROOT, SHORT, environment, run, tiny_model
-from PIL import Image
-
 from tenfold import UserError
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from dit_sam.checkpoints.keys import official, possible_variants, unused_shapes
 from dit_sam.config import DITConfig, sized
 from dit_sam.evidence.parity import check_case
 from dit_sam.model import DITSam
-from safetensors.torch import load_file, save_file
-
 from tenfold import UserError
 from tenfold.ledger.goldens import find_cases
 

@@ -5,11 +5,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from dit_sam.frame import fit, foreground, to_picture
-from dit_sam.predictor import DitPredictor
 from dit_sam_tiny import VARIANTS, tiny_model
 from PIL import Image
 
+from dit_sam.frame import fit, foreground, to_picture
+from dit_sam.predictor import DitPredictor
 from tenfold import UserError
 
 TEXTS = ["the leftmost red circle", "the square", "the top blue object"]

@@ -4,14 +4,15 @@ D9).
 
 import pytest
 import torch
-from dit_sam.attention import by_rows, folded, relative_positions
-from dit_sam.evidence.official_style import released_encoder
-from dit_sam.model import mask_loss
-from dit_sam.text_encoder import TextEncoder
 from dit_sam_tiny import VARIANTS, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, BertModel
+
+from dit_sam.attention import by_rows, folded, relative_positions
+from dit_sam.evidence.official_style import released_encoder
+from dit_sam.model import mask_loss
+from dit_sam.text_encoder import TextEncoder
 
 SENTENCES = ["the leftmost red circle", "the square", "the top blue object"]
 

@@ -4,10 +4,11 @@ import re
 import shlex
 
 import numpy as np
-from dit_sam.commands.app import app
 from dit_sam_tiny import ROOT
 from PIL import Image
 from typer.main import get_command
+
+from dit_sam.commands.app import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

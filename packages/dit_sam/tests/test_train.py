@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from dit_sam_tiny import SHORT, rank, run, tiny_model
+
 from dit_sam.model import DITSam
 from dit_sam.training import run as module
 from dit_sam.training.augment import example
 from dit_sam.training.plan import dry_run, freeze
 from dit_sam.training.run import run_train
 from dit_sam.training.settings import AugmentSettings, TrainSettings
-from dit_sam_tiny import SHORT, rank, run, tiny_model
-
 from tenfold import UserError
 from tenfold.cli import load_config
 from tenfold.runs import read_jsonl, sample_rng

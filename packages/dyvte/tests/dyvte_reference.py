@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
-from dyvte.gates import GateConfig, Gates
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from dyvte.gates import GateConfig, Gates
 from tenfold.testing.hosts import IMAGE
 
 

@@ -1,8 +1,9 @@
 """A tiny LLaVA in transformers' layout and gates for it, as folders."""
 
 import torch
-from dyvte import GateConfig, Gates, save_gates
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from dyvte import GateConfig, Gates, save_gates
 
 WORDS = 62  # with <image> and <pad> 64
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from dyvte_fixtures import answered, host, rows
+
 from dyvte.analysis import MEASURES, profile, stages, watch
 from dyvte.branches import run_branches
 from dyvte.evaluation.settings import AnalyzeSettings
@@ -11,8 +13,6 @@ from dyvte.evaluation.study import run_analyze, without_image
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
 from dyvte.observation import Observed
-from dyvte_fixtures import answered, host, rows
-
 from tenfold.testing.hosts import IMAGE
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from dyvte.branches import run_branches
-from dyvte.gates import GateConfig
 from dyvte_fixtures import answered, host, rows, single
 from dyvte_reference import decoder, layer_zero_input
 
+from dyvte.branches import run_branches
+from dyvte.gates import GateConfig
 from tenfold import UserError
 from tenfold.testing.hosts import IMAGE, Prompts
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from dyvte_fixtures import host, rows
+
 from dyvte import VisualExit, calibrate
 from dyvte.calibration import exits_at, margins, threshold_for
 from dyvte.exits import mean_exit
-from dyvte_fixtures import host, rows
-
 from tenfold import UserError
 
 

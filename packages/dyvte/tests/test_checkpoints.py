@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from dyvte import GateConfig, Gates, load_gates, save_gates
-from dyvte.checkpoints import release
 from dyvte_releases import tiny_gates, tiny_host
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+from dyvte import GateConfig, Gates, load_gates, save_gates
+from dyvte.checkpoints import release
 from tenfold import UserError
 
 

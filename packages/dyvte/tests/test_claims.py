@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from dyvte.evidence.claims import checks, figures
 
+from dyvte.evidence.claims import checks, figures
 from tenfold import UserError
 from tenfold.ledger.schema import load_ledger
 
@@ -66,6 +66,7 @@ def test_every_command_of_a_full_claim_has_the_options_it_is_given():
     import shlex
 
     import typer
+
     from dyvte.commands.app import app
 
     command = typer.main.get_command(app)

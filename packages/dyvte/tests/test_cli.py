@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from dyvte.commands.app import app
 from typer.testing import CliRunner
 
+from dyvte.commands.app import app
 from tenfold import UserError
 
 RUNNER = CliRunner()

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from dyvte.commands.app import app
 from dyvte_fixtures import THRESHOLD, host, rows
 from typer.testing import CliRunner
+
+from dyvte.commands.app import app
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -21,7 +22,6 @@ def test_d01_the_package_names_what_it_needs():
 
 def test_d02_every_golden_case_is_known():
     from dyvte.evidence.parity import COMPUTATIONS, TOLERANCES
-
     from tenfold.ledger.goldens import find_cases
 
     known = {json.loads(path.read_text())["computation"] for path in find_cases(PACKAGE / "tests" / "goldens")}

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from dyvte import costs
 from dyvte.costs import LLAMA_7B, DecoderShape
 from dyvte.gates import GateConfig, Gates
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def counted(work):

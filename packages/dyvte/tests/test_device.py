@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from dyvte import VisualExit
 from dyvte_fixtures import THRESHOLD, host, rows
 
+from dyvte import VisualExit
 from tenfold.testing.device import stand_in_cuda
 from tenfold.testing.processes import apart
 

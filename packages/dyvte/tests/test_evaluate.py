@@ -3,12 +3,12 @@
 import json
 
 import pytest
+
 from dyvte.costs import DecoderShape, prefill_flops
 from dyvte.evaluation import run as evaluation
 from dyvte.evaluation.model import ExitingHost, make_exit, open_exiting
 from dyvte.evaluation.published import published
 from dyvte.evaluation.settings import EvalSettings
-
 from tenfold import UserError
 from tenfold.cli.settings import HostSettings
 from tenfold.data import write

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from dyvte import GateConfig, Gates, VisualExit
 from dyvte_fixtures import SPECIAL, THRESHOLD, host, rows, single
 from dyvte_releases import tiny_host
 from transformers import StaticCache
 
+from dyvte import GateConfig, Gates, VisualExit
 from tenfold import UserError
 from tenfold.testing.hosts import SCENARIOS, Prompts
 

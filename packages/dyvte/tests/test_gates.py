@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dyvte.checkpoints.keys import gates_to_official
 from dyvte.gates import GateConfig, Gates, prefers_exit
 from dyvte.states import pooled_states, text_block
-
 from tenfold import UserError
 
 KEYS = json.loads((Path(__file__).parent / "goldens" / "official_keys.json").read_text())

@@ -1,6 +1,7 @@
 """The label rule, by hand."""
 
 import torch
+
 from dyvte.labels import LabelRule, gate_loss, shifted
 
 

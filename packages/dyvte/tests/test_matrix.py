@@ -6,9 +6,9 @@ its message: right padding under ``generate``, which itself would read the logit
 
 import pytest
 import torch
-from dyvte.exits import VisualExit
 from dyvte_reference import logits_of, slow, spread_gates
 
+from dyvte.exits import VisualExit
 from tenfold import UserError
 from tenfold.testing.hosts import HOSTS, SCENARIOS, Prompts, build
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dyvte.evidence import findings
 from dyvte.gates import GateConfig
 from dyvte.miniature import arms
@@ -137,7 +138,6 @@ def test_the_tables_of_the_mini_host_agree_with_the_model():
     """An exit read off the table is the attached model's answer to the same pixels."""
     from dyvte.exits import VisualExit
     from dyvte.miniature import tables, world
-
     from tenfold.data import mini_host
 
     model, processor = mini_host.load()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from dyvte import FastV, VisualExit, calibrate, costs
-from dyvte.exits import mean_exit
 from dyvte_fixtures import SPECIAL, THRESHOLD, host, rows, single
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
+from dyvte import FastV, VisualExit, calibrate, costs
+from dyvte.exits import mean_exit
 from tenfold import UserError
 from tenfold.testing.hosts import SCENARIOS, Prompts
 
@@ -165,7 +165,6 @@ def test_need_08_another_exit_layer_gives_other_logits_and_costs():
 def test_need_09_the_trainer_runs_on_the_current_stack_and_resumes():
     """Held by test_train.test_a_killed_training_goes_on_with_the_same_bits; here: the shipped configs open."""
     from dyvte.training.settings import TrainSettings
-
     from tenfold.cli.config import load_config
 
     assert [load_config(TrainSettings, name).batch for name in ("mini", "llava-1.5-7b", "llava-1.5-13b")] == [

@@ -54,6 +54,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
 def test_every_verb_is_in_the_readme_and_every_command_has_its_options():
     """Fails if a verb or an option is added, or renamed, and the README does not tell."""
     import typer
+
     from dyvte.commands.app import app
 
     command = typer.main.get_command(app)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from dyvte import LabelRule, load_gates
 from dyvte.data.samples import drawn, epoch_order, mini_samples, single_rounds
 from dyvte.gates import GateConfig
@@ -11,7 +12,6 @@ from dyvte.training import run as training
 from dyvte.training.batches import exit_layers, samples_of
 from dyvte.training.plan import plan
 from dyvte.training.settings import TrainSettings
-
 from tenfold import UserError
 from tenfold.cli.config import load_config
 from tenfold.cli.settings import HostSettings

@@ -1,6 +1,7 @@
 """Tiny networks and settings that every test can afford."""
 
 import torch
+
 from e3_facenet.config import DiscriminatorConfig, GeneratorConfig
 from e3_facenet.data.settings import DataSettings, MiniSettings
 from e3_facenet.generator import Generator

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from e3_facenet.commands.app import app
 from PIL import Image
 
+from e3_facenet.commands.app import app
 from tenfold.cli import main
 
 

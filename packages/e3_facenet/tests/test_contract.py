@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from e3_facenet.commands.app import app
 from e3_facenet.evidence import claims
 from e3_facenet.evidence.claims import checks
 from e3_facenet.evidence.settings import BenchSettings
 from e3_facenet.evidence.speed import run_bench
 from e3_facenet.miniature.model import mini_generator
-
 from tenfold.ledger.schema import load_ledger
 
 ROOT = Path(__file__).parents[1]
@@ -57,8 +57,9 @@ def test_d09_the_bench_compares_two_ways_of_the_same_pictures():
 
 def test_d09_a_view_waits_for_nothing(monkeypatch):
     """Fails if rendering asks the device for a number: only the progressive state is read, twice a call."""
-    from e3_facenet.camera import poses
     from e3_facenet_fixtures import TINY, make_generator
+
+    from e3_facenet.camera import poses
 
     generator, waits = make_generator(), []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
@@ -119,8 +120,9 @@ def test_recorded_results_name_claims_and_verdicts():
 
 def test_d13_the_rehearsal_walks_the_whole_path(tmp_path):
     """At tiny size. Fails if a step of the way from a pickle to an evaluated face breaks."""
-    from e3_facenet.evidence.rehearsal import rehearse
     from e3_facenet_fixtures import TINY, TINY_D
+
+    from e3_facenet.evidence.rehearsal import rehearse
 
     rows = rehearse(tmp_path / "r", TINY, TINY_D)
     assert [row["step"] for row in rows][-1] == "evaluate two faces" and (tmp_path / "r" / "face.glb").is_file()

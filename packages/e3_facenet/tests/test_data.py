@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from e3_facenet.camera import camera_poses
 from e3_facenet.data.captioned import Pictures, open_split, read_picture
 from e3_facenet.data.mini_world import ATTRIBUTES, caption, draw, heads, vocabulary
 from e3_facenet.data.settings import DataSettings
-from PIL import Image
-
 from tenfold import UserError
 
 

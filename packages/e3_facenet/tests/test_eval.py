@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from e3_facenet.data.settings import DataSettings
 from e3_facenet.evaluation import run as module
 from e3_facenet.evaluation.generate import portrait_flatness
 from e3_facenet.evaluation.run import FaceMaker, run_eval, unpacked
 from e3_facenet.evaluation.scores import flatness, frechet_distance, kernel_distance, pair_cosine
 from e3_facenet.evaluation.settings import EvalSettings
-
 from tenfold import UserError
 
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from e3_facenet import E3FaceNet, five_views, poses
-from e3_facenet.facenet import official_background, official_noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from e3_facenet import E3FaceNet, five_views, poses
+from e3_facenet.facenet import official_background, official_noise
 from tenfold import UserError
 
 TEXT, OTHER = "a face with pale skin and black hair", "a person with green skin , wide mouth and glasses"

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from e3_facenet_fixtures import TINY, TINY_D, make_generator
+
 from e3_facenet.camera import five_views, gaussian_poses, poses
 from e3_facenet.discriminator import Discriminator
 from e3_facenet.evidence.claims import folding
 from e3_facenet.evidence.official_style import render_views
 from e3_facenet.nerf import Random, image_rows, positional_encoding
-from e3_facenet_fixtures import TINY, TINY_D, make_generator
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from e3_facenet_fixtures import TINY, TINY_D, make_generator
+
 from e3_facenet.checkpoints.keys import FILTER, clip_from_openai, from_official, renamed, to_official
 from e3_facenet.discriminator import Discriminator
 from e3_facenet.evidence.claims import official_keys
-from e3_facenet_fixtures import TINY, TINY_D, make_generator
-
 from tenfold import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "official_keys.json").read_text())

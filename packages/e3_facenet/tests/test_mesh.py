@@ -6,10 +6,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+
 from e3_facenet.camera import cameras_json, pixel_grid, pixel_rays, poses
 from e3_facenet.config import GeneratorConfig
 from e3_facenet.mesh import extract_mesh, seen_by_all, surface
-
 from tenfold import UserError
 
 RADIUS, HALF, SIZE = 0.07, 0.12, 40

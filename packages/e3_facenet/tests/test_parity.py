@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from e3_facenet.evidence.parity import check_case
 from safetensors.torch import load_file, save_file
 
+from e3_facenet.evidence.parity import check_case
 from tenfold import UserError
 from tenfold.ledger.goldens import find_cases
 

@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 
 import typer
+from e3_facenet_fixtures import make_generator
+
 from e3_facenet.commands.app import app
 from e3_facenet.facenet import E3FaceNet
 from e3_facenet.miniature.model import mini_clip
-from e3_facenet_fixtures import make_generator
-
 from tenfold.cli import package_file
 from tenfold.ledger import load_ledger
 

@@ -8,6 +8,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from e3_facenet_fixtures import TINY, TINY_D, make_generator
+
 from e3_facenet.checkpoints.convert import convert, convert_back
 from e3_facenet.checkpoints.keys import to_official
 from e3_facenet.checkpoints.load import load_official, start_weights
@@ -15,8 +17,6 @@ from e3_facenet.checkpoints.release import read_release
 from e3_facenet.discriminator import Discriminator
 from e3_facenet.facenet import E3FaceNet
 from e3_facenet.generator import Generator
-from e3_facenet_fixtures import TINY, TINY_D, make_generator
-
 from tenfold import UserError
 
 

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 import torch
+from e3_facenet_fixtures import TINY, make_generator, tiny_training
+from safetensors.torch import load_file
+
 from e3_facenet import E3FaceNet
 from e3_facenet.losses import (
     location_loss,
@@ -20,9 +23,6 @@ from e3_facenet.training.plan import plan
 from e3_facenet.training.run import run_train
 from e3_facenet.training.settings import TrainSettings
 from e3_facenet.training.stages import Players
-from e3_facenet_fixtures import TINY, make_generator, tiny_training
-from safetensors.torch import load_file
-
 from tenfold import UserError
 from tenfold.cli import load_config
 

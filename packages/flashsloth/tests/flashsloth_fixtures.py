@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from flashsloth.configuration import FlashSlothConfig
-from flashsloth.modeling import FlashSlothForConditionalGeneration
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from flashsloth.configuration import FlashSlothConfig
+from flashsloth.modeling import FlashSlothForConditionalGeneration
 
 VOCABULARY = 60
 MIXED = (1, 0, 2, 1)  # images per row: rows with one, none and several

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from flashsloth.checkpoints import release
 from flashsloth.checkpoints.keys import to_official
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.miniature.vocabulary import write_vocabulary
 from flashsloth.modeling import FlashSlothForConditionalGeneration
-from torch import Tensor
-
 from tenfold.runs import atomic_write_json
 from tenfold.weights import StoredTensor, write_weights
 

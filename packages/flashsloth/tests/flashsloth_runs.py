@@ -9,7 +9,6 @@ from flashsloth.evaluation.benchmarks import write_mini_set
 from flashsloth.evaluation.settings import EvalSettings
 from flashsloth.miniature.model import mini_processor, new_model
 from flashsloth.training.settings import TrainSettings
-
 from tenfold.cli import load_config
 
 

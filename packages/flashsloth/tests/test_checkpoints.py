@@ -4,10 +4,14 @@ import json
 import logging
 import shutil
 
-import flashsloth
 import numpy as np
 import pytest
 import torch
+from flashsloth_releases import release_config, weights, write_release
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import flashsloth
 from flashsloth.checkpoints import tokenizer
 from flashsloth.checkpoints.convert import convert
 from flashsloth.checkpoints.keys import renamed, to_official, to_ours
@@ -15,10 +19,6 @@ from flashsloth.checkpoints.load import load
 from flashsloth.checkpoints.release import config_to_official, config_to_ours
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.miniature.vocabulary import write_vocabulary
-from flashsloth_releases import release_config, weights, write_release
-from PIL import Image
-from safetensors.torch import load_file, save_file
-
 from tenfold import UserError
 from tenfold.weights import WeightFiles
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from flashsloth.commands.app import main
-from flashsloth.evidence.claims import checks
-from flashsloth.evidence.parity import COMPUTATIONS
 from flashsloth_fixtures import AttentionMaps, tiny_inputs, tiny_model
 from flashsloth_releases import write_release
 
+from flashsloth.commands.app import main
+from flashsloth.evidence.claims import checks
+from flashsloth.evidence.parity import COMPUTATIONS
 from tenfold.ledger import load_ledger
 from tenfold.testing.commands import refused, run
 from tenfold.testing.device import stand_in_cuda

@@ -1,6 +1,7 @@
 """What a prompt costs (sheet section 9, D8)."""
 
 import pytest
+
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.costs import Sizes, cache_bytes, counted, decode_bytes, embq, length, prefill
 

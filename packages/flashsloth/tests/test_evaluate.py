@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from flashsloth_runs import eval_settings
+
 from flashsloth.data import mini_world as world
 from flashsloth.evaluation.benchmarks import PAPER, find_benchmark
 from flashsloth.evaluation.published import BENCHMARKS, TABLE, paper_model, published
 from flashsloth.evaluation.run import run_eval
 from flashsloth.modeling import FlashSlothConfig
-from flashsloth_runs import eval_settings
-
 from tenfold import UserError
 from tenfold.runs import evaluation as frame
 

@@ -8,14 +8,15 @@ from threading import Thread
 
 import pytest
 import torch
+from flashsloth_fixtures import batched, tiny_config, tiny_inputs, tiny_model
+from flashsloth_releases import write_release
+from transformers import TextIteratorStreamer
+
 from flashsloth.checkpoints.load import load
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.evidence.claims import fewer_tokens, tokens
 from flashsloth.evidence.speed import BenchSettings, run_bench, summary
 from flashsloth.miniature.model import mini_processor, new_model
-from flashsloth_fixtures import batched, tiny_config, tiny_inputs, tiny_model
-from flashsloth_releases import write_release
-from transformers import TextIteratorStreamer
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

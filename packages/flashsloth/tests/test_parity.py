@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from flashsloth.checkpoints.keys import key_report
-from flashsloth.evidence.parity import check_case
 from safetensors.torch import load_file, save_file
 
+from flashsloth.checkpoints.keys import key_report
+from flashsloth.evidence.parity import check_case
 from tenfold import UserError
 from tenfold.ledger.goldens import find_cases
 

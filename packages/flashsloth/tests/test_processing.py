@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from flashsloth.image_processing import FlashSlothImageProcessor, hd_views
 from flashsloth.miniature.model import mini_config, mini_processor
 from flashsloth.prompts import SYSTEM, question_prompt, template
 from flashsloth.questions import rounds
-from PIL import Image
-
 from tenfold import UserError
 from tenfold.data.formats import Turn
 
@@ -110,8 +110,9 @@ def test_hd_views_are_the_whole_and_four_tiles():
 
 
 def test_saved_and_loaded(processor, tmp_path):
-    import flashsloth.auto  # noqa: F401
     from transformers import AutoProcessor
+
+    import flashsloth.auto  # noqa: F401
 
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)

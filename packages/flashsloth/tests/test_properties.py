@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-from flashsloth.configuration import HD_VIEWS
-from flashsloth.embq import EmbeddedQuery
-from flashsloth.looking import KeptImages
-from flashsloth.pooling import SpatialAttentionPooling, average_pooling
 from flashsloth_fixtures import (
     COLON,
     END,
@@ -23,6 +19,10 @@ from flashsloth_fixtures import (
     words,
 )
 
+from flashsloth.configuration import HD_VIEWS
+from flashsloth.embq import EmbeddedQuery
+from flashsloth.looking import KeptImages
+from flashsloth.pooling import SpatialAttentionPooling, average_pooling
 from tenfold import UserError
 
 CLOSE = {"atol": 1e-4, "rtol": 0.0}

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from flashsloth.questions import official_spans, query_places, rounds
 from flashsloth_fixtures import COLON, END, IMAGE, NEWLINE, QUERY, USER, tiny_config, tiny_images, tiny_model, turn
 
+from flashsloth.questions import official_spans, query_places, rounds
 from tenfold import UserError
 
 CONFIG = tiny_config()

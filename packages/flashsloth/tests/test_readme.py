@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import typer
-from flashsloth.commands.app import app
-from flashsloth.data.mini_world import draw, render
 from flashsloth_runs import mini_folder
 
+from flashsloth.commands.app import app
+from flashsloth.data.mini_world import draw, render
 from tenfold.cli import package_file
 from tenfold.ledger import load_ledger
 from tenfold.testing.commands import readme_commands

@@ -4,6 +4,9 @@ import json
 
 import pytest
 import torch
+from flashsloth_runs import train_settings
+from safetensors.torch import load_file
+
 from flashsloth.data.mini import write_mini_data
 from flashsloth.miniature.model import new_model
 from flashsloth.training import run as training
@@ -11,9 +14,6 @@ from flashsloth.training.plan import dry_run, plan
 from flashsloth.training.run import run_train
 from flashsloth.training.settings import TrainSettings
 from flashsloth.training.start import new_parts
-from flashsloth_runs import train_settings
-from safetensors.torch import load_file
-
 from tenfold import UserError
 from tenfold.cli import load_config
 from tenfold.runs.stages import Curve

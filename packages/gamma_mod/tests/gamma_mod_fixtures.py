@@ -1,8 +1,8 @@
 """Converted tiny hosts: routers sharp enough that thresholds divide the tokens."""
 
 import torch
-from gamma_mod import convert
 
+from gamma_mod import convert
 from tenfold.hosts import structure
 from tenfold.testing.hosts import Prompts, build
 

@@ -3,8 +3,9 @@
 import json
 
 import torch
-from gamma_mod.checkpoints.keys import router_key
 from safetensors.torch import save_file
+
+from gamma_mod.checkpoints.keys import router_key
 
 WIDTH, LAYERS, CONVERTED = 16, 5, (1, 2, 3)
 CONFIG = {

@@ -8,11 +8,11 @@ import os
 import signal
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from gamma_mod.training import run as train
 from gamma_mod.training import stage
 from gamma_mod.training.settings import TrainSettings
-from safetensors.torch import load_file
-
 from tenfold.testing.processes import in_ranks, killed
 
 __all__ = ["in_ranks", "killed"]

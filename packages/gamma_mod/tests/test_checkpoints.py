@@ -3,17 +3,17 @@
 import json
 import shutil
 
-import gamma_mod
 import pytest
 import torch
-from gamma_mod.checkpoints.convert import convert_back, convert_release
-from gamma_mod.config import GammaModConfig
-from gamma_mod.storage import read_beside, write_beside
 from gamma_mod_fixtures import converted, generate, prompts
 from gamma_mod_releases import CONFIG, CONVERTED, LAYERS, WIDTH, weights, write_release
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+import gamma_mod
+from gamma_mod.checkpoints.convert import convert_back, convert_release
+from gamma_mod.config import GammaModConfig
+from gamma_mod.storage import read_beside, write_beside
 from tenfold import UserError
 from tenfold.testing.hosts import build
 from tenfold.weights import WeightFiles

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+
 from gamma_mod.commands.app import app
 from gamma_mod.evaluation.questions import find_benchmark
 from gamma_mod.evidence import claims, figures, findings
 from gamma_mod.evidence.experiments import ARMS, SEEDS
-
 from tenfold.cli import package_file
 from tenfold.cli.bibtex import load_citation, paper_bibtex
 from tenfold.ledger import evaluate, load_ledger

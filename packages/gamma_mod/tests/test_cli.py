@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from gamma_mod.commands.app import app
 from gamma_mod_releases import CONFIG, write_release
 from typer.testing import CliRunner
 
+from gamma_mod.commands.app import app
 from tenfold.cli import main as run_app
 
 

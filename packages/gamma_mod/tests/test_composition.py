@@ -2,15 +2,15 @@
 
 import json
 
-import gamma_mod
 import pytest
 import torch
+from transformers import LlamaForCausalLM
+
+import gamma_mod
 from gamma_mod.checkpoints.convert import convert_release
 from gamma_mod.checkpoints.keys import router_key
 from gamma_mod.evidence.experiments import be_certain
 from gamma_mod.routing import budget
-from transformers import LlamaForCausalLM
-
 from tenfold import UserError
 from tenfold.testing.hosts import build
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import gamma_mod
-
 from tenfold.cli import package_file
 from tenfold.cli.bibtex import load_citation
 from tenfold.ledger import load_ledger

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from gamma_mod import convert, costs, measure_skips
-from gamma_mod.costs import VICUNA_7B, VICUNA_13B, model_flops
 from gamma_mod_fixtures import converted, layers_of, prompts
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from gamma_mod import convert, costs, measure_skips
+from gamma_mod.costs import VICUNA_7B, VICUNA_13B, model_flops
 
 # Section 9: shape, prompt, converted layers, skip, TFLOPs computed there, the paper's.
 ROWS = [

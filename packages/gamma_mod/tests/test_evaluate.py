@@ -7,14 +7,14 @@ import signal
 
 import pytest
 import torch
+from gamma_mod_training import in_ranks, killed
+
 from gamma_mod import costs
 from gamma_mod.costs import DecoderShape
 from gamma_mod.evaluation import run as evaluation
 from gamma_mod.evaluation.answers import answer, open_host
 from gamma_mod.evaluation.run import run_eval, skipped
 from gamma_mod.evaluation.settings import EvalSettings
-from gamma_mod_training import in_ranks, killed
-
 from tenfold import UserError
 from tenfold.data import mini_host, mini_sets, write
 

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from gamma_mod import choosing, convert, measure_skips
 from gamma_mod_fixtures import converted, generate, labels_of, layers_of, prompts
 
+from gamma_mod import choosing, convert, measure_skips
 from tenfold.testing.hosts import HOSTS, SCENARIOS, Prompts, build
 
 EVERYTHING = {"prefill_threshold": 0.0, "decode_threshold": 0.0}

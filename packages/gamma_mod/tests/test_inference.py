@@ -5,10 +5,10 @@ import threading
 
 import pytest
 import torch
-from gamma_mod import calibrate, convert, kv_lengths, measure_skips
 from gamma_mod_fixtures import converted, generate, layers_of, prompts
 from transformers import DynamicCache, StaticCache
 
+from gamma_mod import calibrate, convert, kv_lengths, measure_skips
 from tenfold import UserError
 from tenfold.testing.hosts import build
 

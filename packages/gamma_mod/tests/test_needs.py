@@ -5,16 +5,16 @@ import inspect
 import re
 from pathlib import Path
 
-import gamma_mod
 import pytest
 import torch
+from gamma_mod_fixtures import converted, generate, labels_of, layers_of, prompts
+from gamma_mod_training import tiny_settings
+
+import gamma_mod
 from gamma_mod import convert, costs, kv_lengths, measure_skips, train_only
 from gamma_mod.evaluation.layers import run_arank
 from gamma_mod.evaluation.settings import ArankSettings
 from gamma_mod.training.run import run_train
-from gamma_mod_fixtures import converted, generate, labels_of, layers_of, prompts
-from gamma_mod_training import tiny_settings
-
 from tenfold import UserError
 from tenfold.hosts import structure
 from tenfold.testing.hosts import build

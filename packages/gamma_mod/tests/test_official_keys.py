@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from gamma_mod.checkpoints import keys
 from gamma_mod.evidence.parity.official import official_keys, official_model
-
 from tenfold import UserError
 
 LISTED = json.loads((Path(__file__).parent / "goldens/official_keys.json").read_text())

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from gamma_mod.evidence.parity import COMPUTATIONS, TOLERANCES
 from safetensors.torch import load_file, save_file
 
+from gamma_mod.evidence.parity import COMPUTATIONS, TOLERANCES
 from tenfold import UserError
 from tenfold.ledger.goldens import check_case, find_cases
 

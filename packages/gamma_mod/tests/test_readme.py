@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from gamma_mod.commands.app import app
 
+from gamma_mod.commands.app import app
 from tenfold.data import mini_host, miniworld
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from gamma_mod import place, select_layers
 from gamma_mod.placement import PLACEMENTS
 from gamma_mod.routing import budget, choose_top_k
-
 from tenfold import UserError
 
 TABLES = json.loads((Path(__file__).parent / "goldens/selection_tables.json").read_text())

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gamma_mod_fixtures import converted, prompts
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
 from gamma_mod import convert, costs
 from gamma_mod.checkpoints.keys import ReleaseShape
 from gamma_mod.costs import DecoderShape
 from gamma_mod.evidence.rehearsal import rehearse
 from gamma_mod.evidence.settings import BenchSettings
 from gamma_mod.evidence.speed import Bench, run_bench
-from gamma_mod_fixtures import converted, prompts
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 TINY = DecoderShape(layers=6, hidden=32, intermediate=64, heads=2, kv_heads=2, head_dim=16, vocabulary=50)
 

@@ -3,15 +3,15 @@
 import json
 import sys
 
-import gamma_mod
 import pytest
 import torch
+from gamma_mod_training import STEPS, bits, die_after, in_ranks, lines, tiny_settings, weights
+
+import gamma_mod
 from gamma_mod.training import stage
 from gamma_mod.training.plan import dry_run
 from gamma_mod.training.run import run_train
 from gamma_mod.training.settings import TrainSettings
-from gamma_mod_training import STEPS, bits, die_after, in_ranks, lines, tiny_settings, weights
-
 from tenfold import UserError
 from tenfold.cli import load_config
 from tenfold.data import mini_host

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from gamma_mod import convert, measure_skips, train_only
-from gamma_mod.routing import budget, routable_tokens
 from gamma_mod_fixtures import LAYERS, converted, labels_of, prompts
 
+from gamma_mod import convert, measure_skips, train_only
+from gamma_mod.routing import budget, routable_tokens
 from tenfold import UserError
 from tenfold.hosts import structure
 from tenfold.testing.hosts import build

@@ -289,7 +289,7 @@ def test_missing_or_wrong_weights_are_named_in_one_line(lpips_folder, clip_folde
     (tmp_path / "torn.safetensors").write_bytes(b"\x99" * 20)
     torch.save({"anything": Image.new("L", (2, 2))}, tmp_path / "pickle.pth")
     for name in ("torn.pth", "torn.safetensors", "pickle.pth"):
-        with pytest.raises(UserError, match="no plain weights|broken or truncated"):
+        with pytest.raises(UserError, match=r"no plain weights|broken or truncated"):
             networks.state_dict(tmp_path / name, "--inception")
     with pytest.raises(UserError, match=r"no config.json to read: --clip"):
         networks.load_clip(tmp_path)

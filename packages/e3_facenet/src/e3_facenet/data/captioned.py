@@ -26,7 +26,7 @@ from torch import Tensor
 
 from e3_facenet.data.settings import DataSettings
 from tenfold import UserError
-from tenfold.data.formats import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.runs import fingerprint, read_json, read_jsonl
 
 INDEXES = ("dataset.json", "dataset2.json", "captions.jsonl", "metadata.jsonl")
@@ -156,7 +156,7 @@ def read_picture(path: Path, resolution: int) -> Tensor:
     Raises:
         UserError: not a whole picture, or not square.
     """
-    image = open_image(path)
+    image = open_picture(path, raw=True)
     if image.width != image.height:
         raise UserError(f"{image.width} x {image.height}", path, "a square picture (faces aligned as FFHQ's)")
     if image.width != resolution:
