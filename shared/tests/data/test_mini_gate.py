@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 import torch
 from typer.testing import CliRunner
 
-from tenfold.data import mini_gate, mini_host
-from tenfold.data.mini_probes import LEARNT, Probes, prompts
+from tenfold.data import mini_gate, mini_host, mini_probes
+from tenfold.data.mini_probes import LEARNT, Probes, prompts, walk
 from tenfold.data.miniworld import flags
 from tenfold.data.miniworld.flag_questions import KINDS, asked
 
@@ -84,6 +84,25 @@ def test_to_keep_everything_or_pass_nothing_changes_nothing(probes: Probes) -> N
     assert torch.equal(probes.routed(nothing, range(12)), whole)
     assert torch.equal(probes.routed(everything, range(12)), probes.removed()[0])
     assert torch.equal(probes.kept(nothing, 4), probes.removed()[5])
+
+
+def test_tokens_that_are_kept_keep_their_positions(probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if those that are left close ranks."""
+    seen = []
+
+    def recorded(model, hidden, positions, *rest, **options):
+        seen.append(positions)
+        return walk(model, hidden, positions, *rest, **options)
+
+    monkeypatch.setattr(mini_probes, "walk", recorded)
+    few = Probes(probes.model, mini_host.processor(), probes.groups[:1])
+    third = torch.arange(100) % 3 == 0
+    few.kept(lambda group: third.repeat(len(group.scenes), 1), 1)
+    whole, left = seen
+    visual = probes.groups[0].visual(probes.model)
+    stays = ~visual
+    stays[visual] = third
+    assert all(row.tolist() == whole[0][stays].tolist() for row in left)
 
 
 def test_what_passes_a_layer_by_goes_on_unchanged_and_unseen(probes: Probes) -> None:
