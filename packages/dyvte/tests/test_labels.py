@@ -2,7 +2,7 @@
 
 import torch
 
-from dyvte.labels import LabelRule, gate_loss, shifted
+from dyvte.branches import LabelRule, gate_loss, shifted
 
 
 def logits_for(tokens, certainty):

@@ -25,7 +25,8 @@ from tenfold.runs.ranks import Ranks, ranks
 
 SMALL = [
     "search.steps=5", "tune.steps=5", "search.batch=2", "search.per_device=2", "tune.batch=2", "tune.per_device=2",
-    "data.samples=8", "data.max_length=256", "checkpoint_steps=2", "search.idle=2", "search.warmup=1", "tune.warmup=1", "adapters.dropout=0.1",
+    "data.samples=8", "data.max_length=256", "checkpoint_steps=2",
+    "search.idle=2", "search.warmup=1", "tune.warmup=1", "adapters.dropout=0.1",
 ]  # fmt: skip
 
 

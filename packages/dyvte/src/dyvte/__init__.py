@@ -20,12 +20,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dyvte.branches import LabelRule
     from dyvte.calibration import calibrate
     from dyvte.checkpoints.load import load_gates, save_gates
     from dyvte.exits import VisualExit
     from dyvte.fastv import FastV
     from dyvte.gates import GateConfig, Gates
-    from dyvte.labels import LabelRule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,7 +44,7 @@ _HOME = {
     "FastV": "dyvte.fastv",
     "GateConfig": "dyvte.gates",
     "Gates": "dyvte.gates",
-    "LabelRule": "dyvte.labels",
+    "LabelRule": "dyvte.branches",
     "VisualExit": "dyvte.exits",
     "calibrate": "dyvte.calibration",
     "load_gates": "dyvte.checkpoints.load",

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from e3_facenet.camera import cameras_json, five_views
-from e3_facenet.config import GeneratorConfig
-from e3_facenet.generator import Generator
+from e3_facenet.config import GeneratorConfig, model_card
+from e3_facenet.generator import BG_TEMPERATURE, Generator, official_background, official_noise
 from e3_facenet.losses import virtual_normals
 from e3_facenet.text import Text, TextEncoder, load_text_encoder
 from tenfold import UserError
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "e3_facenet"
 CONFIG, WEIGHTS, CLIP = "config.json", "model.safetensors", "clip"
-OFFICIAL_CLIP = "openai/clip-vit-base-patch32"
 # The official renderer's: of style codes and of the background code.
-PSI, BG_TEMPERATURE = 0.7, 0.65
+PSI = 0.7
 VIEWS_AT_ONCE = 8
 
 
@@ -130,24 +129,6 @@ class Portrait:
             np.save(temporary / "normals.npy", self.normals.cpu().numpy())
             atomic_write_json(temporary / "cameras.json", self.cameras_json())
         return [folder / name for name in names]
-
-
-def official_noise(seed: int, z_dim: int) -> Tensor:
-    """The official script's noise of a seed: numpy's RandomState; [1, z_dim]."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}", "seed", "0 to 2^32 - 1")
-    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
-
-
-def official_background(seed: int, bg_dim: int, temperature: float = BG_TEMPERATURE, redraw: int = 0) -> Tensor:
-    """The official script's background code of a seed: the second of every two draws counts; [1, bg_dim].
-
-    Args:
-        redraw: 0 of the first rendering; 1 of the edited one, whose background the official script draws anew.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(1, bg_dim, generator=generator) for _ in range(4 * redraw + 2)]
-    return draws[-1] * temperature
 
 
 class E3FaceNet(nn.Module):
@@ -402,28 +383,3 @@ def fill(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
         if state[name].shape != expected[name].shape or not state[name].is_floating_point():
             raise UserError(f"{name} is {list(state[name].shape)}", where, f"{list(expected[name].shape)}")
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-
-
-def model_card(text: str) -> str:
-    """README.md of a model folder: what it is, what it is for, and what it must not be used for."""
-    return f"""---
-library_name: e3_facenet
-license: other
-pipeline_tag: text-to-3d
-base_model: {OFFICIAL_CLIP}
-tags: [text-to-3d, face, nerf, gan, e3-facenet]
----
-# E3-FaceNet
-
-Text to 3D-aware faces in one pass ([arXiv 2403.06702](https://arxiv.org/abs/2403.06702)).
-
-{text or "Weights of this package's own training or conversion."}
-
-## Intended use and misuse
-
-For research on text-to-3D generation and editing of synthetic faces. Faces are invented; they must not be presented as
-photographs of people, used to identify, imitate or harass anyone, or to infer traits of real people from text. The
-training data (CelebA, FFHQ) over-represent some groups, and captions repeat their annotators' prejudices. Pictures
-carry their caption, seed and edits as metadata. Weights converted from the authors' release are for non-commercial
-research only (the code they descend from is under NVIDIA's source code licence).
-"""

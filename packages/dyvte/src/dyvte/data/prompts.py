@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyvte.branches import IGNORED
 from dyvte.data.samples import TrainingSample
-from dyvte.labels import IGNORED
 from tenfold import UserError
 from tenfold.hosts.answers import Prompt, Protocol, encode_batch
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dyvte.analysis import MEASURES, Stages, stages, watch
-from dyvte.branches import run_branches
+from dyvte.branches import IGNORED, LabelRule, run_branches
 from dyvte.calibration import exits_at, margins, threshold_for
 from dyvte.data.prompts import encode_answers, find_protocol
 from dyvte.data.samples import TrainingSample, mini_samples, read_samples
@@ -24,7 +24,6 @@ from dyvte.evaluation.model import open_gates
 from dyvte.evaluation.settings import AnalyzeSettings, CalibrateSettings
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
-from dyvte.labels import IGNORED, LabelRule
 from tenfold.hosts.answers import Protocol, encode_batch
 from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import atomic_write_json, fingerprint, run, track

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dyvte.branches import gate_loss
 from dyvte.gates import GateConfig, Gates
-from dyvte.labels import gate_loss
 from dyvte.miniature.tables import Table
 from tenfold.runs import sample_rng
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyvte.branches import run_branches
+from dyvte.branches import IGNORED, LabelRule, run_branches
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
-from dyvte.labels import IGNORED, LabelRule
 from dyvte.miniature.world import Asked
 
 BATCH = 32

@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from dyvte.branches import run_branches
+from dyvte.branches import LabelRule, run_branches
 from dyvte.data.prompts import encode_answers, find_protocol
 from dyvte.data.samples import TrainingSample, epoch_order
 from dyvte.gates import GateConfig
-from dyvte.labels import LabelRule
 from dyvte.training.settings import TrainSettings
 from tenfold.hosts.loading import Host
 from tenfold.runs import atomic_write_bytes, sample_rng

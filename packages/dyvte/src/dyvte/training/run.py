@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from dyvte.branches import gate_loss
 from dyvte.checkpoints.load import load_gates, write_gates
 from dyvte.data.samples import TrainingSample, mini_samples, read_samples
 from dyvte.gates import Gates
-from dyvte.labels import gate_loss
 from dyvte.training.batches import Labeller, Mined, exit_layers, mine, samples_of
 from dyvte.training.plan import Plan, gate_config, plan
 from dyvte.training.settings import TrainSettings

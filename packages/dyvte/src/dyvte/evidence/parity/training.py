@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from dyvte.attention_states import attention_states
-from dyvte.branches import run_branches
+from dyvte.branches import LabelRule, gate_loss, run_branches, shifted
 from dyvte.evidence.parity.model import golden_gates, golden_model, golden_weights, image_mask
 from dyvte.gates import ATTENTION_STATES, Gate, GateConfig
-from dyvte.labels import LabelRule, gate_loss, shifted
 from dyvte.observation import Observed, Observer
 from dyvte.states import text_block
 from tenfold.hosts import structure
