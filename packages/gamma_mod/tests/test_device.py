@@ -10,9 +10,11 @@ from tenfold.testing.processes import apart
 
 @apart
 def test_the_main_path_on_the_stand_in_device():
-    """The same logits, one wait a converted layer for a prompt and for a step, and none in a step where nothing may
-    """The same logits; one wait a converted layer for a prompt and for a step, and none in a step where nothing may be
-    skipped. length cost copies of their lengths to the device besides.)"""
+    """The same logits; one wait a converted layer for a prompt and for a step, none in a step that may not skip.
+
+    Fails if a tensor stays on the CPU, or if the host asks for anything else. (Rows of a batch that differ in length
+    cost copies of their lengths to the device besides.)
+    """
     inputs = prompts(rows=[[("image", 4), 6]])
     model = converted(prefill_threshold=0.5)
     with torch.no_grad():
