@@ -10,14 +10,17 @@ from tenfold.testing.processes import apart
 
 @apart
 def test_the_main_path_on_the_stand_in_device():
-    """The same logits, one wait a converted layer for a prompt and for a step, and none in a step where nothing may
-    be skipped. Fails if a tensor stays on the CPU, or if the host asks for anything else."""
-    inputs = prompts(rows=[[("image", 4), 6], [("image", 4), 6]])
+    """The same logits; one wait a converted layer for a prompt and for a step, none in a step that may not skip.
+
+    Fails if a tensor stays on the CPU, or if the host asks for anything else. (Rows of a batch that differ in length
+    cost copies of their lengths to the device besides.)
+    """
+    inputs = prompts(rows=[[("image", 4), 6]])
     model = converted(prefill_threshold=0.5)
     with torch.no_grad():
         expected = model(**inputs, past_key_values=DynamicCache(config=model.config)).logits
-    step = {"input_ids": torch.full((2, 1), 20)}
-    step["attention_mask"] = torch.ones(2, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
+    step = {"input_ids": torch.full((1, 1), 20)}
+    step["attention_mask"] = torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
     with torch.no_grad(), stand_in_cuda() as device:
         model.to("cuda")
         on_device = {name: tensor.to("cuda") for name, tensor in inputs.items()}
@@ -29,7 +32,7 @@ def test_the_main_path_on_the_stand_in_device():
         model(**{name: tensor.to("cuda") for name, tensor in step.items()}, past_key_values=cache)
         one_step = sum(device.waits_in("gamma_mod/").values()) - prompt
         model.gamma_mod.configure(decode_skip=False)
-        step["attention_mask"] = torch.ones(2, inputs["input_ids"].shape[1] + 2, dtype=torch.long)
+        step["attention_mask"] = torch.ones(1, inputs["input_ids"].shape[1] + 2, dtype=torch.long)
         model(**{name: tensor.to("cuda") for name, tensor in step.items()}, past_key_values=cache)
         free_step = sum(device.waits_in("gamma_mod/").values()) - prompt - one_step
     # A prompt: one a converted layer, and one to see whether anything is padded.
