@@ -14,7 +14,7 @@ from dyvte.evaluation.model import ExitingHost, open_exiting
 from dyvte.evaluation.settings import DemoSettings
 from tenfold import UserError
 from tenfold.cli.settings import MINI
-from tenfold.data.formats import open_image
+from tenfold.data.pictures import open_picture
 from tenfold.hosts.answers import encode_batch
 from tenfold.runs import fingerprint, run
 
@@ -81,7 +81,7 @@ def _asked(settings: DemoSettings, seed: int) -> tuple[Image.Image, str, str | N
     if settings.image is not None:
         if not settings.question:
             raise UserError("an image without a question", settings.image, "--question TEXT")
-        return open_image(Path(settings.image)), settings.question, None
+        return open_picture(settings.image), settings.question, None
     if settings.model != MINI:
         raise UserError("no image", settings.model, "--image FILE --question TEXT")
     from dyvte.data.samples import mini_samples
