@@ -97,7 +97,8 @@ def test_convert_both_ways(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("eval nowhere/at/all", ["no such model", "nowhere/at/all"]),
+        ("eval nowhere/at/all", ["no data", "--data"]),
+        ("analyze nowhere/at/all", ["no samples", "nowhere/at/all"]),
         ("eval --gates nowhere --device cpu --benchmark gqa", ["no such gates", "nowhere"]),
         ("eval --benchmark nonsense", ["nonsense"]),
         ("eval --set more=1", ["--set without --config"]),

@@ -24,6 +24,9 @@ from dyvte.evaluation.model import open_gates
 from dyvte.evaluation.settings import AnalyzeSettings, CalibrateSettings
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
+from dyvte.labels import IGNORED, LabelRule
+from tenfold import UserError
+from tenfold.cli.settings import MINI
 from tenfold.hosts.answers import Protocol, encode_batch
 from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import atomic_write_json, fingerprint, run, track
@@ -60,8 +63,14 @@ class Study:
 
 
 def study_samples(settings: AnalyzeSettings, seed: int) -> list[TrainingSample]:
-    """The samples of a study, in the order of their file."""
+    """The samples of a study, in the order of their file.
+
+    Raises:
+        UserError: a broken or empty file, or no samples named for a host other than the mini host.
+    """
     if settings.samples is None:
+        if settings.model != MINI:
+            raise UserError("no samples", settings.model, "--samples FILE.json --image-folder FOLDER")
         return mini_samples(seed + 1_000_000, settings.limit)
     images = settings.image_folder or Path(settings.samples).parent
     return read_samples(settings.samples, images, rounds="first", seed=seed)[: settings.limit]
