@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from dit_sam.checkpoints.keys import official, possible_variants, unused_shapes
 from dit_sam.config import DITConfig, sized
-from dit_sam.evidence.parity import check_case
+from dit_sam.evidence.parity import COMPUTATIONS, TOLERANCES
 from dit_sam.model import DITSam
 from tenfold import UserError
-from tenfold.ledger.goldens import find_cases
+from tenfold.ledger.goldens import check_case, find_cases
 
 OWN = Path(__file__).parent / "goldens"
 FOLDER = Path(os.environ["TENFOLD_GOLDENS"]) / "dit_sam" if os.environ.get("TENFOLD_GOLDENS") else OWN
@@ -36,7 +36,7 @@ CONFIGS = {
 def test_golden_case(path):
     """Fails if a bias of relative positions, the order of slots, a norm, the first BERT layer, the threshold's side, a
     rate, a tap of the resize or a field of the json differs."""
-    outcome = check_case(path)
+    outcome = check_case(path, COMPUTATIONS, TOLERANCES)
     assert outcome.passed, outcome.detail
 
 
@@ -61,7 +61,7 @@ def test_a_changed_number_is_noticed(tmp_path, case, key, amount):
     tensors[key].view(-1)[0] += amount
     save_file(tensors, tmp_path / f"{case}.safetensors")
     shutil.copy(OWN / f"{case}.json", tmp_path)
-    outcome = check_case(tmp_path / f"{case}.json")
+    outcome = check_case(tmp_path / f"{case}.json", COMPUTATIONS, TOLERANCES)
     assert not outcome.passed
 
 
@@ -76,7 +76,7 @@ def test_an_unknown_computation_fails(tmp_path):
     """Fails if an unknown computation were skipped."""
     (tmp_path / "new.json").write_text('{"computation": "something_new"}')
     with pytest.raises(UserError, match="unknown computation 'something_new'"):
-        check_case(tmp_path / "new.json")
+        check_case(tmp_path / "new.json", COMPUTATIONS, TOLERANCES)
 
 
 @cache

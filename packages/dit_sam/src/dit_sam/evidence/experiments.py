@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dit_sam.evidence.findings import DEEPER, DEFAULT, E_DIT, L_DIT, POINTS, judge
 from tenfold.cli import Experiments, Finding, load_config
 from tenfold.ledger.seeds import kept, run_each
 from tenfold.runs import atomic_write_json, read_json
@@ -31,7 +32,6 @@ SEEDS = (0, 1, 2)
 WORKERS = 2
 # CPU minutes of one core, from the steps of a development seed on a busy machine; said up front.
 MINUTES = 35
-DEFAULT, DEEPER, E_DIT, L_DIT = "default", "default_add_2", "e2e", "layer_wise"
 # Arm -> what is other than in the shipped config `mini`.
 ARMS: dict[str, tuple[str, ...]] = {
     DEFAULT: ("model.variant=default",),
@@ -39,7 +39,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     E_DIT: ("model.variant=e2e",),
     L_DIT: (),
 }
-DATA, POINTS = "data", "points"
+DATA = "data"
 
 
 def experiments() -> Experiments:
@@ -59,8 +59,6 @@ def conduct(
         folder: for what is finished; a killed run goes on from it.
         changes: to the config, for short runs.
     """
-    from dit_sam.evidence.findings import judge
-
     measure(folder, seeds, changes, workers)
     return judge(read_measured(folder, seeds))
 

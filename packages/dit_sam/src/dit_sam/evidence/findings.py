@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from dit_sam.evidence.experiments import ARMS, DEEPER, DEFAULT, E_DIT, L_DIT, POINTS
 from tenfold.cli import Finding
 from tenfold.ledger.seeds import counts, paired, show, told_apart, verdict
 
@@ -26,6 +25,9 @@ POINT_MIOU, LOW, HIGH, OTHER = 85.0, 25.0, 90.0, 20.0
 # How far P@0.5 of sentences about places falls when their directions are turned.
 TURNED = 10.0
 MEASURE = "P@0.5"
+# The arms, and stage 0.
+DEFAULT, DEEPER, E_DIT, L_DIT = "default", "default_add_2", "e2e", "layer_wise"
+POINTS = "points"
 NAMES = {DEFAULT: "default", DEEPER: "default + 2 decoder layers", E_DIT: "E-DIT", L_DIT: "L-DIT"}
 Measured = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -119,5 +121,5 @@ def table(measured: Measured) -> list[dict[str, Any]]:
                 for name in ("P@0.5", "mIoU", "oIoU")
             },
         }
-        for arm in ARMS
+        for arm in NAMES
     ]

@@ -5,8 +5,6 @@ A case is a json file that names its computation and dimensions, with a safetens
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dit_sam.evidence.parity import data, model
 from tenfold.ledger import goldens
 from tenfold.ledger.evidence import Outcome
@@ -21,11 +19,6 @@ TOLERANCES = {
     "pictures": (1e-6, 0.0),
     "metrics": (1e-6, 0.0),
 }
-
-
-def check_case(path: str | Path) -> Outcome:
-    """Compare one golden case. Raises UserError as `tenfold.ledger.goldens.check_case`."""
-    return goldens.check_case(path, COMPUTATIONS, TOLERANCES)
 
 
 def parity(case: str) -> Outcome:
