@@ -26,14 +26,17 @@ def inputs():
 
 @torch.no_grad()
 def test_views_together_equal_views_alone(generator, inputs):
-    """Fails if views share rows, a style code, or each other's pixels in the enhancer."""
+    """Fails if views share rows, a style code, or each other's pixels in the enhancer.
+
+    1e-3: the 2^9 pi of the positional encoding magnifies the last bit of a differently shaped product.
+    """
     ws, tokens, z_bg = inputs
     pose = five_views()
     together = generator(ws, tokens, pose.repeat(2, 1, 1), z_bg.repeat_interleave(5, dim=0)).image
     for face in range(2):
         for view in range(5):
             alone = generator(ws[face, None], tokens[face, None], pose[view, None], z_bg[face, None]).image
-            torch.testing.assert_close(together[5 * face + view], alone[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together[5 * face + view], alone[0], atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -178,11 +178,11 @@ def test_the_released_regulariser_ignores_normals_and_the_papers_does_not():
     assert torch.allclose(paper_regulariser(points), location_loss(points) + 0.5 * normal_loss(points))
 
 
-def test_normals_of_a_plane_face_the_camera():
-    """Fails if the cross product is taken the wrong way round."""
+def test_normals_of_a_plane_point_away_from_the_camera():
+    """As released. Fails if the cross product is taken the other way round."""
     row, column = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
     points = torch.stack([torch.zeros(6, 6), column, -row])[None]  # seen from +x, y to the right, z up
-    assert torch.allclose(virtual_normals(points)[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.allclose(virtual_normals(points)[0, :, 0, 0], torch.tensor([-1.0, 0.0, 0.0]))
 
 
 def test_no_data_and_no_clip_are_named(tmp_path):

@@ -37,7 +37,7 @@ def smoothness(field: Tensor) -> Tensor:
 
 
 def virtual_normals(points: Tensor) -> Tensor:
-    """Surface normals of a map of points: [B, 3, H, W] -> [B, 3, H - 2, W - 2]."""
+    """Surface normals of a map of points, away from the camera as released: [B, 3, H, W] -> [B, 3, H - 2, W - 2]."""
     rows, columns = stride_differences(points)
     along = F.normalize(rows, dim=1)[:, :, :, 1:-1]
     across = F.normalize(columns, dim=1)[:, :, 1:-1]
