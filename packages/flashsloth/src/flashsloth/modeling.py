@@ -72,21 +72,18 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Phi's and SigLIP's parts by their own rules; EmbQ by N(0, 0.02) as the official code (section 3.6)."""
-        super()._init_weights(module)
+        rule = getattr(module, "init_rule", None)  # of a single layer: these are visited before what holds them
+        if rule == "default":  # torch's own, as the official code leaves it
+            for values in (module.weight, module.bias):
+                init.uniform_(values, -(module.in_features**-0.5), module.in_features**-0.5)
+        elif rule == "embq":
+            init.normal_(module.weight, std=self.config.embq_initializer_range or module.in_features**-0.5)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
         if isinstance(module, QueryTokens):
             bound = module.token.shape[1] ** -0.5  # section 3.3
             init.uniform_(module.token, -bound, bound)
-        elif isinstance(module, EmbeddedQuery):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    init.normal_(layer.weight, std=self.config.embq_initializer_range or layer.in_features**-0.5)
-                    init.zeros_(layer.bias)
-        elif isinstance(module, (Projector, SpatialAttentionPooling)):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):  # torch's default, as the official code leaves it
-                    bound = layer.in_features**-0.5
-                    init.uniform_(layer.weight, -bound, bound)
-                    init.uniform_(layer.bias, -bound, bound)
 
 
 class FlashSlothModel(FlashSlothPreTrainedModel):
