@@ -40,10 +40,10 @@ class VisionTower(SiglipVisionModel):
 
     def __init__(self, config: SiglipVisionConfig, trained: bool = False) -> None:
         super().__init__(config)
-        self.post_layernorm = nn.Identity()
+        self.post_layernorm = nn.Identity()  # type: ignore[assignment]
         self.trained = trained
 
-    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, pixel_values: Tensor) -> Tensor:
         """Patches of normalised pictures, row by row."""
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             return self.encoder(inputs_embeds=self.embeddings(pixel_values)).last_hidden_state
@@ -102,11 +102,11 @@ class PhiWithQueries(PhiModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            tokens = inputs_embeds.shape[1]
-            position_ids = torch.arange(tokens, device=inputs_embeds.device).unsqueeze(0) + past
+            tokens = inputs_embeds.shape[1]  # type: ignore[union-attr]
+            position_ids = torch.arange(tokens, device=inputs_embeds.device).unsqueeze(0) + past  # type: ignore[union-attr]
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=inputs_embeds,  # type: ignore[arg-type]
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,

@@ -83,8 +83,8 @@ class FlashSlothConfig(PreTrainedConfig):
     sub_configs: ClassVar = {"text_config": PhiConfig, "vision_config": SiglipVisionConfig}
 
     if TYPE_CHECKING:  # configs, once the constructor is done
-        text_config: Any
-        vision_config: Any
+        text_config: Any = None
+        vision_config: Any = None
     else:
         text_config: dict | PreTrainedConfig | None = None
         vision_config: dict | PreTrainedConfig | None = None

@@ -92,6 +92,9 @@ class EmbeddedQuery(nn.Module):
         self.down_projector_image = nn.Linear(vision, width)
         self.layers = nn.ModuleList([EmbqLayer(width, vision)])
         self.up_projector = nn.Linear(vision, hidden)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                layer.init_rule = "embq"
 
     @property
     def layer(self) -> EmbqLayer:

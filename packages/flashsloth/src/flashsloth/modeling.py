@@ -59,10 +59,10 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
     config_class = FlashSlothConfig
     config: FlashSlothConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["PhiDecoderLayer", "SiglipEncoderLayer", "EmbeddedQuery", "SpatialAttentionPooling"]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _no_split_modules: ClassVar = ["PhiDecoderLayer", "SiglipEncoderLayer", "EmbeddedQuery", "SpatialAttentionPooling"]  # type: ignore[misc]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]  # type: ignore[misc]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -72,21 +72,18 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Phi's and SigLIP's parts by their own rules; EmbQ by N(0, 0.02) as the official code (section 3.6)."""
-        super()._init_weights(module)
+        rule = getattr(module, "init_rule", None)  # of a single layer: these are visited before what holds them
+        if rule == "default":  # torch's own, as the official code leaves it
+            for values in (module.weight, module.bias):
+                init.uniform_(values, -(module.in_features**-0.5), module.in_features**-0.5)
+        elif rule == "embq":
+            init.normal_(module.weight, std=self.config.embq_initializer_range or module.in_features**-0.5)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
         if isinstance(module, QueryTokens):
             bound = module.token.shape[1] ** -0.5  # section 3.3
             init.uniform_(module.token, -bound, bound)
-        elif isinstance(module, EmbeddedQuery):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    init.normal_(layer.weight, std=self.config.embq_initializer_range or layer.in_features**-0.5)
-                    init.zeros_(layer.bias)
-        elif isinstance(module, (Projector, SpatialAttentionPooling)):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):  # torch's default, as the official code leaves it
-                    bound = layer.in_features**-0.5
-                    init.uniform_(layer.weight, -bound, bound)
-                    init.uniform_(layer.bias, -bound, bound)
 
 
 class FlashSlothModel(FlashSlothPreTrainedModel):
@@ -104,7 +101,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         self.pooling = SpatialAttentionPooling(vision.hidden_size, config.pool, config.sap_dropout)
         self.multi_modal_projector = Projector(vision.hidden_size, text.hidden_size, config.projector_hidden_act)
         self.query_tokens = QueryTokens(config.query_count, text.hidden_size)
-        self.embq = EmbeddedQuery(text.hidden_size, vision.hidden_size, config.embq_width, text.num_attention_heads)
+        self.embq = EmbeddedQuery(text.hidden_size, vision.hidden_size, config.embq_width, text.num_attention_heads)  # type: ignore[arg-type]
         self.language_model = PhiWithQueries._from_config(text, step_layer=config.embq_layer)
         self.dummy_image = False
         self.post_init()
@@ -151,12 +148,12 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         if inputs_embeds is not None:
             if image_features is not None:
                 raise UserError("images cannot be placed in inputs_embeds", "forward", "input_ids with placeholders")
-        elif input_ids.shape[1] == 1 and image_features is None and past:
+        elif input_ids.shape[1] == 1 and image_features is None and past:  # type: ignore[union-attr]
             inputs_embeds = self.get_input_embeddings()(input_ids)  # decoding: nothing to place, nothing to wait for
         else:
-            inputs_embeds = self._embed(input_ids, image_features)
+            inputs_embeds = self._embed(input_ids, image_features)  # type: ignore[arg-type]
             if image_features is not None or kept is not None:
-                plan, kept = look_up(input_ids, image_features, kept, self.config, question_spans)
+                plan, kept = look_up(input_ids, image_features, kept, self.config, question_spans)  # type: ignore[arg-type]
                 if plan is not None:
                     step = embed_queries(self.embq, plan)
         if self.dummy_image and image_features is None and not past:
@@ -211,7 +208,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
 class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMixin):
     """FlashSloth with its language modelling head."""
 
-    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # type: ignore[misc]
 
     def __init__(self, config: FlashSlothConfig) -> None:
         super().__init__(config)
@@ -317,9 +314,9 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         for name, why in _REFUSED.items():
             if kwargs.get(name) is not None or getattr(given or self.generation_config, name, None) is not None:
                 raise UserError(f"{name} is not supported", "generate", why)
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         *args: Any,
@@ -328,8 +325,12 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As transformers' own, with images at the prefill only, and of a cache's continuation only the new ones."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, next_sequence_length=next_sequence_length, is_first_iteration=is_first_iteration, **kwargs
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            *args,
+            next_sequence_length=next_sequence_length,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("pixel_values", "image_features", "question_spans"):
@@ -358,20 +359,22 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         placeholders = (input_ids == self.config.image_token_id).sum(dim=1)
         return (placeholders // self.config.num_image_tokens).tolist()
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
         # For beams and several answers transformers repeats each tensor entry by entry; but a row may have no image
         # or several. The tower runs once for all of a row's copies.
         pixel_values, features = kwargs.pop("pixel_values", None), kwargs.pop("image_features", None)
         if expand_size > 1 and pixel_values is not None:
-            pixel_values, features = None, self.encode_images(pixel_values)
+            pixel_values, features = None, self.encode_images(pixel_values)  # type: ignore[arg-type]
         if expand_size > 1 and features is not None:
-            counts = self._images(input_ids)
+            counts = self._images(input_ids)  # type: ignore[arg-type]
             rows = torch.arange(sum(counts)).split(counts)
             features = features[torch.cat([row.repeat(expand_size) for row in rows])]
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, input_ids=input_ids, **kwargs
+        input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size,
+            input_ids=input_ids,  # type: ignore[arg-type]
+            **kwargs,
         )
         images = {"pixel_values": pixel_values, "image_features": features}
         return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
@@ -384,16 +387,6 @@ _REFUSED = {
     "assistant_model": "decoding without an assistant: its guesses may hold placeholders of images and queries",
     "prompt_lookup_num_tokens": "decoding without guesses: those from the prompt may hold placeholders of images",
 }
-
-
-def meta_model(name: str) -> FlashSlothForConditionalGeneration:
-    """A released model on the meta device, without weights: for names, shapes, parameters and operations.
-
-    Args:
-        name: as in :meth:`FlashSlothConfig.named`.
-    """
-    with torch.device("meta"):
-        return FlashSlothForConditionalGeneration(FlashSlothConfig.named(name)).eval()
 
 
 AutoModel.register(FlashSlothConfig, FlashSlothModel, exist_ok=True)

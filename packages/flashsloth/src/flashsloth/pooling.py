@@ -36,6 +36,8 @@ class SpatialAttentionPooling(nn.Module):
         self.pool = pool
         # Layer 0 and 3 hold weights, as in the official checkpoints.
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1))
+        for layer in (self.mlp[0], self.mlp[3]):
+            layer.init_rule = "default"
 
     def forward(self, patches: Tensor) -> Tensor:
         """``[views, side^2, dv] -> [views, ceil(side / p)^2, dv]``, blocks row by row."""
@@ -61,6 +63,7 @@ class Projector(nn.Module):
         self.linear_1 = nn.Linear(vision, width)
         self.act = ACT2FN[act]
         self.linear_2 = nn.Linear(width, width)
+        self.linear_1.init_rule = self.linear_2.init_rule = "default"
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``[images, Nv, dv] -> [images, Nv, d]``."""

@@ -21,7 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flashsloth.modeling import meta_model
+import torch
+
+from flashsloth.configuration import FlashSlothConfig
+from flashsloth.modeling import FlashSlothForConditionalGeneration
 from tenfold import UserError
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -88,6 +91,16 @@ def _renamed(name: str, parts: Mapping[str, str], where: Path | None) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     raise UserError(f"FlashSloth has no weight {name}", where, f"names such as {next(iter(parts))}*")
+
+
+def meta_model(name: str) -> FlashSlothForConditionalGeneration:
+    """A released model on the meta device, without weights: for names, shapes, parameters and operations.
+
+    Args:
+        name: as in :meth:`FlashSlothConfig.named`.
+    """
+    with torch.device("meta"):
+        return FlashSlothForConditionalGeneration(FlashSlothConfig.named(name)).eval()
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def build(folder: str | Path) -> PreTrainedTokenizerFast:
         if (found := inner.token_to_id(text)) != number:
             raise UserError(f"{text!r} has the id {found}", folder / VOCABULARY, f"{number}, as Phi-2's has it")
     for text, ids in KNOWN.items():
-        if (found := inner.encode(text).ids) != ids:
+        if (found := inner.encode(text).ids) != ids:  # type: ignore[assignment]
             raise UserError(f"{text!r} is {found}", folder / VOCABULARY, f"{ids}: Phi-2's vocabulary")
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,

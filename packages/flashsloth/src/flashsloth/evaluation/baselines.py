@@ -95,7 +95,7 @@ def replace_pooling(model: FlashSlothForConditionalGeneration, name: str) -> Non
         made = NoPooling()
     else:
         raise UserError("unknown pooling", name, ", ".join(POOLINGS))
-    model.model.pooling = made.to(model.device, model.dtype)  # type: ignore[assignment]
+    model.model.pooling = made.to(model.device, model.dtype)
 
 
 class _Off(nn.Module):
@@ -107,7 +107,7 @@ class _Off(nn.Module):
 
 def without_embq(model: FlashSlothForConditionalGeneration) -> None:
     """Leave EmbQ out for good; the query tokens stay, so that sequences are as long as before."""
-    model.model.embq = _Off()  # type: ignore[assignment]
+    model.model.embq = _Off()
 
 
 CONTROLS = ("blind", "other question", "other image")

@@ -127,7 +127,7 @@ def benchmark_folders(settings: EvalSettings, seed: int) -> Iterator[dict[str, P
 
 def write_mini_set(folder: Path, seed: int, per_kind: int = MINI_PER_KIND) -> None:
     """Write held-out questions of the miniature in VQAv2's format; the question type is "crowded/shape" and so on."""
-    samples = []
+    samples: list[VQAv2Sample] = []
     for odd, level in enumerate((world.SPARSE, world.CROWDED)):
         for index in range(per_kind):
             scene = world.draw(MINI_WORLD + seed, 2 * index + odd)

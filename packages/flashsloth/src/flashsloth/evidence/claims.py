@@ -69,8 +69,7 @@ def official_keys() -> Outcome:
 
 def parameters(part: str) -> Outcome:
     """Numbers that a stage trains."""
-    from flashsloth.checkpoints.keys import parameter_counts, to_official
-    from flashsloth.modeling import meta_model
+    from flashsloth.checkpoints.keys import meta_model, parameter_counts, to_official
 
     state = to_official(meta_model("3.2b").state_dict())
     return Outcome(parameter_counts({name: tuple(one.shape) for name, one in state.items()})[part], True)

@@ -140,7 +140,7 @@ def new_parts(config: FlashSlothConfig, seed: int) -> dict[str, Tensor]:
     small.vision_config.num_hidden_layers = 1
     with torch.device("meta"):
         model = FlashSlothForConditionalGeneration(small)
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for prefix in NEW:
         part = model.get_submodule(prefix.removesuffix("."))
         part.to_empty(device="cpu")

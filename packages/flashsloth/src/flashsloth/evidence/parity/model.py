@@ -40,7 +40,7 @@ def golden_model(
 ) -> FlashSlothForConditionalGeneration:
     """A case's model, from weights under official names."""
     llm, vision, embq = config["llm"], config["vision"], config["embq"]
-    text = PhiConfig(
+    text = PhiConfig(  # type: ignore[call-arg]
         vocab_size=llm["vocab"],
         hidden_size=llm["hidden"],
         intermediate_size=llm["intermediate"],
@@ -181,7 +181,7 @@ def _check_gradients(
     compare: Comparison,
 ) -> None:
     gradients = to_official({key: value.grad for key, value in model.named_parameters()})
-    norms = torch.stack([torch.zeros(()) if gradients[key] is None else gradients[key].norm() for key in names])
+    norms = torch.stack([torch.zeros(()) if gradients[key] is None else gradients[key].norm() for key in names])  # type: ignore[union-attr]
     compare.close(f"{name} gradient norms", norms, tensors[f"out/{name}/grad_norms"], "model")
     compare.close(f"{name} gradient norm", norms.norm(), tensors[f"out/{name}/grad_norm_total"], "model")
     prefix = f"out/{name}/grad/"
