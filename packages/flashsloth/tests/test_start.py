@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from flashsloth_fixtures import tiny_config
+
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.training.start import new_parts
-from flashsloth_fixtures import tiny_config
 
 
 @pytest.mark.parametrize("way", ["constructor", "training"])
