@@ -102,7 +102,7 @@ def test_accumulation_moves_nothing_but_rounding():
         found.append(weights(made))
     for other in found[1:]:
         for name in other:
-            torch.testing.assert_close(other[name], found[0][name], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(other[name], found[0][name], atol=1e-4, rtol=1e-3)  # a step is 1e-2
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage(tmp_path):
