@@ -17,7 +17,8 @@ from gamma_mod.report import Skips, measure_skips
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data import mini_sets
-from tenfold.data.formats import CalibrationSample, open_image
+from tenfold.data.formats import CalibrationSample
+from tenfold.data.pictures import open_picture
 from tenfold.hosts import structure
 from tenfold.runs import fingerprint, run
 from tenfold.runs.ranks import choose_device
@@ -91,7 +92,7 @@ def _ask(settings: DemoSettings, seed: int) -> tuple[Image.Image, str, str | Non
     if settings.image is not None:
         if settings.question is None:
             raise UserError("no question", settings.image, "--question beside --image")
-        return open_image(Path(settings.image)), settings.question, None
+        return open_picture(Path(settings.image)), settings.question, None
     sample = next(iter(_scenes(WORLD + seed, 1)))
     assert sample.picture is not None
     image = sample.picture.open()
