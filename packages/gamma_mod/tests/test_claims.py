@@ -71,7 +71,8 @@ def test_the_commands_of_the_ledger_are_commands_of_this_package(ledger):
 
 
 def test_the_citation_is_valid():
-    assert "Exploring Mixture-of-Depth" in paper_bibtex(load_citation(package_file("gamma_mod", "CITATION.cff")))
+    bibtex = paper_bibtex(load_citation(package_file("gamma_mod", "CITATION.cff")), "gamma_mod")
+    assert "luo2025gamma" in bibtex and "Exploring Mixture-of-Depth" in bibtex
 
 
 def runs(oracle=80.0, dense=85.0, **accuracies):

@@ -92,7 +92,7 @@ def _ask(settings: DemoSettings, seed: int) -> tuple[Image.Image, str, str | Non
     if settings.image is not None:
         if settings.question is None:
             raise UserError("no question", settings.image, "--question beside --image")
-        return open_picture(settings.image), settings.question, None
+        return open_picture(Path(settings.image)), settings.question, None
     sample = next(iter(_scenes(WORLD + seed, 1)))
     assert sample.picture is not None
     image = sample.picture.open()
