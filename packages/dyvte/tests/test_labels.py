@@ -28,6 +28,12 @@ def test_another_answer_and_a_less_certain_one_may_not():
     assert judge(LabelRule(), dense, logits_for([1, 2], 3.0), [1, 2]).labels.tolist() == [0]
 
 
+def test_another_answer_may_not_leave_however_certain_the_right_one_became():
+    """Fails if the agreement is left out: the answer of the data set is likelier without the image, and another."""
+    judged = judge(LabelRule(), logits_for([3], 5.0), logits_for([0], 4.0), [2])
+    assert judged.ce_exited < judged.ce_dense and judged.labels.tolist() == [0]
+
+
 def test_slack_lets_a_hair_of_certainty_go():
     """Near a cross entropy of 0 the published ratio is decided by noise; 0.01 nats repair that."""
     dense, exited = logits_for([1], 12.0), logits_for([1], 11.0)
