@@ -3,7 +3,6 @@
     face = E3FaceNet.from_pretrained("e3-facenet-512")
     portrait = face.generate("The woman has wavy hair.", cameras=five_views(), seed=2)
     edited = face.edit(portrait, "This person has beard.", strength=0.5)
-
 Editing changes the style codes of the upsampler alone: the radiance field, and with it depth, normals and mesh, is that
 of the first caption at any strength.
 """
@@ -11,7 +10,7 @@ of the first caption at any strength.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +27,7 @@ from e3_facenet.camera import cameras_json, five_views
 from e3_facenet.config import GeneratorConfig
 from e3_facenet.generator import Generator
 from e3_facenet.losses import virtual_normals
-from e3_facenet.text import Text, TextEncoder, load_text_encoder
+from e3_facenet.text import Text, TextEncoder, load_text_encoder, model_card
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json, atomic_write_text, read_json
 
@@ -37,10 +36,8 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "e3_facenet"
 CONFIG, WEIGHTS, CLIP = "config.json", "model.safetensors", "clip"
-OFFICIAL_CLIP = "openai/clip-vit-base-patch32"
 # The official renderer's: of style codes and of the background code.
 PSI, BG_TEMPERATURE = 0.7, 0.65
-VIEWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,6 @@ class Portrait:
     rgb: Tensor
     face: Face
     fov: float = 12.0
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def normals(self) -> Tensor:
@@ -263,7 +259,7 @@ class E3FaceNet(nn.Module):
             raise UserError(f"cameras of shape {list(cameras.shape)}", "cameras", "finite [views, 4, 4]")
         parts = []
         with torch.no_grad():
-            for pose in cameras.float().to(self.device).split(VIEWS_AT_ONCE):
+            for pose in cameras.float().to(self.device).split(8):
                 z_bg = None if face.z_bg is None else face.z_bg.expand(len(pose), -1)
                 edit = () if tokens is None else (face.text.tokens, kept)
                 made = self.generator(face.ws, face.text.tokens if tokens is None else tokens, pose, z_bg, *edit)
@@ -285,7 +281,7 @@ class E3FaceNet(nn.Module):
             self.write(temporary, card, extra)
 
     def write(self, folder: Path, card: str = "", extra: dict[str, Any] | None = None) -> None:
-        """Like `save_pretrained`, into a folder that is there."""
+        """Like `save_pretrained`, into a folder that may be there."""
         folder.mkdir(parents=True, exist_ok=True)
         save_state(self.generator.state_dict(), folder / WEIGHTS)
         values = {"model_type": MODEL_TYPE, "generator": self.config.to_json(), "clip": self.clip_name or CLIP}
@@ -402,28 +398,3 @@ def fill(module: nn.Module, state: dict[str, Tensor], where: object) -> None:
         if state[name].shape != expected[name].shape or not state[name].is_floating_point():
             raise UserError(f"{name} is {list(state[name].shape)}", where, f"{list(expected[name].shape)}")
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-
-
-def model_card(text: str) -> str:
-    """README.md of a model folder: what it is, what it is for, and what it must not be used for."""
-    return f"""---
-library_name: e3_facenet
-license: other
-pipeline_tag: text-to-3d
-base_model: {OFFICIAL_CLIP}
-tags: [text-to-3d, face, nerf, gan, e3-facenet]
----
-# E3-FaceNet
-
-Text to 3D-aware faces in one pass ([arXiv 2403.06702](https://arxiv.org/abs/2403.06702)).
-
-{text or "Weights of this package's own training or conversion."}
-
-## Intended use and misuse
-
-For research on text-to-3D generation and editing of synthetic faces. Faces are invented; they must not be presented as
-photographs of people, used to identify, imitate or harass anyone, or to infer traits of real people from text. The
-training data (CelebA, FFHQ) over-represent some groups, and captions repeat their annotators' prejudices. Pictures
-carry their caption, seed and edits as metadata. Weights converted from the authors' release are for non-commercial
-research only (the code they descend from is under NVIDIA's source code licence).
-"""
