@@ -3,7 +3,6 @@
     face = E3FaceNet.from_pretrained("e3-facenet-512")
     portrait = face.generate("The woman has wavy hair.", cameras=five_views(), seed=2)
     edited = face.edit(portrait, "This person has beard.", strength=0.5)
-
 Editing changes the style codes of the upsampler alone: the radiance field, and with it depth, normals and mesh, is that
 of the first caption at any strength.
 """
@@ -11,7 +10,7 @@ of the first caption at any strength.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +27,7 @@ from e3_facenet.camera import cameras_json, five_views
 from e3_facenet.config import GeneratorConfig, model_card
 from e3_facenet.generator import BG_TEMPERATURE, Generator, official_background, official_noise
 from e3_facenet.losses import virtual_normals
-from e3_facenet.text import Text, TextEncoder, load_text_encoder
+from e3_facenet.text import Text, TextEncoder, load_text_encoder, model_card
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json, atomic_write_text, read_json
 
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
 MODEL_TYPE = "e3_facenet"
 CONFIG, WEIGHTS, CLIP = "config.json", "model.safetensors", "clip"
 # The official renderer's: of style codes and of the background code.
-PSI = 0.7
-VIEWS_AT_ONCE = 8
+PSI, BG_TEMPERATURE = 0.7, 0.65
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,6 @@ class Portrait:
     rgb: Tensor
     face: Face
     fov: float = 12.0
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def normals(self) -> Tensor:
@@ -244,7 +241,7 @@ class E3FaceNet(nn.Module):
             raise UserError(f"cameras of shape {list(cameras.shape)}", "cameras", "finite [views, 4, 4]")
         parts = []
         with torch.no_grad():
-            for pose in cameras.float().to(self.device).split(VIEWS_AT_ONCE):
+            for pose in cameras.float().to(self.device).split(8):
                 z_bg = None if face.z_bg is None else face.z_bg.expand(len(pose), -1)
                 edit = () if tokens is None else (face.text.tokens, kept)
                 made = self.generator(face.ws, face.text.tokens if tokens is None else tokens, pose, z_bg, *edit)
@@ -266,7 +263,7 @@ class E3FaceNet(nn.Module):
             self.write(temporary, card, extra)
 
     def write(self, folder: Path, card: str = "", extra: dict[str, Any] | None = None) -> None:
-        """Like `save_pretrained`, into a folder that is there."""
+        """Like `save_pretrained`, into a folder that may be there."""
         folder.mkdir(parents=True, exist_ok=True)
         save_state(self.generator.state_dict(), folder / WEIGHTS)
         values = {"model_type": MODEL_TYPE, "generator": self.config.to_json(), "clip": self.clip_name or CLIP}

@@ -10,13 +10,12 @@ from e3_facenet.config import GeneratorConfig
 from e3_facenet.facenet import (
     CONFIG,
     MODEL_TYPE,
-    OFFICIAL_CLIP,
     WEIGHTS,
     local_folder,
-    model_card,
     read_state,
     save_state,
 )
+from e3_facenet.text import OFFICIAL_CLIP, model_card
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json, atomic_write_text, read_json
 

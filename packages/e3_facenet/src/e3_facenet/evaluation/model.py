@@ -8,8 +8,8 @@ import torch
 
 from e3_facenet.checkpoints.load import load_official
 from e3_facenet.evaluation.settings import ModelSettings
-from e3_facenet.facenet import CONFIG, OFFICIAL_CLIP, E3FaceNet
-from e3_facenet.text import load_text_encoder
+from e3_facenet.facenet import CONFIG, E3FaceNet
+from e3_facenet.text import OFFICIAL_CLIP, load_text_encoder
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.runs import fingerprint
