@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from e3_facenet.facenet import E3FaceNet
 from e3_facenet.miniature.model import mini_clip
 

@@ -16,9 +16,6 @@ from tenfold import UserError
 
 Config = TypeVar("Config", bound="_Config")
 
-# What the released weights read text with.
-OFFICIAL_CLIP = "openai/clip-vit-base-patch32"
-
 
 @dataclass(frozen=True)
 class _Config:
@@ -181,28 +178,3 @@ class DiscriminatorConfig(_Config):
     def channels(self, resolution: int) -> int:
         """Channels at a resolution."""
         return min(self.channel_base // resolution, self.channel_max)
-
-
-def model_card(text: str) -> str:
-    """README.md of a model folder: what it is, what it is for, and what it must not be used for."""
-    return f"""---
-library_name: e3_facenet
-license: other
-pipeline_tag: text-to-3d
-base_model: {OFFICIAL_CLIP}
-tags: [text-to-3d, face, nerf, gan, e3-facenet]
----
-# E3-FaceNet
-
-Text to 3D-aware faces in one pass ([arXiv 2403.06702](https://arxiv.org/abs/2403.06702)).
-
-{text or "Weights of this package's own training or conversion."}
-
-## Intended use and misuse
-
-For research on text-to-3D generation and editing of synthetic faces. Faces are invented; they must not be presented as
-photographs of people, used to identify, imitate or harass anyone, or to infer traits of real people from text. The
-training data (CelebA, FFHQ) over-represent some groups, and captions repeat their annotators' prejudices. Pictures
-carry their caption, seed and edits as metadata. Weights converted from the authors' release are for non-commercial
-research only (the code they descend from is under NVIDIA's source code licence).
-"""

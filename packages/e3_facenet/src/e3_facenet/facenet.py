@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from e3_facenet.camera import cameras_json, five_views
-from e3_facenet.config import GeneratorConfig, model_card
-from e3_facenet.generator import BG_TEMPERATURE, Generator, official_background, official_noise
+from e3_facenet.config import GeneratorConfig
+from e3_facenet.generator import Generator
 from e3_facenet.losses import virtual_normals
 from e3_facenet.text import Text, TextEncoder, load_text_encoder, model_card
 from tenfold import UserError
@@ -126,6 +126,24 @@ class Portrait:
             np.save(temporary / "normals.npy", self.normals.cpu().numpy())
             atomic_write_json(temporary / "cameras.json", self.cameras_json())
         return [folder / name for name in names]
+
+
+def official_noise(seed: int, z_dim: int) -> Tensor:
+    """The official script's noise of a seed: numpy's RandomState; [1, z_dim]."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}", "seed", "0 to 2^32 - 1")
+    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
+
+
+def official_background(seed: int, bg_dim: int, temperature: float = BG_TEMPERATURE, redraw: int = 0) -> Tensor:
+    """The official script's background code of a seed: the second of every two draws counts; [1, bg_dim].
+
+    Args:
+        redraw: 0 of the first rendering; 1 of the edited one, whose background the official script draws anew.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(1, bg_dim, generator=generator) for _ in range(4 * redraw + 2)]
+    return draws[-1] * temperature
 
 
 class E3FaceNet(nn.Module):

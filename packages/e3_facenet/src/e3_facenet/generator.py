@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from e3_facenet.config import GeneratorConfig
 from e3_facenet.enhancer import StyleEnhancer
 from e3_facenet.layers import EqualLinear, UpsamplingBlock
 from e3_facenet.nerf import FRESH_SAMPLES, Draws, RadianceField, Volume
-from tenfold import UserError
 
 W_AVG_DECAY = 0.995
 MAPPING_LR = 0.01
@@ -30,10 +28,6 @@ MAPPING_LR = 0.01
 def norm2(x: Tensor) -> Tensor:
     """Unit mean square along the last axis: [B, d]."""
     return x * (x.square().mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
-
-
-# Of the backgrounds that the official script draws.
-BG_TEMPERATURE = 0.65
 
 
 class Mapping(nn.Module):
@@ -245,21 +239,3 @@ class Generator(nn.Module):
         summed = (rgb.view(batch, 3, *shape) * weights[:, None]).sum(-1)  # (B, 3, N)
         seen = image.flatten(2).gather(2, places[:, None].expand(-1, 3, -1))
         return 2 * (seen - summed).square().sum(dim=1).mean(dim=-1, keepdim=True)
-
-
-def official_noise(seed: int, z_dim: int) -> Tensor:
-    """The official script's noise of a seed: numpy's RandomState; [1, z_dim]."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}", "seed", "0 to 2^32 - 1")
-    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
-
-
-def official_background(seed: int, bg_dim: int, temperature: float = BG_TEMPERATURE, redraw: int = 0) -> Tensor:
-    """The official script's background code of a seed: the second of every two draws counts; [1, bg_dim].
-
-    Args:
-        redraw: 0 of the first rendering; 1 of the edited one, whose background the official script draws anew.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(1, bg_dim, generator=generator) for _ in range(4 * redraw + 2)]
-    return draws[-1] * temperature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def load_pipeline(settings: ModelSettings) -> InstDiffEditPipeline:
     source = model_source(settings.model)
     inpaint = None if settings.inpaint is None else model_source(settings.inpaint)
     loading = source
+    if settings.model == MINI:  # diffusers looks its autoencoder up by name, and imports nothing for that
+        import_module("inst_diff_edit.miniature.model")
     try:
         pipe = InstDiffEditPipeline.from_pretrained(source, torch_dtype=dtype)
         if inpaint is not None:
