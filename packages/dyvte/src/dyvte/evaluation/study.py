@@ -24,7 +24,6 @@ from dyvte.evaluation.model import open_gates
 from dyvte.evaluation.settings import AnalyzeSettings, CalibrateSettings
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig
-from dyvte.labels import IGNORED, LabelRule
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.hosts.answers import Protocol, encode_batch
