@@ -158,7 +158,7 @@ def test_need_11_a_batch_in_sams_decoder(tiny):
 
 def test_need_12_sentences_about_places_are_counted_apart():
     """Fails if places were not reported beside looks, or turned directions were no control. (Values: the ledger.)"""
-    from test_claims import measured
+    measured = sibling("test_claims").measured
 
     found = {one.claim: one for one in judge(measured())}
     assert "directions turned round" in found["mini-directions"].detail
@@ -196,3 +196,14 @@ assert torch.backends.cudnn.enabled == before
     offline = {**environment(), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, env=offline, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def sibling(name):
+    """Another test file of this folder; other packages have files of the same names."""
+    from importlib.util import module_from_spec, spec_from_file_location
+    from pathlib import Path
+
+    spec = spec_from_file_location(f"dit_sam_{name}", Path(__file__).parent / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -93,7 +93,7 @@ class Steps:
         result = work()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         self.rows.append({"step": name, "seconds": round(time.perf_counter() - begun, 2), "peak_gb": round(peak, 2)})
-        print(json.dumps(self.rows[-1]), flush=True)
+        print(json.dumps(self.rows[-1]), file=sys.stderr, flush=True)
         return result
 
 
