@@ -80,7 +80,8 @@ def two_papers(tree, tmp_path) -> Path:
     shutil.copytree(folder / "packages" / PAPERS[0], twin)
     (twin / "src" / PAPERS[0]).rename(twin / "src" / "twin")
     for file in (twin / "pyproject.toml", twin / "claims.yaml"):
-        file.write_text(file.read_text().replace(PAPERS[0], "twin"))
+        text = file.read_text().replace(PAPERS[0], "twin")
+        file.write_text(text.replace(PAPERS[0].replace("_", "-"), "twin"))
     return folder
 
 
