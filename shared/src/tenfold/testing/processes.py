@@ -23,6 +23,7 @@ def fork(work: Callable[[], object], **environment: str) -> int:
         return child
     try:
         os.environ.update(environment)
+        _renew_thread_pool()
         work()
     except SystemExit as exit:
         os._exit(exit.code if isinstance(exit.code, int) else 1)
@@ -32,6 +33,16 @@ def fork(work: Callable[[], object], **environment: str) -> int:
         os._exit(1)
     sys.stdout.flush()
     os._exit(0)
+
+
+def _renew_thread_pool() -> None:
+    """Let torch replace its pool of threads, which a fork does not inherit, before two threads can ask for it at once.
+
+    The first to ask in a fork takes the dead pool away and makes a new one; a second thread in between finds none and
+    fails with "Invalid thread pool" (seen when transformers materialises weights in several threads).
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def killed(work: Callable[[], object]) -> bool:
