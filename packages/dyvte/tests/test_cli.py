@@ -44,6 +44,12 @@ def test_help_names_every_verb():
         assert verb in outcome.output
 
 
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
+def test_a_name_with_a_dot_is_a_shipped_training(name):
+    """Fails if the name is looked for among the evaluations, or its last part taken for a file's ending."""
+    refused(run(f"train --config {name} --dry-run"), "mix665k")
+
+
 def test_cite_prints_paper_and_software():
     outcome = run("cite")
     assert outcome.exit_code == 0 and "2411.19628" in outcome.output and "Wu" in outcome.output

@@ -59,16 +59,24 @@ def shipped_config(package: str, name: str, folder: str = "configs/eval") -> str
 
 
 def chosen(
-    settings: type[Model], package: str, config: str | None, changes: Sequence[str] | None, given: dict[str, Any]
+    settings: type[Model],
+    package: str,
+    config: str | None,
+    changes: Sequence[str] | None,
+    given: dict[str, Any],
+    folder: str = "configs/eval",
 ) -> Model:
     """A verb's settings: its config's, changed by ``--set``, and above them the options that were given (not None).
+
+    Args:
+        folder: where the verb's shipped configurations are.
 
     Raises:
         UserError: ``--set`` without ``--config``, no such config, a value that does not fit.
     """
     if changes and not config:
         raise UserError("--set without --config", None, "--config mini --set key=value")
-    base = load_config(settings, shipped_config(package, config), changes or ()) if config else settings()
+    base = load_config(settings, shipped_config(package, config, folder), changes or ()) if config else settings()
     options = {name: value for name, value in given.items() if value is not None}
     return checked(settings, base.model_dump() | options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,11 @@ def analyze(
     attention: Attention = None,
 ) -> None:
     """Study a host layer by layer: attention between image and text, its entropy, and answers under a manual exit."""
-    given = {"model": absolute_if_there(model), "samples": absolute(samples), "image_folder": absolute(image_folder)}
+    given: dict[str, Any] = {
+        "model": absolute_if_there(model),
+        "samples": absolute(samples),
+        "image_folder": absolute(image_folder),
+    }
     given |= {"limit": limit, "batch": batch, "protocol": protocol, "dtype": dtype, "device": device}
     settings = checked(AnalyzeSettings, given | {"attention": attention})
 
@@ -65,7 +69,11 @@ def calibrate(
     attention: Attention = None,
 ) -> None:
     """Find the threshold at which the mean exit layer of some samples is the one that is wanted."""
-    given = {"model": absolute_if_there(model), "samples": absolute(samples), "image_folder": absolute(image_folder)}
+    given: dict[str, Any] = {
+        "model": absolute_if_there(model),
+        "samples": absolute(samples),
+        "image_folder": absolute(image_folder),
+    }
     given |= {"gates": absolute_if_there(gates), "mean_exit": mean_exit, "limit": limit, "protocol": protocol}
     settings = checked(CalibrateSettings, given | {"dtype": dtype, "device": device, "attention": attention})
 

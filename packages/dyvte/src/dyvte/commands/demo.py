@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ def demo(
     attention: Attention = None,
 ) -> None:
     """Answer a question with and without an exit, and show what every gate said."""
-    given = {"image": absolute(image), "question": question, "model": absolute_if_there(model)}
+    given: dict[str, Any] = {"image": absolute(image), "question": question, "model": absolute_if_there(model)}
     given |= {"gates": absolute_if_there(gates), "threshold": threshold, "exit_at": exit_at}
     given |= {"dtype": dtype, "device": device, "attention": attention}
     settings = checked(DemoSettings, given)

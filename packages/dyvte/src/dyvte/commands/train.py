@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,14 +38,13 @@ def train(
 
     A training that was killed goes on where it stopped when the same command is given again with its --output.
     """
-    given = {"model": absolute_if_there(model), "samples": absolute(samples), "image_folder": absolute(image_folder)}
+    given: dict[str, Any] = {
+        "model": absolute_if_there(model),
+        "samples": absolute(samples),
+        "image_folder": absolute(image_folder),
+    }
     given |= {"limit": limit, "protocol": protocol, "dtype": dtype, "device": device, "attention": attention}
-    if config and not Path(config).suffix:
-        from tenfold.cli import find_package_file
-
-        named = find_package_file("dyvte", f"configs/{config}.yaml")
-        config = str(named) if named is not None else config
-    settings = chosen(TrainSettings, "dyvte", config, set_, given)
+    settings = chosen(TrainSettings, "dyvte", config, set_, given, "configs")
 
     from dyvte.training import run
 

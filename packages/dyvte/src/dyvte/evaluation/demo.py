@@ -99,6 +99,7 @@ def _margins(answering: ExitingHost, image: Image.Image, question: str) -> list[
     assert exit is not None
     inputs = encode_batch(processor, model, [answering.protocol.prompt(processor, image, question)])
     with exit(model):
-        exit.trace = trace = []
+        trace: list[Any] = []
+        exit.trace = trace
         model(**inputs, use_cache=False)
     return [float(logits[0, 1] - logits[0, 0]) for _, logits in trace]

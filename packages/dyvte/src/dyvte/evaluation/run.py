@@ -120,7 +120,7 @@ class _Task:
     def run(self, questions: Sequence[Question], say: Callable[[str], None], *, again: bool) -> list[Evaluation]:
         group, config = self.group, self.settings.model_dump(mode="json")
         digest = group.tell(group.lead(lambda: questions_fingerprint(questions)))
-        data = {"model": self.answering.host.fingerprint, "questions": digest, "gates": self._gates()}
+        data: dict[str, Any] = {"model": self.answering.host.fingerprint, "questions": digest, "gates": self._gates()}
         if again and (record := finished_before(group, self.output, "eval", config, self.seed, data)):
             say(f"{self.benchmark.title}: done before, in {self.output}")
             return [self._evaluation(record)] if group.leads else []
@@ -146,7 +146,7 @@ class _Task:
                 write_predictions(
                     current, ({"id": one.id, "prompt": one.prompt, **answers[one.id]} for one in questions)
                 )
-                texts = {name: answer["text"] for name, answer in answers.items()}
+                texts: dict[Any, str] = {name: answer["text"] for name, answer in answers.items()}
                 self.benchmark.write_submission(questions, texts, current.file("submission"))
         forget(group, log)
         if current is None:

@@ -115,7 +115,8 @@ def measure(host: Host, protocol: Protocol, samples: Sequence[TrainingSample]) -
     """The measures of `dyvte.analysis.MEASURES`, ``[samples, layers, 5]``, of prompts without answers."""
     prompts = [protocol.prompt(host.processor, sample.image(), sample.question) for sample in samples]
     inputs = encode_batch(host.processor, host.model, prompts)
-    layers = host.model.config.get_text_config().num_hidden_layers
+    config: Any = host.model.config
+    layers = config.get_text_config().num_hidden_layers
     exit = VisualExit(exit_at=layers - 1)  # after the last layer: nothing is left out
     with exit(host.model), watch(host.model, exit.present) as measured:
         host.model(**inputs, use_cache=False)
@@ -131,7 +132,8 @@ def manual_exits(host: Host, protocol: Protocol, samples: Sequence[TrainingSampl
         layer 0, 1, ..., and dense; and whether the label rule lets it leave, ``[samples, layers]``.
     """
     inputs, labels = encode_answers(host.processor, host.model, protocol, samples)
-    text = host.model.config.get_text_config()
+    whole: Any = host.model.config
+    text = whole.get_text_config()
     config = GateConfig(text.num_hidden_layers, text.hidden_size)
     branches = run_branches(host.model, inputs, labels, range(text.num_hidden_layers), config)
     rule = LabelRule()
