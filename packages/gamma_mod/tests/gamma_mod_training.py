@@ -65,14 +65,14 @@ def lines(run):
 def die_after(step, settings, folder):
     """Train in a fork that kills itself when so many steps are done, before they are logged or kept."""
 
-    class Dies(stage.Curve):
+    class Dies(stage.SkipCurve):
         def on_step_end(self, args, state, control, **rest):
             if state.global_step == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             super().on_step_end(args, state, control, **rest)
 
     def work():
-        stage.Curve = Dies
+        stage.SkipCurve = Dies
         train.run_train(settings, 0, folder)
 
     return killed(work)

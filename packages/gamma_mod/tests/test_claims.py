@@ -82,7 +82,14 @@ def runs(oracle=80.0, dense=85.0, **accuracies):
         for arm in ARMS:
             curve = [{"threshold": 0.005, "skip": 0.0, "accuracy": 70.0}]
             found[arm, seed] = {"accuracy": base[arm] + 0.5 * number, "curve": curve}
-        start = {"oracle": oracle, "random": 60.0, "anti": 30.0, "dense": 86.0, "arank": [3.0, 2.0, 1.0, 4.0]}
+        start = {
+            "host": f"sha256:{seed}",
+            "oracle": oracle,
+            "random": 60.0,
+            "anti": 30.0,
+            "dense": 86.0,
+            "arank": [3.0, 2.0, 1.0, 4.0],
+        }
         found["start", seed] = start
     return found
 

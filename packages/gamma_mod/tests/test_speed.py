@@ -100,10 +100,11 @@ def test_the_rehearsal_walks_the_whole_way(tmp_path):
     out."""
     shape = ReleaseShape(
         32, 48, 6, 2, slow=(4, 6, 8, 12), slow_depths=(1, 1, 1, 1), fast=16, fast_intermediate=24, fast_layers=2,
-        fast_patches=9, vocabulary=40,
+        fast_patches=9, vocabulary=200,
     )  # fmt: skip
     found = rehearse(tmp_path / "run", shape=shape, tokens=70)
-    assert found["steps"][0]["step"].startswith("write") and len(found["steps"]) == 6
+    assert found["steps"][0]["step"].startswith("write") and len(found["steps"]) == 7
+    assert found["evaluated"]["questions"] == 2 and found["evaluated"]["skip"]["prefill"] is not None
     assert found["new_tokens"] >= 1 and 0 <= found["skip_prefill"] <= 1
     assert found["written"] == found["parameters"] + 2 * 32  # two converted layers, one router
     assert replace(shape, layers=5).converted == (3,)

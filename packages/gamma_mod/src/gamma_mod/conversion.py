@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ from tenfold import UserError
 from tenfold.hosts import structure
 
 ATTENTIONS = ("eager", "sdpa")
+# What save_pretrained(push_to_hub=True) hands on.
+_HUB = {"repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr"}
 # The pass that this thread is in: state belongs to a call, never to a module that two calls share.
 _RUNNING: ContextVar[tuple[Conversion, ForwardPass, Any] | None] = ContextVar("gamma_mod_pass", default=None)
 
@@ -154,12 +157,16 @@ class Conversion:
 
     def save_pretrained(self, folder: Any, *args: Any, **kwargs: Any) -> Any:
         """The model's own ``save_pretrained``, with the conversion's two files and a model card beside the weights."""
+        push = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in _HUB & kwargs.keys()} if push else {}
         saved = self._save(folder, *args, **kwargs)  # type: ignore[misc]
         state = kwargs.get("state_dict") or {}
         weight = next((state[key] for key in state if key.endswith("router.weight")), self.router.weight)
         if kwargs.get("is_main_process", True):
             write_beside(folder, self.config, weight.detach(), len(structure.decoder_layers(self._model)))
             write_card(folder, self.config, getattr(self._model.config, "_name_or_path", None))
+            if push:  # the library uploads before it returns: these two files would come too late
+                self._model.push_to_hub(**({"repo_id": Path(folder).name} | hub))
         return saved
 
     def _check_attention(self) -> None:

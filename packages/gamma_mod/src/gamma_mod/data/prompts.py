@@ -53,7 +53,7 @@ def encode_conversation(
     turns: Sequence[Turn],
     image: Image.Image | None,
     *,
-    max_length: int,
+    max_length: int | None,
     protocol: str = "template",
     where: str | None = None,
 ) -> dict[str, Tensor]:
@@ -61,6 +61,7 @@ def encode_conversation(
 
     Args:
         max_length: of the text, its image counting as one token; what is longer is cut, as the image may not be.
+            None: nothing is cut.
 
     Returns:
         ``input_ids`` and ``labels [tokens]`` int64, the image's tensors under the processor's names.
@@ -83,7 +84,7 @@ def encode_conversation(
     for place, (start, end) in enumerate(plain["offset_mapping"]):
         if end > start and any(first <= start < last for first, last in spans):
             labels[place + longer] = ids[place + longer]
-    keep = max_length + longer
+    keep = len(ids) if max_length is None else max_length + longer
     tensors = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in tensors:

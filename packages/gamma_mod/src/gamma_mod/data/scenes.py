@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from tenfold.data import mini_host, miniworld
+from tenfold.data.mini_probes import LEARNT
 from tenfold.data.miniworld import flag_questions, flags
 from tenfold.runs import sample_rng
 
 LEAST, MOST = 3, 4
-KINDS = ("shape", "colour", "place", "two_hop")
+# What the mini host has learnt to answer: all kinds but counting and yes or no.
+KINDS = LEARNT
 IGNORED = -100
 
 

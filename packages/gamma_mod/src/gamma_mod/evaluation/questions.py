@@ -1,24 +1,16 @@
-"""What `gamma-mod eval` asks: the benchmarks' folders, and the fingerprint of questions, right answers and images."""
+"""What `gamma-mod eval` asks: the benchmarks and their folders."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from gamma_mod.evaluation.settings import EvalSettings
-from tenfold import UserError
 from tenfold.cli.settings import MINI
-from tenfold.data import write
-from tenfold.data.benchmarks import BENCHMARKS, Benchmark, Question, benchmark
-from tenfold.data.formats import Picture
-from tenfold.runs import fingerprint
+from tenfold.data import question_sets
+from tenfold.data.benchmarks import BENCHMARKS, Benchmark
+from tenfold.data.question_sets import find_named, mini_sets
 
 ALL = "all"
 MINI_SCENES, MINI_PIXELS = 20, 96
@@ -28,7 +20,7 @@ MINI_WORLD = 1_000_000
 
 def find_benchmark(name: str) -> Benchmark:
     """A benchmark by name, with dashes, underscores or neither. Raises UserError listing the names."""
-    return benchmark(next((known for known in BENCHMARKS if _plain_name(known) == _plain_name(name)), name))
+    return BENCHMARKS[find_named(name, BENCHMARKS)]
 
 
 @contextmanager
@@ -41,63 +33,9 @@ def benchmark_folders(settings: EvalSettings, seed: int) -> Iterator[dict[str, P
         UserError: an unknown benchmark, no such folder, none of the benchmarks in it; no folder for a real model.
     """
     wanted = None if settings.benchmark == ALL else find_benchmark(settings.benchmark)
-    if settings.data is not None:
-        folder = Path(settings.data)
-        if not folder.is_dir():
-            files = "the benchmarks' folders" if wanted is None else f"the files of {wanted.title}: {wanted.tree}"
-            raise UserError("no such folder", folder, " ".join(files.split()))
-        yield _found_in(folder) if wanted is None else {wanted.name: folder}
-        return
-    if settings.model != MINI:
-        raise UserError("no data", f"--benchmark {settings.benchmark}", "--data FOLDER (eval --help shows the tree)")
-    names = [name for name in BENCHMARKS if name in write.Format.__members__]
-    if wanted is not None and wanted.name not in names:
-        raise UserError("no mini set", wanted.name, f"one of {', '.join(names)}, or --data FOLDER")
-    with tempfile.TemporaryDirectory(prefix="gamma-mod-eval-") as temporary:
-        places = {name: Path(temporary, name) for name in (names if wanted is None else [wanted.name])}
-        for name, place in places.items():
-            write.WRITERS[write.Format[name]](place, MINI_WORLD + seed, MINI_SCENES, MINI_PIXELS)
+    drawn = mini_sets(BENCHMARKS, MINI_WORLD + seed, MINI_SCENES, MINI_PIXELS) if settings.model == MINI else None
+    spellings = {name: (name,) for name in BENCHMARKS}
+    with question_sets.benchmark_folders(
+        spellings, wanted, settings.data, asked=settings.benchmark, drawn=drawn
+    ) as places:
         yield places
-
-
-def questions_fingerprint(questions: Sequence[Question]) -> str:
-    """Of what is asked, what is known of it (the right answers) and every image's content; of no path.
-
-    Raises:
-        UserError: an image file that cannot be read.
-    """
-    seen: dict[Path, str] = {}
-    return fingerprint([[one.id, one.prompt, _plain(one.picture, seen), _plain(one.sample, seen)] for one in questions])
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("-", "").replace("_", "").lower()
-
-
-def _found_in(folder: Path) -> dict[str, Path]:
-    places = {_plain_name(place.name): place for place in sorted(folder.iterdir()) if place.is_dir()}
-    found = {name: places[_plain_name(name)] for name in BENCHMARKS if _plain_name(name) in places}
-    if not found:
-        raise UserError("no benchmark's folder in it", folder, f"one of {', '.join(BENCHMARKS)}")
-    return found
-
-
-def _plain(value: Any, seen: dict[Path, str]) -> Any:
-    """A record as JSON; an image as the fingerprint of its content."""
-    if isinstance(value, Picture):
-        return _plain(value.source, seen)
-    if isinstance(value, Path):
-        if value not in seen:
-            seen[value] = fingerprint(value)
-        return seen[value]
-    if isinstance(value, Image.Image):
-        return [value.mode, *value.size, hashlib.sha256(value.tobytes()).hexdigest()]
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if is_dataclass(value):
-        return [_plain(getattr(value, field.name), seen) for field in fields(value)]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, seen) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, seen) for item in value]
-    return value

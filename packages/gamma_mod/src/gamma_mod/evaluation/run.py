@@ -17,10 +17,11 @@ from typing import Any
 from gamma_mod import costs
 from gamma_mod.costs import DecoderShape
 from gamma_mod.evaluation.answers import Host, answer, calibrate_on, open_host
-from gamma_mod.evaluation.questions import ALL, benchmark_folders, questions_fingerprint
+from gamma_mod.evaluation.questions import ALL, benchmark_folders
 from gamma_mod.evaluation.settings import EvalSettings
 from tenfold import UserError
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
+from tenfold.data.question_sets import questions_fingerprint
 from tenfold.runs import Run, RunRecord, fingerprint, track
 from tenfold.runs.evaluation import (
     PROGRESS,

@@ -4,11 +4,12 @@ Differences are paired over seeds, in points of accuracy on the same questions. 
 its spread and `LEAST`; it is equivalent when its bootstrap interval lies within that; else it is not reproduced.
 Gates come first, and where one fails the comparisons say nothing for or against the paper ("no verdict"):
 
-- headroom: before any step, skipping empty patches answers at least `HEADROOM` points more than skipping at random;
+- headroom: before any step, with p = 1, skipping empty patches first answers at least `HEADROOM` points more than
+  skipping at random;
 - range: the dense host after as many steps answers between 25 and 95 %.
 
-The mini host is one; seeds are those of router, scenes and their order. Random routing keeps the router's scale p in
-front of the MLP, as learned routing does.
+A seed is that of the host (where one of that training seed was there), of router, scenes and their order. Random
+routing keeps the router's scale p in front of the MLP, as learned routing does.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def judge(runs: Runs, seeds: Sequence[int]) -> list[Finding]:
     table += [row(f"{name}, before any step", start(name)) for name in ("dense", "oracle", "random", "anti")]
     before = f"oracle {show(start('oracle'))} against random {show(start('random'))} before any step"
     gate = f"{before}; dense {show(dense)} after"
-    found = [Finding("mini-gate", float(headroom.mean()), valid, gate, {"table": table})]
+    hosts = {runs["start", seed]["host"] for seed in seeds}
+    gate += f"; {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'} for {len(seeds)} seeds"
+    found = [Finding("mini-gate", float(headroom.mean()), valid, gate, {"table": table, "hosts": sorted(hosts)})]
     for claim, (higher, lower) in COMPARISONS.items():
         found.append(_compared(claim, accuracy(higher), accuracy(lower), (higher, lower), valid, table))
     third, half = accuracy("learned-0.34"), accuracy("learned")

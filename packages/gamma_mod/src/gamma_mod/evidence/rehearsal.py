@@ -1,48 +1,94 @@
 """A full-size rehearsal without real weights: the way of a released model from its files to an evaluated question.
 
-    python benchmarks/rehearse.py gamma_mod                # or: python -m gamma_mod.evidence.rehearsal FOLDER
+    python benchmarks/rehearse.py gamma_mod --output rehearsal.json      # or: python -m gamma_mod.evidence.rehearsal
 
-1. writes a release of random weights in the official layout (LLaVA-HR-7B's language model and router, in shards),
+1. writes a release of random weights in the official layout (LLaVA-HR-7B's with its router, in shards),
 2. splits it (`gamma-mod convert`), a shard in memory at a time,
 3. joins it again and compares every tensor with the original,
-4. loads the language model in bfloat16, restores the conversion,
-5. answers a prompt of 1,400 tokens given as embeddings, and reports what was skipped.
+4. loads it in bfloat16 and restores the conversion,
+5. calibrates, and answers a prompt of 1,400 tokens given as embeddings,
+6. evaluates questions from the files of a benchmark in its official format.
 
-The vision tower's weights are written and carried along; they are run by `llava-hr`, not here. `layers` below 32 is for
-machines that cannot hold 13.5 GB: what was rehearsed is in the record.
+LLaVA-HR itself is `llava-hr`'s; here its language model, projector and CLIP tower run as a LLaVA-1.5, at 336 pixels,
+and its ConvNeXt and adapters are written and carried along only. `--layers` below 32 is for machines that cannot hold
+14 GB: what was rehearsed is in the record. Random weights say nothing of quality: the record is of files, sizes, memory
+and time.
 """
 
-from __future__ import annotations
+# Annotations are not deferred: typer evaluates them.
 
 import gc
+import math
 import resource
 import shutil
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+import typer
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from gamma_mod.checkpoints.convert import convert_back, convert_release
 from gamma_mod.checkpoints.keys import RELEASES, ReleaseShape, Shapes, router_key, vision_shapes
 from gamma_mod.checkpoints.load import restore
 from gamma_mod.checkpoints.official import llama_config
+from gamma_mod.evaluation.answers import Host
+from gamma_mod.evaluation.questions import benchmark_folders, find_benchmark
+from gamma_mod.evaluation.run import Task
+from gamma_mod.evaluation.settings import EvalSettings
 from gamma_mod.report import calibrate, measure_skips
-from tenfold.runs import atomic_write_json, track
+from tenfold.cli import main as run_app
+from tenfold.data import mini_host
+from tenfold.runs import atomic_write_json, fingerprint, run, track
+from tenfold.runs.ranks import ranks
 from tenfold.weights import StoredTensor, WeightFiles, write_weights
 
 Result = TypeVar("Result")
 SHARD_BYTES = 2 * 10**9
 PROMPT, NEW = 1400, 4
+BENCHMARK, QUESTIONS = "gqa", 2
+_BLOCK = 2**22  # numbers that are drawn; seven billion of them repeat these from other offsets
+_TOWER = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
+_PROJECTOR = {"linear_1": "model.mm_projector.0", "linear_2": "model.mm_projector.2"}
+app = typer.Typer(add_completion=False)
 
 
-def rehearse(folder: Path, layers: int | None = None, shape: ReleaseShape | None = None, tokens: int = PROMPT) -> Any:
+@app.command()
+def rehearsal(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="For the record, as JSON.")],
+    layers: Annotated[int | None, typer.Option(min=5, help="Of the decoder; default: all 32.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="For files in between, 41 GB; default: a temporary one.")] = None,
+) -> None:
+    """Write, split, join, load, answer and evaluate LLaVA-HR-7B with random weights at full size."""
+    config = {"release": "llava_hr_7b", "layers": layers, "tokens": PROMPT}
+    with (
+        run("gamma_mod", "rehearsal", config=config, seed=0, output=None) as current,
+        tempfile.TemporaryDirectory(dir=folder, prefix="gamma-mod-rehearsal-") as place,
+    ):
+        current.metrics |= rehearse(Path(place), layers)
+    assert current.record is not None
+    atomic_write_json(output, current.record.model_dump(mode="json"))
+    for step in current.metrics["steps"]:
+        typer.echo(f"{step['step']}: {step['seconds']:.1f} s, peak so far {step['peak_bytes_so_far'] / 1e9:.1f} GB")
+
+
+def rehearse(
+    folder: Path, layers: int | None = None, shape: ReleaseShape | None = None, tokens: int = PROMPT
+) -> dict[str, Any]:
     """All steps, in a folder that is emptied on the way; seconds and peak memory of each.
 
     Args:
@@ -75,6 +121,7 @@ def rehearse(folder: Path, layers: int | None = None, shape: ReleaseShape | None
     model = step("load in bfloat16 and restore", lambda: _load(host, small))
     shutil.rmtree(host)
     found = step("calibrate, answer", lambda: _answer(model, small, tokens))
+    found |= step(f"evaluate {QUESTIONS} questions", lambda: _evaluate(model, small, folder / "eval"))
     return {
         "layers": small.layers,
         "of": full.layers,
@@ -97,11 +144,9 @@ def release_shapes(shape: ReleaseShape) -> Shapes:
 def write_release(folder: Path, shape: ReleaseShape) -> int:
     """Random weights in float16, in shards with their index; how many numbers."""
     folder.mkdir(parents=True)
-    router = _drawn("router", (2, shape.hidden))
     stored = {}
     for name, size in release_shapes(shape).items():
-        read: Callable[[], Tensor] = (lambda: router) if "router" in name else _reader(name, size)
-        stored[name] = StoredTensor(size, torch.float16, read)
+        stored[name] = StoredTensor(size, torch.float16, _reader("router" if "router" in name else name, size))
     write_weights(folder, stored, SHARD_BYTES)
     mod = {"mod_enable": True, "mod_mode": "arank_mod", "mod_layers_idx": list(shape.converted)}
     settings: dict[str, Any] = {
@@ -123,10 +168,16 @@ def _reader(name: str, size: tuple[int, ...]) -> Callable[[], Tensor]:
     return lambda: _drawn(name, size)
 
 
+@cache
+def _block() -> Tensor:
+    return torch.empty(_BLOCK).normal_(std=0.02, generator=torch.Generator().manual_seed(0)).half()
+
+
 def _drawn(name: str, size: tuple[int, ...]) -> Tensor:
-    seed = int.from_bytes(name.encode()[-6:], "little")
-    drawn = torch.empty(size).normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
-    return (drawn + (len(size) == 1)).half()
+    """Numbers of their own for every name; scales of norms are around 1."""
+    numbers, offset = math.prod(size), zlib.crc32(name.encode()) % _BLOCK
+    drawn = _block().repeat(-(-(offset + numbers) // _BLOCK))[offset : offset + numbers].reshape(size)
+    return drawn + (len(size) == 1)
 
 
 def _compare(one: Path, other: Path) -> None:
@@ -136,22 +187,46 @@ def _compare(one: Path, other: Path) -> None:
             assert torch.equal(before.tensors[name].read(), after.tensors[name].read()), name
 
 
-def _load(folder: Path, shape: ReleaseShape) -> LlamaForCausalLM:
-    """The language model, tensor by tensor into an empty model, and its conversion."""
+def _load(folder: Path, shape: ReleaseShape) -> LlavaForConditionalGeneration:
+    """Language model, projector and CLIP tower, tensor by tensor into an empty model, and the conversion."""
+    side = round(shape.fast_patches**0.5)
+    clip = CLIPVisionConfig(
+        hidden_size=shape.fast,
+        intermediate_size=shape.fast_intermediate,
+        num_hidden_layers=shape.fast_layers,
+        num_attention_heads=max(1, shape.fast // 64),
+        image_size=14 * side,
+        patch_size=14,
+    )
+    image_token = mini_host.config().image_token_id
+    config = LlavaConfig(text_config=llama_config(shape), vision_config=clip, image_token_index=image_token)
     with torch.device("meta"):
-        model = LlamaForCausalLM(llama_config(shape)).to(torch.bfloat16)
+        model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
     model.to_empty(device="cpu")
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    own = dict(model.named_parameters())
+    text, vision = model.model.language_model, model.model.vision_tower.embeddings
+    text.rotary_emb = type(text.rotary_emb)(text.config)
+    vision.position_ids = torch.arange(vision.num_positions)[None]
     with WeightFiles(folder) as weights, torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights.tensors[name].read())
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.tensors[official_name(name)].read())
     restore(model.eval(), folder)
     return model
 
 
+def official_name(name: str) -> str:
+    """A weight of transformers' LLaVA under its name in a release of LLaVA-HR."""
+    name = name.removeprefix("model.")
+    if name.startswith("language_model."):
+        return "model." + name.removeprefix("language_model.")
+    if name.startswith("vision_tower."):
+        return _TOWER + name.removeprefix("vision_tower.").removeprefix("vision_model.")
+    for ours, theirs in _PROJECTOR.items():
+        name = name.replace(f"multi_modal_projector.{ours}", theirs)
+    return name
+
+
 @torch.inference_mode()
-def _answer(model: LlamaForCausalLM, shape: ReleaseShape, tokens: int) -> dict[str, Any]:
+def _answer(model: LlavaForConditionalGeneration, shape: ReleaseShape, tokens: int) -> dict[str, Any]:
     embeds = torch.randn(1, tokens, shape.hidden, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     mask = torch.ones(1, tokens, dtype=torch.long)
     calibrate(model, [{"inputs_embeds": embeds[:, :64], "attention_mask": mask[:, :64]}], 0.5, rounds=3)
@@ -162,22 +237,27 @@ def _answer(model: LlamaForCausalLM, shape: ReleaseShape, tokens: int) -> dict[s
     return {"new_tokens": written.shape[1], "skip_prefill": skips.prefill, "skip_decode": skips.decode}
 
 
-@contextmanager
-def _emptied(folder: Path) -> Iterator[Path]:
-    folder.mkdir(parents=True, exist_ok=False)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def main(arguments: list[str]) -> None:
-    """`python -m gamma_mod.evidence.rehearsal FOLDER RECORD [LAYERS]`."""
-    place, record = Path(arguments[0]), Path(arguments[1])
-    with _emptied(place) as folder:
-        found = rehearse(folder, int(arguments[2]) if len(arguments) > 2 else None)
-    atomic_write_json(record, found)
+def _evaluate(model: LlavaForConditionalGeneration, shape: ReleaseShape, output: Path) -> dict[str, Any]:
+    """The first questions of a benchmark's mini set, written and read in its official format."""
+    side = 14 * round(shape.fast_patches**0.5)
+    square = {"height": side, "width": side}
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False),
+        tokenizer=mini_host.tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=mini_host.CHAT_TEMPLATE,
+    )
+    benchmark = find_benchmark(BENCHMARK)
+    settings = EvalSettings(benchmark=BENCHMARK, split=benchmark.splits[0], limit=QUESTIONS, batch=1)
+    digest = fingerprint({"random weights": release_shapes(shape)})
+    with ranks() as group, benchmark_folders(settings, 0) as places:
+        questions = benchmark.read(places[benchmark.name], benchmark.splits[0])[:QUESTIONS]
+        task = Task(Host(model, processor, digest), settings, 0, output, benchmark, group)
+        (found,) = task.run(questions, track, typer.echo, again=False)
+    return {"evaluated": {name: found.metrics[name] for name in ("benchmark", "questions", "tokens", "skip")}}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_app(app)

@@ -8,6 +8,7 @@ converted alternate; speed-ups are ratios of medians. Prefill is predicted by FL
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,7 +207,7 @@ class Bench:
 
 
 def build(shape: DecoderShape, dtype: torch.dtype, device: torch.device, seed: int) -> LlamaForCausalLM:
-    """A decoder of these dimensions with random weights."""
+    """A decoder of these dimensions with random weights: one layer is drawn, the others repeat it."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -216,6 +217,20 @@ def build(shape: DecoderShape, dtype: torch.dtype, device: torch.device, seed: i
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=4096,
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        torch.manual_seed(seed)
-        return LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    with torch.device("meta"):
+        model = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = model.to_empty(device=device).eval()
+    # The rotary table is a buffer: it was left empty with the weights.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    generator, drawn = torch.Generator(device).manual_seed(seed), dict[str, Tensor]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Layers are alike but lie apart in memory: time depends on neither, and seven billion draws take minutes.
+            kind = re.sub(r"\.\d+\.", ".N.", name)
+            if kind in drawn:
+                parameter.copy_(drawn[kind])
+            elif parameter.ndim > 1:
+                drawn[kind] = parameter.uniform_(-0.035, 0.035, generator=generator)
+            else:
+                drawn[kind] = parameter.fill_(1.0)
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +11,11 @@ from gamma_mod.training.settings import StageSettings, TrainSettings
 from tenfold import UserError
 from tenfold.cli import package_file
 from tenfold.cli.settings import MINI
-from tenfold.runs import read_json
+from tenfold.runs import plan as stages
 from tenfold.runs.ranks import world_size
 
-
-@dataclass(frozen=True)
-class StagePlan:
-    """The training's steps.
-
-    Attributes:
-        settings: of the stage. warmup_ratio: of its schedule.
-        samples: in its data. gpus: ranks that share a batch.
-    """
-
-    settings: StageSettings
-    warmup_ratio: float
-    samples: int
-    gpus: int
-
-    @property
-    def accumulation(self) -> int:
-        """Forward passes of a device for an optimiser step."""
-        return self.settings.batch // (self.settings.per_device * self.gpus)
-
-    @property
-    def epoch_samples(self) -> int:
-        """Samples of an epoch: all, or what `steps` leaves of them."""
-        steps = self.settings.steps
-        return self.samples if steps is None else min(self.samples, steps * self.settings.batch)
-
-    @property
-    def steps(self) -> int:
-        return self.settings.epochs * ceil(self.epoch_samples / self.settings.batch)
-
-    @property
-    def warmup(self) -> int:
-        """Steps of the linear rise."""
-        return ceil(self.warmup_ratio * self.steps)
+StagePlan = stages.StagePlan[str, StageSettings]
+STAGE = "stage"
 
 
 def plan(settings: TrainSettings, samples: int, gpus: int) -> StagePlan:
@@ -56,14 +24,9 @@ def plan(settings: TrainSettings, samples: int, gpus: int) -> StagePlan:
     Raises:
         UserError: a batch that the ranks cannot share.
     """
-    stage = settings.stage
-    if stage.batch % (stage.per_device * gpus):
-        raise UserError(
-            f"a batch of {stage.batch} over {gpus} ranks, {stage.per_device} samples at a time",
-            "stage.batch",
-            f"a multiple of {stage.per_device * gpus}, or another stage.per_device",
-        )
-    return StagePlan(stage, settings.optimizer.warmup_ratio, samples, gpus)
+    ratio = settings.optimizer.warmup_ratio
+    (only,) = stages.plan_stages([(STAGE, settings.stage)], {STAGE: samples}, ratio, gpus)
+    return only
 
 
 @dataclass(frozen=True)
@@ -99,10 +62,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
     expected, gpus = settings.data.expected, world_size()
     samples, folder = expected[0], settings.data.folder
     if folder is not None:
-        records = read_json(Path(folder) / settings.data.conversations)
-        if not isinstance(records, list) or not records:
-            raise UserError("no records", Path(folder) / settings.data.conversations, "a list of conversations")
-        samples = len(records)
+        samples = stages.count_records(Path(folder) / settings.data.conversations)
     steps = plan(settings, samples, gpus if gpus > 1 else expected[1])
     num_layers, width, sizes = _host(settings)
     chosen = settings.conversion.layers
@@ -158,19 +118,12 @@ def deepspeed_config(stage: StageSettings) -> dict[str, Any] | None:
     Raises:
         UserError: no such file, or one that is not ZeRO-2 or ZeRO-3.
     """
-    if stage.deepspeed is None:
-        return None
-    path = Path(stage.deepspeed)
-    if stage.deepspeed in ("zero2", "zero3"):
-        path = package_file("gamma_mod", f"configs/{stage.deepspeed}.json")
-    content = read_json(path)
-    zero = content.get("zero_optimization", {}) if isinstance(content, dict) else {}
-    if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
-        raise UserError("not a DeepSpeed config", path, "zero_optimization with stage 2 or 3")
-    return content
+    shipped = stage.deepspeed in ("zero2", "zero3")
+    return stages.deepspeed_config(
+        package_file("gamma_mod", f"configs/{stage.deepspeed}.json") if shipped else stage.deepspeed
+    )
 
 
 def zero_stage(stage: StageSettings) -> int:
     """The ZeRO stage of the stage's DeepSpeed json; 0 without DeepSpeed."""
-    content = deepspeed_config(stage)
-    return content["zero_optimization"]["stage"] if content else 0
+    return stages.zero_stage(deepspeed_config(stage))

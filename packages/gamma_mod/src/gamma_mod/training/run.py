@@ -9,9 +9,7 @@ the host with `gamma_mod.json` and `gamma_mod.safetensors` beside it, which `gam
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +31,7 @@ from gamma_mod.report import calibrate, measure_skips
 from gamma_mod.storage import write_card
 from gamma_mod.training.plan import StagePlan, plan, zero_stage
 from gamma_mod.training.settings import TrainSettings
-from gamma_mod.training.stage import arguments, reset, train_stage
+from gamma_mod.training.stage import arguments, train_stage
 from tenfold import UserError
 from tenfold.data import write
 from tenfold.hosts import structure
@@ -51,11 +49,13 @@ from tenfold.runs import (
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.runs.resumption import identity, keep_identity, require_new, threads
+from tenfold.runs.stages import reset
 
 logger = logging.getLogger(__name__)
 
 # By their names no part of a run's result.
-CHECKPOINTS, IDENTITY, LAYERS = "checkpoint-stage", "checkpoint-identity.json", "checkpoint-layers.json"
+CHECKPOINTS, LAYERS = "checkpoint-stage", "checkpoint-layers.json"
 # What may differ between a training and its continuation: it moves no bit of the weights.
 FREE = ("device", "checkpoint_steps", "keep", "log_steps", "wandb", "data.folder", "data.workers", "model.model")
 DATA = "data"
@@ -93,15 +93,16 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         raise UserError("holds a finished run", output, "a new folder")
     device = choose_device(settings.device)
     zero = zero_stage(settings.stage)
-    with _threads(settings.threads), join(device, "gamma-mod", bool(zero)) as ranks, _readable_workers():
-        ranks.lead(lambda: _check_output(output, resume))
+    with threads(settings.threads), join(device, "gamma-mod", bool(zero)) as ranks, _readable_workers():
+        ranks.lead(lambda: require_new(output, resume, (DATA,)))
         folder = Path(ranks.tell(ranks.lead(lambda: str(_find_data(settings, output)))))
         prints = ranks.tell(ranks.lead(lambda: _fingerprints(settings, folder))) or {}
         options: dict[str, Any] = {"output": None, "data": {}}
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
         with run("gamma_mod", "train", config=settings.model_dump(mode="json"), seed=seed, **options) as current:
-            ranks.lead(lambda: _check_identity(output, _identity(settings, seed, ranks.world, prints)))
+            same = identity(settings.model_dump(mode="json"), seed, ranks.world, prints, FREE)
+            ranks.lead(lambda: keep_identity(output, same))
             training = Training(settings, seed, output, folder, device, ranks, current)
             resumed = training.done()
             training.run()
@@ -275,46 +276,6 @@ def _prompt(sample: Mapping[str, torch.Tensor], processor: Any) -> dict[str, tor
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
-def _check_output(output: Path, resume: bool) -> None:
-    there = {path.name for path in output.iterdir()} - {DATA} if output.is_dir() else set()
-    if output.exists() and not output.is_dir():
-        raise UserError("not a folder", output, "a new folder")
-    if there and not resume:
-        raise UserError(f"not empty ({sorted(there)[0]})", output, "--resume, or a new folder")
-
-
-def _check_identity(output: Path, identity: Mapping[str, Any]) -> None:
-    """Keep what a continuation must agree in, or compare with what an earlier call kept.
-
-    Raises:
-        UserError: other settings, seed, ranks or data (names them).
-    """
-    path = output / IDENTITY
-    if not path.exists():
-        atomic_write_json(path, identity)
-        return
-    theirs, ours = read_json(path), json.loads(json.dumps(identity))
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    if changed:
-        expected = ", ".join(f"{name}={theirs.get(name)}" for name in changed)
-        raise UserError(f"begun with another {', '.join(changed)}", output, expected)
-
-
-def _identity(settings: TrainSettings, seed: int, world: int, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    values = dict(_flat(settings.model_dump(mode="json")))
-    for name in FREE:
-        values.pop(name, None)
-    return {**values, "seed": seed, "ranks": world, **{f"data {name}": value for name, value in fingerprints.items()}}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _find_data(settings: TrainSettings, output: Path) -> Path:
     """The data folder: the named one, or the miniature's, which is drawn where it is not there yet."""
     data = settings.data
@@ -338,20 +299,6 @@ def _fingerprints(settings: TrainSettings, folder: Path) -> dict[str, str]:
     found = {"conversations": fingerprint(path)}
     model = find_folder(settings.model.model) if settings.model.model is not None else None
     return found | ({"model": fingerprint(model)} if model is not None else {})
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """So many threads of torch meanwhile."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-        # Where it is not set, accelerate gives each rank as many threads as it thinks good.
-        os.environ.setdefault("OMP_NUM_THREADS", str(count))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
