@@ -15,6 +15,7 @@ one more argument of the model's forward, says it instead, and has to where prom
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,6 +33,8 @@ from gamma_mod.routing import Router
 from gamma_mod.storage import write_beside, write_card
 from tenfold import UserError
 from tenfold.hosts import structure
+
+logger = logging.getLogger(__name__)
 
 ATTENTIONS = ("eager", "sdpa")
 # What save_pretrained(push_to_hub=True) hands on.
@@ -225,6 +228,8 @@ def train_only(model: nn.Module, what: str = "all") -> None:
         raise UserError("a model that is not converted", type(host).__name__, "convert() first")
     if what not in ("all", "router"):
         raise UserError(f"trainable {what!r}", type(host).__name__, "all or router")
+    if what == "router":
+        logger.warning("only the router is trained, which users found unstable: watch the realised skip")
     for parameter in host.parameters():
         parameter.requires_grad_(what == "all")
     for parameter in conversion.router.parameters():

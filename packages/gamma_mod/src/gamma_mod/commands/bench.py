@@ -26,13 +26,14 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (default), float16 or float32.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 1.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Alternated rounds that count; default 5.")] = None,
+    decode_tokens: Annotated[int | None, typer.Option(help="Steps timed after each prompt; default 8.")] = None,
     training: Annotated[bool | None, typer.Option("--training", help="Also time training steps.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="For the record with all figures.")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Measure prefill and decoding at the full width of Vicuna-7B, beside what FLOPs and bytes promise."""
     given: dict[str, Any] = {"device": device, "layers": layers, "tokens": tokens, "skip": skip, "dtype": dtype}
-    given |= {"batch": batch, "repeats": repeats, "training": training}
+    given |= {"batch": batch, "repeats": repeats, "decode_tokens": decode_tokens, "training": training}
     settings = checked(BenchSettings, given, "gamma-mod bench")
 
     from gamma_mod.commands.tables import bench_table
