@@ -101,10 +101,13 @@ class Conversion:
         self.decoder = next(module for module in model.modules() if layers in module.children())
         self.positions = Positions(self.decoder, self.text_config, config.positions)
         self._parameters = list(inspect.signature(model.forward).parameters)
-        weight = layers[config.layers[0]].input_layernorm.weight
+        norm = layers[config.layers[0]].input_layernorm
+        weight, device = norm.weight, norm.weight.device
+        if device.type == "meta" and hasattr(norm, "_hf_hook"):  # offloaded: its weights come when it is called
+            device = torch.device(getattr(norm._hf_hook, "execution_device", None) or "cpu")
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         router = Router(self.hidden, 1 if config.shared_router else len(config.layers))
-        self.decoder.add_module("router", router.to(device=weight.device, dtype=dtype))
+        self.decoder.add_module("router", router.to(device=device, dtype=dtype))
         self._routed = [RoutedLayer(self, index, number, layers[number]) for index, number in enumerate(config.layers)]
         self._handles = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
