@@ -241,9 +241,11 @@ def _evaluate(model: LlavaForConditionalGeneration, shape: ReleaseShape, output:
     """The first questions of a benchmark's mini set, written and read in its official format."""
     side = 14 * round(shape.fast_patches**0.5)
     square = {"height": side, "width": side}
+    tokenizer = mini_host.tokenizer()
+    tokenizer.model_max_length = 4096  # the host's, not the mini host's
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False),
-        tokenizer=mini_host.tokenizer(),
+        tokenizer=tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
