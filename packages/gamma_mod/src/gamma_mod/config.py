@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from gamma_mod.routing import INITIALISATIONS, PROTECT
@@ -97,7 +98,7 @@ class GammaModConfig:
         return asdict(self) | {"layers": list(self.layers)}
 
     @classmethod
-    def from_dict(cls, values: Any, where: object = "gamma-MoD configuration") -> GammaModConfig:
+    def from_dict(cls, values: Any, where: str | Path = "gamma-MoD configuration") -> GammaModConfig:
         """Read what `to_dict` wrote.
 
         Raises:

@@ -62,7 +62,7 @@ def pack(kept: Tensor, counts: Sequence[int]) -> Kept:
 
 
 def compute(
-    block: nn.Module,
+    block: Any,
     hidden: Tensor,
     keep_prob: Tensor,
     kept: Kept,
@@ -97,7 +97,7 @@ def compute(
 
 
 def compute_one(
-    block: nn.Module,
+    block: Any,
     hidden: Tensor,
     keep_prob: Tensor,
     executes: Tensor | None,
@@ -140,7 +140,7 @@ class Positions:
             raise UserError("no rotary position embedding", name, "a decoder with rotary_emb")
         if self.compact and rope.get("rope_type") in ("dynamic", "longrope"):
             raise UserError(f"{rope['rope_type']} RoPE, which changes with length", name, 'positions="original"')
-        self._decoder = decoder
+        self._decoder: Any = decoder
         self._tables: dict[tuple[torch.device, torch.dtype], Rotation] = {}
 
     def of_prompt(self, kept: Kept, past: Sequence[int], like: Tensor, host: Rotation) -> Rotation:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def router_layer(name: str) -> int:
     return int(match["layer"])
 
 
-def shared_router(routers: Mapping[str, Tensor], layers: Iterable[int], where: object) -> Tensor:
+def shared_router(routers: Mapping[str, Tensor], layers: Iterable[int], where: str | Path | None) -> Tensor:
     """The one router behind the names of a release.
 
     Args:
