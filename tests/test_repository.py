@@ -165,6 +165,14 @@ def test_the_tables_of_the_readmes_are_current(tmp_path):
     assert stale == []
 
 
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_a_readme_opens_with_its_picture(package):
+    """Fails if the picture is missing, larger than 150 KB, or not the first thing below the title."""
+    lines = (package / "README.md").read_text().splitlines()
+    assert re.fullmatch(r"# .+", lines[0]) and re.fullmatch(r"!\[.{10,}\]\(picture\.png\)", lines[2])
+    assert (package / "picture.png").stat().st_size <= 150 * 1024
+
+
 @pytest.mark.parametrize("folder", [ROOT, *PROJECTS], ids=lambda path: path.name)
 def test_links_between_the_texts_lead_somewhere(folder):
     """Fails if a file is renamed and a README still points to its old name."""

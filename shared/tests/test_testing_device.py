@@ -13,7 +13,10 @@ def test_values_are_those_of_the_cpu():
     layer, x = torch.nn.Linear(4, 3), torch.randn(2, 4)
     expected = layer(x).detach()
     with stand_in_cuda() as device:
-        output = layer.to("cuda")(x.to("cuda"))
+        there = x.to("cuda")
+        assert sum(device.waits.values()) == 1  # that copy
+        device.waits.clear()
+        output = layer.to("cuda")(there)
         assert output.device == CUDA and isinstance(output, DeviceTensor)
         assert torch.equal(device.values(output), expected)
         assert sum(device.waits.values()) == 0, device.waits
@@ -43,6 +46,22 @@ def test_every_wait_is_counted(what, work):
     with stand_in_cuda() as device:
         work(torch.tensor([1.0, 0.0, 2.0], device="cuda"))
         assert any(place.startswith((what, "local_scalar_dense")) for place in device.waits), device.waits
+
+
+@apart
+def test_copies_to_the_device_wait_unless_they_are_queued():
+    """Fails if a copy from pageable memory passes for one that does not block."""
+    with stand_in_cuda() as device:
+        torch.tensor([1, 2], pin_memory=True).to("cuda", non_blocking=True)
+        assert sum(device.waits.values()) == 0, device.waits
+        for copy in (
+            lambda: torch.tensor([1, 2]).to("cuda", non_blocking=True),
+            lambda: torch.tensor([1, 2], pin_memory=True).to("cuda"),
+            lambda: torch.tensor([1, 2], device="cuda"),
+        ):
+            device.waits.clear()
+            copy()
+            assert sum(device.waits.values()) == 1, device.waits
 
 
 @apart

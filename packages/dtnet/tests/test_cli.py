@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -64,22 +63,6 @@ def one_line(error: str) -> str:
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in error
     return lines[0]
-
-
-def test_help_and_cite_answer_without_torch():
-    """Fails if the command imports a module of the method before a verb needs it."""
-    code = (
-        "import sys; from dtnet.commands.app import main; heavy = {'torch', 'h5py', 'spacy', 'matplotlib'}\n"
-        "verbs = ['train', 'eval', 'caption', 'extract', 'convert']\n"
-        "for arguments in (['--help'], *([verb, '--help'] for verb in verbs), ['cite']):\n"
-        "    sys.argv = ['dtnet', *arguments]\n"
-        "    try: main()\n"
-        "    except SystemExit as done: assert not done.code, arguments\n"
-        "print('loaded:', sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "10.1109/TNNLS.2024.3409354" in done.stdout
-    assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
 def test_the_dry_run_prints_the_plan_of_the_paper(dtnet, tmp_path, monkeypatch):

@@ -70,21 +70,6 @@ def questions(tmp_path_factory):
     return folder
 
 
-def test_help_and_cite_answer_without_torch():
-    """Fails if cli.py imports a module of the method at its top."""
-    code = (
-        "import sys; from fitprune.commands.app import main; heavy = {'torch', 'transformers', 'matplotlib'}\n"
-        "for arguments in (['--help'], ['fit', '--help'], ['cite']):\n"
-        "    sys.argv = ['fitprune', *arguments]\n"
-        "    try: main()\n"
-        "    except SystemExit as done: assert not done.code, arguments\n"
-        "print('loaded:', sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "ye2025fitprune" in done.stdout
-    assert done.stdout.splitlines()[-1] == "loaded: []"
-
-
 def test_fit_writes_one_recipe_per_ratio_and_a_record(fitted):
     record = RunRecord.load(fitted)
     assert record.verb == "fit"

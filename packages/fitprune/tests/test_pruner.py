@@ -83,19 +83,6 @@ def test_same_input_twice_gives_the_same_bits_and_inputs_stay_untouched(host):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("host_name", MAIN)
-def test_sdpa_equals_eager(host_name):
-    inputs = Prompts(host_name).batch(*SCENARIOS["mixed V"])
-    results = []
-    for attention in ("sdpa", "eager"):
-        pruner = Pruner(RECIPE)
-        with pruner(model := build(host_name, attention)):
-            results.append((model(**inputs).logits[:, -1], [tokens.index for tokens in pruner.entering]))
-    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-4, rtol=1e-4)
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-
-
-@torch.no_grad()
 def test_batch_equals_single_rows(host):
     """Fails if V, the scores or the removal counts of a row depend on the rows beside it."""
     name, model = host

@@ -63,18 +63,3 @@ def test_every_verb_and_every_baseline_is_in_the_readme():
     table = README.partition("## Baselines")[2].partition("## ")[0]
     for name, method in METHODS.items():
         assert f"`{name}`" in table and method.__name__ in table
-
-
-def test_every_command_of_the_readme_has_the_options_it_is_given(capsys, monkeypatch):
-    """Also those that need official weights. Fails if an option is renamed."""
-    import typer
-
-    from fitprune.commands.app import app
-
-    command = typer.main.get_command(app)
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("fitprune ")]
-    assert len(lines) > 20
-    for line in lines:
-        _, verb, *arguments = shlex.split(line, comments=True)
-        context = command.commands[verb].make_context(verb, arguments, resilient_parsing=False)
-        context.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -57,23 +55,6 @@ def refused(command, *arguments):
     assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
     assert not [path for path in Path.cwd().rglob("*") if path.is_file()]
     return lines[0]
-
-
-def test_help_answers_without_torch():
-    """Fails if a verb imports what it needs before it is asked to work."""
-    code = (
-        "import sys; from inst_diff_edit.commands.app import main\n"
-        "verbs = ['edit', 'demo', 'train', 'eval', 'bench', 'claims', 'verify', 'report']\n"
-        "for arguments in (['--help'], *([verb, '--help'] for verb in verbs), ['cite']):\n"
-        "    sys.argv = ['inst-diff-edit', *arguments]\n"
-        "    try: main()\n"
-        "    except SystemExit as done: assert not done.code, arguments\n"
-        "print('loaded:', sorted({'torch', 'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)))"
-    )
-    wide = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=wide)
-    assert "Editing-Mask_list.txt" in done.stdout and "@inproceedings{zou2024" in done.stdout
-    assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
 def test_edit_writes_the_edit_its_mask_and_its_record(command, picture):

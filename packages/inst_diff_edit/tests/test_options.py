@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inst_diff_edit import pipeline
+from inst_diff_edit import stage
 from inst_diff_edit.inputs import to_tensor
 from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import SEED
@@ -19,13 +19,13 @@ def call(pipe, edit, settings, **changes):
 def asked(monkeypatch):
     """What `instant_mask` was asked in every step."""
     seen = []
-    form = pipeline.instant_mask
+    form = stage.instant_mask
 
     def spy(*given, **options):
         seen.append(options)
         return form(*given, **options)
 
-    monkeypatch.setattr(pipeline, "instant_mask", spy)
+    monkeypatch.setattr(stage, "instant_mask", spy)
     return seen
 
 
@@ -114,13 +114,13 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one(pipe, edits, setting
 def test_noise_levels_match_by_default_only_where_latents_are_decoded(pipe, edits, settings, monkeypatch):
     """Fails if the default or the choice is ignored."""
     seen = []
-    stage = pipe._mask_stage
+    denoise = pipe._denoise
 
-    def spy(*given):
-        seen.append(given[9])
-        return stage(*given)
+    def spy(stage, *rest):
+        seen.append(stage.options.matched_noise)
+        return denoise(stage, *rest)
 
-    monkeypatch.setattr(pipe, "_mask_stage", spy)
+    monkeypatch.setattr(pipe, "_denoise", spy)
     call(pipe, edits[0], settings)
     call(pipe, edits[0], settings, final="mask")
     call(pipe, edits[0], settings, matched_noise=False)

@@ -56,18 +56,6 @@ def test_a_mask_of_ones_is_sdedit_of_that_seed(pipe, edits, settings):
     assert torch.allclose(found.images, golden, atol=1e-5)
 
 
-def test_an_edit_does_not_depend_on_its_batch(double, edits, settings):
-    """Fails if noises are drawn from one stream for all pictures, or masks are shared."""
-    together = double(
-        [edit.picture() for edit in edits], [edit.prompt for edit in edits], **settings, output_type="latent"
-    )
-    for row, edit in enumerate(edits):
-        alone = run(double, edit, settings, output_type="latent")
-        assert torch.allclose(together.images[row], alone.images[0], atol=1e-4)
-        assert torch.equal(together.masks[row], alone.masks[0])
-        assert together.words[row] == alone.words[0]
-
-
 def test_several_noises_share_one_mask_from_their_mean_attention(pipe, edits, settings):
     """Fails if each noise gets a mask of its own, or only the first counts."""
     seen = {}

@@ -5,7 +5,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from inst_diff_edit.miniature import model as mini
-from inst_diff_edit.sampling import start_index
+from inst_diff_edit.sampling import NoiseLevels, start_index
+from inst_diff_edit.stage import MaskOptions, MaskStage
 from inst_diff_edit.words import split_words
 
 
@@ -75,13 +76,13 @@ def test_no_step_waits_for_the_device(edits, roles_anew):
     def count(*_):
         steps.append(len(crossings.found))
 
-    thresholds = {"threshold": 0.2, "object_threshold": 0.9, "background_threshold": 0.6}
+    start, options = start_index(8, 0.5), MaskOptions(roles_anew=roles_anew, matched_noise=True, keep_masks=True)
+    pipe.scheduler.set_timesteps(8)
     with Crossings() as crossings, torch.no_grad():
-        found, _, _ = pipe._mask_stage(
-            latents, latents, embeddings, words, 8, start_index(8, 0.5), 7.5, thresholds, roles_anew, True, True, {},
-            count, ("latents",),
-        )  # fmt: skip
+        watch = pipe._watch(count, ("latents",), start)
+        stage = MaskStage(latents, latents, words, 16, NoiseLevels(pipe.scheduler), options, watch)
+        pipe._denoise(stage, start, embeddings, 7.5, {})
         with pytest.raises((NotImplementedError, RuntimeError)):
-            found.mask.any().item()  # such a device indeed
-    assert found.mask.device.type == "meta" and len(steps) == 4
+            stage.found.mask.any().item()  # such a device indeed
+    assert stage.found.mask.device.type == "meta" and len(steps) == 4
     assert steps[-1] == steps[0], crossings.found[steps[0] :]

@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
-
-import typer
-
-from inst_diff_edit.commands.app import app
-from tenfold.cli import package_file
-from tenfold.ledger import load_ledger
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def test_every_command_of_the_readme_has_the_options_it_is_given() -> None:
-    """Also those that need official weights. Fails if an option is renamed, or a verb is missing from the README."""
-    command = typer.main.get_command(app)
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("inst-diff-edit ")]
-    verbs = set()
-    for line in lines:
-        _, verb, *arguments = shlex.split(line, comments=True)
-        verbs.add(verb)
-        command.commands[verb].make_context(verb, arguments, resilient_parsing=False).close()
-    assert verbs == set(command.commands) - {"report", "convert"}  # convert has nothing to do for this paper
-
-
-def test_commands_of_the_ledger_have_the_options_they_are_given() -> None:
-    """Fails if a verb that a claim names renames an option."""
-    command = typer.main.get_command(app)
-    claims = load_ledger(package_file("inst_diff_edit", "claims.yaml")).claims
-    for line in {claim.command for claim in claims if claim.command}:
-        _, verb, *arguments = shlex.split(line)
-        command.commands[verb].make_context(verb, arguments, resilient_parsing=False).close()
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:

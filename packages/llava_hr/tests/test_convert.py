@@ -274,12 +274,6 @@ def test_the_command_says_what_it_made(command, release, tmp_path):
     assert "8 tensors that no computation uses: filled in" in result.output
 
 
-def test_the_command_checks_the_full_size(command):
-    result = command("convert", "--check", "7b")
-    assert result.exit_code == 0
-    assert "7b: 1,072 weights, 7,283,909,803 parameters: all agree by name and shape" in result.output
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 def printable(text: str) -> str:
     """A text from elsewhere for a terminal: control characters and half characters as escapes."""
@@ -25,7 +23,7 @@ class UserError(Exception):
         expected: what should have been there.
     """
 
-    def __init__(self, what: str, where: str | Path | None = None, expected: str | None = None) -> None:
+    def __init__(self, what: str, where: object = None, expected: str | None = None) -> None:
         super().__init__(what, where, expected)
         self.what = what
         self.where = where

@@ -9,7 +9,7 @@ import yaml
 from tenfold import UserError
 from tenfold.ledger import PAPERS, Ledger, Outcome, claim_counts, evaluate, evaluate_package, failures, load_ledger
 from tenfold.ledger.terminal import claims_table
-from tenfold.ledger.text import difference, evidence, format_value, summary
+from tenfold.ledger.text import difference, evidence, format_value, small, summary
 
 CLAIMS = Path(__file__).parent.parent / "fictional_package" / "claims.yaml"
 
@@ -83,6 +83,33 @@ def test_a_recorded_result_is_shown_as_recorded_or_as_not_reproduced(tmp_path, p
     found = result(None, record(tmp_path / "results", passed=passed, value=value), tolerance=0.5)
     assert (found.status, found.value, found.date, found.device) == (status, value, "2031-01-01", "X")
     assert evidence(found) == "2031-01-01, cccccccccc, X"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "status"),
+    [
+        ("mini", {"passed": None, "detail": "no verdict: the reference reads 97 %"}, "no verdict"),
+        ("mini", {"passed": None, "verdict": "no verdict"}, "no verdict"),
+        ("mini", {"passed": None, "detail": "+0.2 points; no verdict was declared"}, "recorded"),
+        ("mini", {"passed": None, "detail": "equivalent"}, "recorded"),
+        ("mini", {"passed": False, "detail": "no verdict elsewhere"}, "not reproduced"),
+        ("speed", {"passed": None, "detail": "no verdict"}, "recorded"),
+    ],
+)
+def test_a_gate_that_failed_is_no_verdict(tmp_path, kind, values, status):
+    """Fails if a comparison that its gates leave undecided is shown as recorded, or one that was decided is not."""
+    folder = record(tmp_path / "results", value=9.5, **values)
+    (found,) = evaluate(ledger(check=None, kind=kind, tolerance=None), {}, folder)
+    assert found.status == status
+    live = Outcome(9.5, values["passed"], values.get("detail", values.get("verdict", "")))
+    (found,) = evaluate(ledger(kind=kind, tolerance=None), {"check": lambda: live}, None)
+    assert found.status == status
+    assert ("1 no verdict" in summary(ledger(kind=kind), [found])) == (status == "no verdict")
+
+
+def test_a_difference_of_nothing_is_0():
+    """Fails if a reader meets 0e+00."""
+    assert (small(0.0), small(3.14e-7)) == ("0", "3.1e-07")
 
 
 def test_what_runs_now_outweighs_what_is_on_record(tmp_path):

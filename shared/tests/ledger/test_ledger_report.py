@@ -111,6 +111,23 @@ def test_figures_are_copied_with_their_captions(report):
     assert '<img src="figures/glass_beads/beads.svg" alt="Beads by size: a &lt; b &amp; c.">' in text
 
 
+def test_a_page_opens_with_its_picture_then_what_is_reproduced_then_folded_tables(report):
+    """Fails if tables come first, or the index lacks the thumbnail."""
+    text = (report / "glass_beads.html").read_text()
+    order = [text.index(part) for part in ('<figure class="lead">', "<ol", "What is reproduced", "<details", "<dl>")]
+    assert order == sorted(order)
+    assert text.count("<details") == text.count("<table") == text.count("</details>") > 1
+    assert '<img class="thumbnail" src="figures/glass_beads/beads.svg"' in (report / "index.html").read_text()
+
+
+def test_a_column_that_says_nothing_is_not_shown(report):
+    """Claims that nobody ran have neither a number of ours nor evidence. Fails if their columns stay."""
+    text = (report / "glass_beads.html").read_text()
+    full = text[text.index("<b>Full size</b>") :].partition("</table>")[0]
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", full) == ["Claim", "Paper", "Status"]
+    assert not re.search(r"0e\+00|\d{19}", text)
+
+
 def test_a_planned_paper_shows_its_method_and_no_evidence(report):
     text = (report / "dtnet.html").read_text()
     assert "Each encoder layer of a captioner holds three spatial and two channel cells." in text

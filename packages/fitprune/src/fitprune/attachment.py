@@ -16,19 +16,31 @@ import itertools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from fitprune.host import CACHE_STATE, refuse_input
+from fitprune.rules import Observation
 from tenfold import UserError
 from tenfold.hosts import structure
-from tenfold.hosts.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
+from tenfold.hosts.ragged import (
+    RaggedCache,
+    Reading,
+    Tokens,
+    cache_length,
+    kv_cache,
+    layer_mask,
+    read_prompt,
+    take,
+    take_positions,
+)
 from tenfold.hosts.structure import is_plain_pre_norm
 
 ATTENTION = "fitprune"
-CACHE_STATE = "fitprune_state"
 # Arguments of a decoder layer that are understood; another one that holds a value per token cannot be
 # compacted.
 HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
@@ -55,17 +67,8 @@ class Selection(ABC):
         return True
 
     @abstractmethod
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> tuple[Tensor, tuple[int, ...]] | None:
-        """Choose what leaves inside a layer.
-
-        Args:
-            layer: its number.
-            tokens: those at its input.
-            query, key: after rotary embedding, as `fitprune.statistics.attention_mass` takes them.
-            scaling: factor of the logits.
-            real_keys: ``[batch, keys]`` bool, None without padding.
+    def remove(self, seen: Observation) -> tuple[Tensor, tuple[int, ...]] | None:
+        """Choose what leaves inside a layer, from what its attention was given.
 
         Returns:
             The tokens to remove, ``[batch, width]`` bool, and their number per row; None to keep all.
@@ -77,9 +80,10 @@ def observed_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function of an attached layer: the host's own, with an observer of query and key beside
     it."""
-    layer: Layer = module._fitprune
+    layer: Any = module._fitprune
     output = layer.attention_function()(module, query, key, value, attention_mask, **kwargs)
-    layer.observe(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    if layer.turn is not None:
+        layer.turn = layer.turn.observed(layer, query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     return output
 
 
@@ -94,7 +98,7 @@ class Attachment:
             last one.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, visual_mask: Tensor | None = None) -> None:
+    def __init__(self, model: Any, selection: Selection, visual_mask: Tensor | None = None) -> None:
         self.model = structure.unwrap(model)
         self.selection = selection
         self.visual_mask = visual_mask
@@ -123,7 +127,7 @@ class Attachment:
 
     def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
-        self._refuse(inputs)
+        refuse_input(model, inputs, self.text_config._attn_implementation, self.serial, len(self.layers))
         sequence = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if sequence is None:
             raise UserError("forward without input_ids or inputs_embeds", type(model).__name__, "one of them")
@@ -131,13 +135,11 @@ class Attachment:
         mask = inputs.get("attention_mask")
         past = cache_length(kv_cache(inputs), 0)
         if length == 1 and past:  # one generated token: nothing to remove, and no reason to ask the device
-            self.running = Pass(past, None, None, mask)
+            self.running = Pass(past, Reading(None, None, None))
             return
-        real = None if mask is None else mask[:, -length:].bool()
-        real = None if real is None or bool(real.all()) else real
-        prompt = Tokens.of_prompt(self._visual(inputs, batch, length), real)
-        self.running = Pass(past, prompt, real, mask)
-        if prompt is None:
+        reading = read_prompt(self._visual(inputs, batch, length), mask, past)
+        self.running = Pass(past, reading)
+        if (prompt := reading.tokens) is None:
             return
         if prompt.pad_end and inputs.get("logits_to_keep") == 1:
             raise UserError(
@@ -164,32 +166,6 @@ class Attachment:
             )
         return mask.to(device).repeat_interleave(batch // mask.shape[0], dim=0)  # beams of a row stand together
 
-    def _refuse(self, inputs: dict[str, Any]) -> None:
-        name = type(self.model).__name__
-        if inputs.get("labels") is not None:
-            raise UserError("labels under pruning", name, "no labels: logits exist for the surviving tokens only")
-        cache = kv_cache(inputs)
-        if getattr(cache, "is_compileable", False):
-            raise UserError(
-                "a static cache under pruning",
-                name,
-                "a dynamic cache: layers hold different numbers of tokens",
-            )
-        mask = inputs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            raise UserError("an attention mask that is not [batch, tokens]", name, "the two-dimensional padding mask")
-        implementation = self.text_config._attn_implementation
-        if implementation not in ("eager", "sdpa") and "flash" not in implementation:
-            raise UserError(f"attention implementation {implementation!r}", name, "sdpa, eager or flash attention")
-        state = getattr(cache, CACHE_STATE, None)
-        if state is not None and state.cut and inputs.get("position_ids") is None:
-            raise UserError("tokens removed before layer 0 leave positions open", name, "generate(), or position_ids")
-        lengths = [cache_length(cache, layer) for layer in range(len(self.layers))]
-        if (state is None and len(set(lengths)) > 1) or (state is not None and state.owner != self.serial):
-            raise UserError("this cache was pruned elsewhere", name, "a cache made inside this context, or a new one")
-        if state is not None and state.lengths != lengths:
-            raise UserError("a pruned cache was changed between passes", name, "no cropping (assisted generation)")
-
 
 class Pass:
     """One forward of the attached model.
@@ -202,12 +178,12 @@ class Pass:
         real: ``[batch, tokens]`` bool of the pass's input, None without padding.
     """
 
-    def __init__(self, past: int, prompt: Tokens | None, real: Tensor | None, attention_mask: Tensor | None) -> None:
+    def __init__(self, past: int, reading: Reading) -> None:
         self.past = past
-        self.prompt = prompt
-        self.tokens = prompt
-        self.real = real
-        self._attention_mask = attention_mask
+        self.prompt: Any = reading.tokens
+        self.tokens: Any = reading.tokens
+        self.real = reading.real
+        self._past_real = reading.past_real
         self._compacted: dict[str, Any] | None = None  # positions of the present tokens, gathered once per removal
         self._mask: Tensor | None = None
 
@@ -216,9 +192,7 @@ class Pass:
         state = getattr(cache, CACHE_STATE, None)
         if cache is not None and state is None and self.tokens is not None:
             layers = len(owner.layers)
-            real = None if self._attention_mask is None else self._attention_mask[:, : self.past].bool()
-            real = None if real is None or bool(real.all()) else real
-            state = RaggedCache(owner.serial, [self.past] * layers, [real] * layers, [False] * layers)
+            state = RaggedCache(owner.serial, [self.past] * layers, [self._past_real] * layers, [False] * layers)
             setattr(cache, CACHE_STATE, state)
         return state
 
@@ -253,7 +227,7 @@ class Pass:
         if self._compacted is None and tokens is not self.prompt:
             self._compacted = self._positions(kwargs, tokens)
         if tokens is not self.prompt:
-            kwargs.update(self._compacted)
+            kwargs.update(self._compacted or {})
         mask = self._mask
         if mask is None or past:  # with a past, two layers of one width can hide different entries
             mask = layer_mask(implementation, new, past + new, real, dtype=like.dtype, device=like.device)
@@ -274,19 +248,48 @@ class Pass:
         return compacted
 
 
-class Layer:
-    """One decoder layer of an attached model."""
+@dataclass(frozen=True)
+class Turn:
+    """One layer's turn in a pass, while its selection looks at it: the one value that its callbacks hand on.
 
-    def __init__(self, attachment: Attachment, number: int, module: nn.Module) -> None:
+    Attributes:
+        running: the pass.
+        real_keys: ``[batch, keys]`` bool, None without padding.
+        survivors: ``[batch, kept]`` int64, the columns that stay, once the selection has chosen; None: all stay.
+    """
+
+    running: Pass
+    real_keys: Tensor | None
+    survivors: Tensor | None = None
+
+    def observed(self, layer: Layer, query: Tensor, key: Tensor, scaling: float) -> Turn:
+        """The turn after the selection has seen the layer's queries and keys, after rotary embedding."""
+        seen = Observation(layer.number, self.running.tokens, query, key, scaling, self.real_keys)
+        answer = layer.attachment.selection.remove(seen)
+        if answer is None or not any(answer[1]):
+            return self
+        return replace(self, survivors=self.running.remove(*answer))
+
+    def take(self, states: Tensor) -> Tensor:
+        """The rows of ``states [batch, tokens, width]`` that stay."""
+        return states if self.survivors is None else take(states, self.survivors)
+
+
+class Layer:
+    """One decoder layer of an attached model.
+
+    Attributes:
+        turn: set while the layer runs and its selection looks; None in between.
+    """
+
+    def __init__(self, attachment: Attachment, number: int, module: Any) -> None:
         self.attachment = attachment
         self.number = number
         self.module = module
         self.attention = module.self_attn
         self.config = module.self_attn.config
         self.drops_before_projection = is_plain_pre_norm(module) and not attachment.selection.at_output
-        self._observing: Pass | None = None  # set while this layer runs and its selection wants to look
-        self._real_keys: Tensor | None = None
-        self._select: Tensor | None = None  # [batch, kept] columns that survive
+        self.turn: Turn | None = None
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
         # accelerate keeps the layer's own forward aside and moves its inputs to the right device first.
         self._slot = "_old_forward" if hasattr(module, "_old_forward") else "forward"
@@ -349,41 +352,28 @@ class Layer:
         if tokens is None:
             return self.original(hidden_states, **kwargs)
         if owner.selection.active(self.number, tokens):
-            output = self._forward_and_remove(hidden_states, kwargs, running, real)
+            output = self._forward_and_remove(hidden_states, kwargs, Turn(running, real))
         else:
             output = self.original(hidden_states, **kwargs)
         owner.entering.append(running.tokens)
         return output
 
-    def _forward_and_remove(self, hidden_states: Tensor, kwargs: dict, running: Pass, real: Tensor | None) -> Any:
-        self._observing, self._real_keys = running, real
+    def _forward_and_remove(self, hidden_states: Tensor, kwargs: dict, turn: Turn) -> Any:
+        self.turn = turn
         try:
             if self.drops_before_projection:
                 layer = self.module
                 attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)[0]
-                residual = hidden_states if self._select is None else take(hidden_states, self._select)
-                hidden_states = residual + attended
+                hidden_states = self.turn.take(hidden_states) + attended
                 return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
             output = self.original(hidden_states, **kwargs)
-            if self._select is None:
-                return output
             if isinstance(output, tuple):
-                return (take(output[0], self._select), *output[1:])
-            return take(output, self._select)
+                return (self.turn.take(output[0]), *output[1:])
+            return self.turn.take(output)
         finally:
-            self._observing = self._real_keys = self._select = None
-
-    def observe(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Called by the attention function with post-rotary queries and keys; asks the selection what
-        leaves."""
-        running = self._observing
-        if running is None:
-            return
-        answer = self.attachment.selection.remove(self.number, running.tokens, query, key, scaling, self._real_keys)
-        if answer is not None and any(answer[1]):
-            self._select = running.remove(*answer)
+            self.turn = None
 
     def _before_projection(self, module: nn.Module, args: tuple) -> tuple | None:
-        if self._select is None or not self.drops_before_projection:
+        if self.turn is None or not self.drops_before_projection:
             return None
-        return (take(args[0], self._select), *args[1:])
+        return (self.turn.take(args[0]), *args[1:])

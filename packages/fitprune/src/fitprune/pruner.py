@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fitprune.attachment import CACHE_STATE, Attachment, Selection
+from fitprune.attachment import Attachment, Selection
+from fitprune.host import CACHE_STATE
 from fitprune.recipe import Recipe
 from fitprune.rules import Observation, Rule, product
 from fitprune.statistics import lowest_scores
 from tenfold import UserError
-from tenfold.hosts.ragged import Tokens
+from tenfold.hosts.ragged import Tokens, counts_on
 
 
 @dataclass
@@ -145,20 +146,12 @@ class RecipeSelection(Selection):
             return None
         counts = tuple(self._before * visual // self.recipe.visual_tokens for visual in tokens.prompt_visual)
         score = self.rule(Observation(-1, tokens))
-        return lowest_scores(score, tokens.visual, _on_device(counts, tokens.visual.device)), counts
+        return lowest_scores(score, tokens.visual, counts_on(counts, tokens.visual.device)), counts
 
     def active(self, layer: int, tokens: Tokens) -> bool:
         return any(self.counts(layer, tokens))
 
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        counts = self.counts(layer, tokens)
-        score = self.rule(Observation(layer, tokens, query, key, scaling, real_keys))
-        return lowest_scores(score, tokens.visual, _on_device(counts, query.device)), counts
-
-
-def _on_device(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    if len(set(counts)) == 1:  # a fill, not a copy from host to device
-        return torch.full((len(counts),), counts[0], device=device)
-    return torch.tensor(counts, device=device)
+    def remove(self, seen: Observation) -> tuple[Tensor, tuple[int, ...]]:
+        counts = self.counts(seen.layer, seen.tokens)
+        visual = seen.tokens.visual
+        return lowest_scores(self.rule(seen), visual, counts_on(counts, visual.device)), counts

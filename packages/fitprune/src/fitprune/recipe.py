@@ -9,8 +9,8 @@ recipe.counts_for(2144)                             # the same recipe for a prom
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
@@ -23,6 +23,9 @@ from tenfold import UserError
 from tenfold.runs import atomic_write_bytes, atomic_write_json, read_json
 
 VERSION = 1
+REQUIRED = ("model", "num_layers", "visual_tokens", "remove")
+DEFAULTS: Mapping[str, Any] = {"ratio": None, "alpha": None, "rounding": "given", "calibration": {}, "macs": {}}
+Fault = tuple[str, str]  # what is wrong, what was expected
 ROUNDINGS = ("largest_remainder", "floor", "released", "given")
 ALIASES = {
     "llava-1.5-7b": ("llava15_7b", "liuhaotian/llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", "llava-v1.5-7b"),
@@ -60,7 +63,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remove", tuple(self.remove))
-        _check(self, "recipe")
+        _refuse(_faults(vars(self)), "recipe")
 
     @classmethod
     def zero(cls, num_layers: int, visual_tokens: int, model: str = "any") -> Recipe:
@@ -197,25 +200,8 @@ class Recipe:
                 or remove more than there is.
         """
         data = read_json(path)
-        if not isinstance(data, dict) or data.get("format") != "fitprune recipe":
-            raise UserError("not a recipe", path, 'a JSON object with "format": "fitprune recipe"')
-        if data.get("version") != VERSION:
-            raise UserError(f"recipe version {data.get('version')!r}", path, str(VERSION))
-        known = {f.name: f for f in fields(cls)}
-        values = {name: value for name, value in data.items() if name not in ("format", "version")}
-        if unknown := sorted(set(values) - set(known)):
-            raise UserError(f"unknown field {unknown[0]!r}", path, ", ".join(known))
-        for name in ("model", "num_layers", "visual_tokens", "remove"):
-            if name not in values:
-                raise UserError(f"no field {name!r}", path, "model, num_layers, visual_tokens and remove")
-        if not isinstance(values["remove"], list):
-            raise UserError("field 'remove' is no list", path, "one number per decoder layer")
-        recipe = object.__new__(cls)
-        defaults = {"ratio": None, "alpha": None, "rounding": "given", "calibration": {}, "macs": {}}
-        for name, value in {**defaults, **values, "remove": tuple(values["remove"])}.items():
-            object.__setattr__(recipe, name, value)
-        _check(recipe, path)
-        return recipe
+        _refuse(_faults_of_file(data), path)
+        return cls(**{name: value for name, value in data.items() if name in DEFAULTS or name in REQUIRED})
 
     def summary(self) -> str:
         """One line: what it is for, what is left, what it saves."""
@@ -262,37 +248,58 @@ class Recipe:
         atomic_write_bytes(path, picture.getvalue())
 
 
-def _check(recipe: Recipe, where: str | Path) -> None:
-    def whole(value: Any, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _refuse(faults: Iterator[Fault], where: str | Path) -> None:
+    for what, expected in faults:
+        raise UserError(what, where, expected)
 
-    for name, least in (("num_layers", 1), ("visual_tokens", 1)):
-        if not whole(getattr(recipe, name), least):
-            raise UserError(f"field {name!r} is {getattr(recipe, name)!r}", where, "a whole number above 0")
-    for layer, count in enumerate(recipe.remove):
-        if not whole(count, 0):
-            raise UserError(f"layer {layer} removes {count!r} tokens", where, "a whole number, at least 0")
-    if len(recipe.remove) != recipe.num_layers:
-        raise UserError(f"{len(recipe.remove)} removals", where, f"one for each of {recipe.num_layers} layers")
-    if sum(recipe.remove) > recipe.visual_tokens:
-        raise UserError(
-            f"removes {sum(recipe.remove)} tokens", where, f"at most the {recipe.visual_tokens} visual tokens"
-        )
+
+def _faults_of_file(data: Any) -> Iterator[Fault]:
+    """What is wrong with the content of a recipe's file, the first thing first."""
+    if not isinstance(data, dict) or data.get("format") != "fitprune recipe":
+        yield "not a recipe", 'a JSON object with "format": "fitprune recipe"'
+    if data.get("version") != VERSION:
+        yield f"recipe version {data.get('version')!r}", str(VERSION)
+    for name in sorted(set(data) - {*REQUIRED, *DEFAULTS, "format", "version"}):
+        yield f"unknown field {name!r}", ", ".join((*REQUIRED, *DEFAULTS))
+    for name in REQUIRED:
+        if name not in data:
+            yield f"no field {name!r}", "model, num_layers, visual_tokens and remove"
+    if not isinstance(data["remove"], list):
+        yield "field 'remove' is no list", "one number per decoder layer"
+    yield from _faults({**DEFAULTS, **data})
+
+
+def _faults(recipe: Mapping[str, Any]) -> Iterator[Fault]:
+    """What is wrong with a recipe's fields, the first thing first; later tests rely on earlier ones."""
+    layers, visual, remove, macs = (recipe[name] for name in ("num_layers", "visual_tokens", "remove", "macs"))
+    for name in ("num_layers", "visual_tokens"):
+        if not _whole(recipe[name], 1):
+            yield f"field {name!r} is {recipe[name]!r}", "a whole number above 0"
+    for layer, count in enumerate(remove):
+        if not _whole(count, 0):
+            yield f"layer {layer} removes {count!r} tokens", "a whole number, at least 0"
+    if len(remove) != layers:
+        yield f"{len(remove)} removals", f"one for each of {layers} layers"
+    if sum(remove) > visual:
+        yield f"removes {sum(remove)} tokens", f"at most the {visual} visual tokens"
     for name in ("ratio", "alpha"):
-        value = getattr(recipe, name)
+        value = recipe[name]
         if value is not None and not (isinstance(value, int | float) and isfinite(value) and 0 <= value <= 1):
-            raise UserError(f"field {name!r} is {value!r}", where, "a number between 0 and 1")
-    if not isinstance(recipe.model, str):
-        raise UserError(f"field 'model' is {recipe.model!r}", where, "a name")
-    if not isinstance(recipe.calibration, Mapping):
-        raise UserError(f"field 'calibration' is {recipe.calibration!r}", where, "an object")
-    if recipe.rounding not in ROUNDINGS:
-        raise UserError(f"field 'rounding' is {recipe.rounding!r}", where, ", ".join(ROUNDINGS))
-    macs = recipe.macs
+            yield f"field {name!r} is {value!r}", "a number between 0 and 1"
+    if not isinstance(recipe["model"], str):
+        yield f"field 'model' is {recipe['model']!r}", "a name"
+    if not isinstance(recipe["calibration"], Mapping):
+        yield f"field 'calibration' is {recipe['calibration']!r}", "an object"
+    if recipe["rounding"] not in ROUNDINGS:
+        yield f"field 'rounding' is {recipe['rounding']!r}", ", ".join(ROUNDINGS)
     smallest = {"base": 1, "asked": 0, "delivered": 0}
-    numbers = isinstance(macs, Mapping) and all(whole(macs.get(name), value) for name, value in smallest.items())
-    if macs != {} and not (numbers and max(macs["asked"], macs["delivered"]) <= macs["base"]):
-        raise UserError("field 'macs' is broken", where, "whole numbers base, asked and delivered, none above base")
+    counted = isinstance(macs, Mapping) and all(_whole(macs.get(name), value) for name, value in smallest.items())
+    if macs != {} and not (counted and max(macs["asked"], macs["delivered"]) <= macs["base"]):
+        yield "field 'macs' is broken", "whole numbers base, asked and delivered, none above base"
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @cache

@@ -19,13 +19,15 @@ from torch import Tensor
 from fitprune.statistics import token_mass
 from tenfold.hosts.ragged import Tokens
 
+NOTHING = torch.empty(0)  # before layer 0 there are neither queries nor keys
+
 
 @dataclass(frozen=True)
 class Observation:
     """What a rule can look at.
 
     Attributes:
-        layer: number of the layer, -1 before layer 0, where there are no queries and keys yet.
+        layer: number of the layer, -1 before layer 0, where queries and keys are empty.
         tokens: those at the layer's input.
         query: ``[batch, heads, tokens, head_dim]``, after rotary embedding.
         key: ``[batch, kv_heads, past + tokens, head_dim]``.
@@ -35,8 +37,8 @@ class Observation:
 
     layer: int
     tokens: Tokens
-    query: Tensor | None = None
-    key: Tensor | None = None
+    query: Tensor = NOTHING
+    key: Tensor = NOTHING
     scaling: float = 1.0
     real_keys: Tensor | None = None
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from fitprune.attachment import Attachment, Selection
 from fitprune.costs import DecoderShape, layer_macs
+from fitprune.rules import Observation
 from fitprune.statistics import token_mass
 from tenfold import UserError
 from tenfold.hosts.ragged import Tokens
@@ -212,13 +213,10 @@ class _Statistics(Selection):
         self.masses: list[Tensor] = []
         self.num_visual = 0
 
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> None:
-        _one_sample(tokens)
-        scores = _scores(tokens, query, key, scaling, real_keys)
-        self.masses.append(scores[:, tokens.visual[0]].sum(1))
-        self.num_visual = tokens.num_visual[0]
+    def remove(self, seen: Observation) -> None:
+        _one_sample(seen.tokens)
+        self.masses.append(_scores(seen)[:, seen.tokens.visual[0]].sum(1))
+        self.num_visual = seen.tokens.num_visual[0]
 
 
 class _Threshold(Selection):
@@ -228,19 +226,17 @@ class _Threshold(Selection):
         masses = torch.tensor((statistics.cross, statistics.self_), dtype=torch.float64)
         self.kept_mass = masses.T * (1 - alpha)  # [layers, 2]
 
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        scores = _scores(tokens, query, key, scaling, real_keys)
+    def remove(self, seen: Observation) -> tuple[Tensor, tuple[int, ...]]:
+        scores = _scores(seen)
         self.kept_mass = self.kept_mass.to(scores.device)
-        leaving = candidates(scores, tokens.visual, self.kept_mass[layer]).all(0, keepdim=True)
+        leaving = candidates(scores, seen.tokens.visual, self.kept_mass[seen.layer]).all(0, keepdim=True)
         return leaving, (int(leaving.sum()),)
 
 
-def _scores(tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None) -> Tensor:
+def _scores(seen: Observation) -> Tensor:
     """``a_cross`` per text token and ``a_self``, ``[2, tokens]`` float32."""
-    mass = token_mass(tokens, query, key, scaling, real_keys)
-    return torch.stack((mass.cross[0] / tokens.text[0].sum(), mass.self_[0]))
+    mass = token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys)
+    return torch.stack((mass.cross[0] / seen.tokens.text[0].sum(), mass.self_[0]))
 
 
 def _one_sample(tokens: Tokens) -> None:

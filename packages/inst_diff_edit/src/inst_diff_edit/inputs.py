@@ -57,7 +57,7 @@ def as_images(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
     if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
         pictures = list(pictures)
     if not isinstance(pictures, list | tuple):
-        pictures = [pictures]
+        pictures = [pictures]  # type: ignore[list-item]
     if not pictures:
         raise UserError("no picture", "image", "at least one")
     return [as_image(picture) for picture in pictures]

@@ -25,19 +25,10 @@ from torch import Tensor
 from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.inputs import SEED as SEED
 from inst_diff_edit.inputs import Picture, as_generators, as_images, from_tensor, masks_as, one_each, one_of, to_tensor
-from inst_diff_edit.masks import InstantMask, instant_mask
 from inst_diff_edit.resize import resize
-from inst_diff_edit.sampling import (
-    NoiseLevels,
-    blend_outside,
-    denoise,
-    lms_scheduler,
-    noise_seeds,
-    noises,
-    start_index,
-    step_options,
-)
-from inst_diff_edit.words import Words, split_words, stack_weights, token_ids
+from inst_diff_edit.sampling import NoiseLevels, denoise, lms_scheduler, noise_seeds, noises, start_index, step_options
+from inst_diff_edit.stage import MaskOptions, MaskStage, Watch
+from inst_diff_edit.words import Words, split_words, token_ids
 from tenfold import UserError
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -198,26 +189,27 @@ class InstDiffEditPipeline(DiffusionPipeline):
         originals = originals.to(self._execution_device, self.unet.dtype)
         noise = torch.cat([noises(own, row[None]) for own, row in zip(seeds, originals, strict=True)])
         embeddings = self._encode_prompts(prompts, negatives, guidance_scale > 1)
-        found, latents, step_masks = self._mask_stage(
+        self.scheduler.set_timesteps(num_inference_steps)
+        stage = MaskStage(
             originals.repeat_interleave(num_masks, 0),
             noise,
-            embeddings.repeat_interleave(num_masks, 0),
             words,
-            num_inference_steps,
-            start,
-            guidance_scale,
-            {
-                "threshold": mask_threshold,
-                "object_threshold": object_threshold,
-                "background_threshold": background_threshold,
-            },
-            roles == "every",
-            final == "latents" if matched_noise is None else matched_noise,
-            return_step_masks,
-            step_options(self.scheduler, seeds, originals.device),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            embeddings.shape[1],
+            NoiseLevels(self.scheduler),
+            MaskOptions(
+                mask_threshold,
+                object_threshold,
+                background_threshold,
+                roles_anew=roles == "every",
+                matched_noise=final == "latents" if matched_noise is None else matched_noise,
+                keep_masks=return_step_masks,
+            ),
+            self._watch(callback_on_step_end, callback_on_step_end_tensor_inputs, start),
         )
+        options = step_options(self.scheduler, seeds, originals.device)
+        latents = self._denoise(stage, start, embeddings.repeat_interleave(num_masks, 0), guidance_scale, options)
+        found = stage.found
+        assert found is not None
         masks = resize(found.mask, height, width)
         if output_type == "latent":
             edited = latents
@@ -232,7 +224,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
         shown = masks_as(masks, "pt" if output_type == "latent" else output_type)
         if not return_dict:
             return edited, shown
-        return InstDiffEditOutput(edited, shown, step_masks, found.soft, words, found.roles)
+        return InstDiffEditOutput(edited, shown, stage.step_masks, found.soft, words, found.roles)
 
     def generate_mask(self, image: Any, prompt: Any, *, output_type: str = "pil", **options: Any) -> Any:
         """The masks alone: PIL in mode L ("pil"), or bool ``[images, height, width]`` ("np", "pt").
@@ -241,61 +233,48 @@ class InstDiffEditPipeline(DiffusionPipeline):
         """
         return self(image, prompt, final="mask", output_type=output_type, **options).masks
 
-    def _mask_stage(
-        self,
-        originals: Tensor,
-        noise: Tensor,
-        embeddings: Tensor,
-        words: list[Words],
-        steps: int,
-        start: int,
-        guidance_scale: float,
-        thresholds: dict[str, float],
-        roles_anew: bool,
-        matched_noise: bool,
-        keep_masks: bool,
-        options: dict[str, Any],
-        callback: Callable[..., dict[str, Any]] | None,
-        callback_inputs: Sequence[str],
-    ) -> tuple[InstantMask, Tensor, Tensor | None]:
-        """Denoise with a mask in every step; rows are pictures x noises, a picture's noises side by side.
+    def _denoise(
+        self, stage: MaskStage, start: int, embeddings: Tensor, guidance_scale: float, options: dict[str, Any]
+    ) -> Tensor:
+        """The latents after the last step, ``[rows, channels, height, width]``; a mask is made after every step.
 
-        Returns:
-            The last masks, the latents ``[rows, channels, height, width]``, and every step's masks if kept.
+        Args:
+            start: index of the first step that is run.
+            embeddings: ``[rows or 2 * rows, 77, width]``, the unconditional half first.
+            options: for the scheduler's ``step``.
         """
-        rows, _, height, width = originals.shape
-        self.scheduler.set_timesteps(steps)
-        levels = NoiseLevels(self.scheduler)
-        weights, is_word = (part.to(originals.device) for part in stack_weights(words, embeddings.shape[1]))
-        state: dict[str, Any] = {"found": None, "masks": []}
+        rows, _, height, width = stage.originals.shape
         recorder = AttentionRecorder(self.unet, self.config.attention_stride)
         recorder.expect(height, width, rows=slice(len(embeddings) - rows, None))
-        bar = self.progress_bar(total=steps - start)
+        bar = self.progress_bar(total=len(self.scheduler.timesteps) - start)
 
-        def blend(index: int, latents: Tensor) -> Tensor:
+        def after_step(index: int, latents: Tensor) -> Tensor:
             recorder.finish_step()
-            attention = recorder.mean().unflatten(0, (len(words), -1)).mean(1)  # over the picture's noises
-            earlier = None if state["found"] is None or roles_anew else state["found"].roles
-            found = state["found"] = instant_mask(attention, weights, is_word, roles=earlier, **thresholds)
-            mask = resize(found.mask, height, width).to(latents.dtype) / 255  # [pictures, height, width]
-            if callback is not None:
-                offered = {"latents": latents, "mask": mask, "attention": attention, "soft_mask": found.soft}
-                timestep = self.scheduler.timesteps[index]
-                given = callback(self, index - start, timestep, {name: offered[name] for name in callback_inputs}) or {}
-                latents, mask = given.get("latents", latents), given.get("mask", mask)
-            if keep_masks:
-                state["masks"].append(found.mask)
-            mask = mask.repeat_interleave(rows // len(words), 0)[:, None]
-            outside = levels.noised(originals, noise, index + matched_noise)
             bar.update()
-            return blend_outside(latents, outside, mask)
+            return stage.after_step(index, latents, recorder.mean())
 
         with recorder, bar:
-            noised = levels.noised(originals, noise, start)
-            arguments = (self.unet, self.scheduler, noised, start, embeddings, guidance_scale, blend)
-            latents = denoise(*arguments, step_options=options)
-        kept = torch.stack(state["masks"], 1) if keep_masks else None
-        return state["found"], latents, kept
+            return denoise(
+                self.unet,
+                self.scheduler,
+                stage.start(start),
+                start,
+                embeddings,
+                guidance_scale,
+                after_step,
+                step_options=options,
+            )
+
+    def _watch(self, callback: Callable[..., dict[str, Any]] | None, names: Sequence[str], start: int) -> Watch | None:
+        """The caller's callback, as a stage calls it."""
+        if callback is None:
+            return None
+
+        def watch(index: int, offered: dict[str, Tensor]) -> dict[str, Any]:
+            chosen = {name: offered[name] for name in names}
+            return callback(self, index - start, self.scheduler.timesteps[index], chosen) or {}
+
+        return watch
 
     def _originals(self, images: list[Any], given: Tensor | None, height: int, width: int, generators: Any) -> Tensor:
         """The pictures' latents: the caller's own, if of the right shape, or the VAE's."""

@@ -65,7 +65,9 @@ def split_words(tokenizer: Any, prompt: str) -> Words:
         logger.warning("the tokenizer joins words of %r: every token gets a map of its own", prompt)
         written = [tokenizer.decode([piece]) for piece in ids[1:-1]]
         pieces = [(piece,) for piece in ids[1:-1]]
-    text, groups, position = [], [(0,)], 1
+    text: list[str] = []
+    groups: list[tuple[int, ...]] = [(0,)]
+    position = 1
     for word, own in zip(written, pieces, strict=True):
         if own:  # nothing is left of a word of control characters
             text.append(word)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
 from tenfold import UserError
 
 # The low-resolution encoder of every release: openai/clip-vit-large-patch14-336.
-CLIP_LARGE_336 = {
+CLIP_LARGE_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -36,7 +36,7 @@ HIGH_RES_ENCODERS: dict[str, dict[str, Any]] = {
     },
 }
 
-VICUNA_7B = {
+VICUNA_7B: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -93,7 +93,10 @@ class LlavaHrVisionConfig(PreTrainedConfig):
     base_config_key = "vision_config"
     sub_configs: ClassVar = {"low_res_config": CLIPVisionConfig}
 
-    low_res_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # a config once it is made
+        low_res_config: Any = None
+    else:
+        low_res_config: dict | PreTrainedConfig | None = None
     image_size: int = 1024
     high_res_stride: int = 32
     min_low_size: int = 336
@@ -115,7 +118,7 @@ class LlavaHrVisionConfig(PreTrainedConfig):
         for name, value in HIGH_RES_ENCODERS[self.high_res_name].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        self.high_res_dims, self.high_res_depths = list(self.high_res_dims), list(self.high_res_depths)
+        self.high_res_dims, self.high_res_depths = list(self.high_res_dims or ()), list(self.high_res_depths or ())
         super().__post_init__(**kwargs)
         self._check_sizes()
 
@@ -166,8 +169,12 @@ class LlavaHrConfig(PreTrainedConfig):
     model_type = "llava_hr"
     sub_configs: ClassVar = {"text_config": AutoConfig, "vision_config": LlavaHrVisionConfig}
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # configs once they are made
+        text_config: Any = None
+        vision_config: Any = None
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        vision_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 32000
     projector_hidden_act: str = "gelu"
     image_aspect_ratio: str = "pad"

@@ -35,7 +35,6 @@ from llava_hr.configuration import LlavaHrConfig
 from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, initialised
 from tenfold import UserError
 
-ALIGNMENT = 64  # bytes; that of PyTorch's own memory on the CPU
 LAYER_SCALE = 1e-6  # where a ConvNeXt block's layer scale starts without pretrained weights, timm's value
 
 
@@ -86,19 +85,6 @@ class LlavaHrPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, except that a model loaded on the CPU computes the same bits as the saved one.
-
-        Weights mapped from a file lie at any address, and the last bits of a product depend on that.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.data_ptr() % ALIGNMENT:
-                parameter.data = parameter.data.clone()
-        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

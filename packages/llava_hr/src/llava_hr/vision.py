@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
@@ -127,10 +127,6 @@ class FinalAlign(nn.Module):
 class LowResEmbedding(CLIPVisionEmbeddings):
     """CLIP's patch and position embedding at any grid, without the class token (section 3.3, steps 1 to 3)."""
 
-    def __init__(self, config: CLIPVisionConfig) -> None:
-        super().__init__(config)
-        self._resampled: dict[Grid, tuple[tuple, Tensor]] = {}
-
     def forward(self, pixel_values: Tensor) -> Tensor:
         """``[batch, rows * columns, d]`` of ``[batch, 3, rows * patch, columns * patch]``."""
         patches = self.patch_embedding(pixel_values)  # [batch, d, rows, columns]
@@ -141,23 +137,7 @@ class LowResEmbedding(CLIPVisionEmbeddings):
         return tokens[:, 1:]  # the class token takes no part in any attention
 
     def positions(self, grid: Grid) -> Tensor:
-        """The position embedding for a grid, ``[1, 1 + rows * columns, d]``, class row first.
-
-        In evaluation without gradients it is kept for the next call, until the weight changes.
-        """
-        if torch.compiler.is_compiling():
-            return self._resample(grid)
-        if self.training or torch.is_grad_enabled():
-            self._resampled.clear()
-            return self._resample(grid)
-        weight = self.position_embedding.weight
-        version = None if weight.is_inference() else weight._version
-        state = (version, weight.data_ptr(), weight.dtype, weight.device)
-        if self._resampled.get(grid, (None,))[0] != state:
-            self._resampled[grid] = (state, self._resample(grid))
-        return self._resampled[grid][1]
-
-    def _resample(self, grid: Grid) -> Tensor:
+        """The position embedding for a grid, ``[1, 1 + rows * columns, d]``, class row first."""
         positions = self.position_embedding(self.position_ids)  # [1, 1 + native * native, d]
         native = math.isqrt(positions.shape[1] - 1)
         if grid == (native, native):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -89,9 +90,7 @@ def prompt(question: str) -> str:
 
 
 @torch.inference_mode()
-def answer(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, images: Sequence[Image], prompts: Sequence[str]
-) -> list[str]:
+def answer(model: Any, processor: LlavaProcessor, images: Sequence[Image], prompts: Sequence[str]) -> list[str]:
     """Greedy answers to one prompt per image, as a batch padded on the left."""
     inputs = processor(images=list(images), text=list(prompts), return_tensors="pt", padding=True).to(model.device)
     ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)

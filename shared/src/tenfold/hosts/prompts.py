@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
 # LLaVA-1.5's user turn; used only where a processor brings no chat template of its own.
 PLAIN_PROMPT = "USER: {image}\n{text} ASSISTANT:"
@@ -22,7 +21,7 @@ def prompt_text(processor: Any, text: str, images: int = 1) -> str:
     return PLAIN_PROMPT.format(image=getattr(processor, "image_token", "<image>") * images, text=text)
 
 
-def encode(processor: Any, model: nn.Module, image: Image.Image | None, text: str) -> dict[str, Any]:
+def encode(processor: Any, model: Any, image: Image.Image | None, text: str) -> dict[str, Any]:
     """Inputs of one prompt, on the model's device and, for pixels, in its dtype.
 
     Args:

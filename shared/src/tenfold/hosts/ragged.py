@@ -9,7 +9,7 @@ gathered, never renumbered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,39 +48,11 @@ class Tokens:
 
     @classmethod
     def of_prompt(cls, visual: Tensor, attention_mask: Tensor | None) -> Tokens | None:
-        """Describe an unpruned prompt, or return None when it holds no visual token.
+        """Describe an unpruned prompt without a past, or return None when it holds no visual token.
 
-        Args:
-            visual: ``[batch, tokens]`` bool.
-            attention_mask: ``[batch, tokens]``, zero at padding, or None.
-
-        Raises:
-            UserError: a row ends in its image: the image and the question after it were split over two
-                passes, or there is no question, so that nothing can say which tokens matter.
+        Args, Raises: as for `read_prompt`.
         """
-        real = torch.ones_like(visual) if attention_mask is None else attention_mask.bool()
-        visual = visual & real
-        after = visual.cumsum(1) > 0
-        text = real & after & ~visual
-        before = visual.flip(1).cumsum(1).flip(1) > 0
-        closing = real & ~visual & ~before  # text after the last visual token
-        facts = torch.stack(
-            (real.sum(1), visual.sum(1), (real & ~after).sum(1), closing.sum(1), real[:, -1], real[:, 0]),
-            dim=1,
-        )
-        num_real, num_visual, first_visual, num_closing, last, first = zip(*facts.tolist(), strict=True)
-        if not any(num_visual):
-            return None
-        for row, (images, words) in enumerate(zip(num_visual, num_closing, strict=True)):
-            if images and not words:
-                raise UserError(
-                    "no text after the image in this forward pass",
-                    f"row {row} of the batch",
-                    "one pass with the whole image and its question: no prompt chunk may split them",
-                )
-        index = torch.arange(visual.shape[1], device=visual.device).expand(visual.shape)
-        pad_end = not all(last) and all(first)
-        return cls(index, real, visual, text, num_real, num_visual, num_visual, first_visual, pad_end)
+        return read_prompt(visual, attention_mask).tokens
 
     @property
     def width(self) -> int:
@@ -134,6 +106,71 @@ class Tokens:
         return replace(self, **moved)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What one look at a prompt tells the host.
+
+    Attributes:
+        tokens: None where the prompt holds no visual token.
+        real: ``[batch, tokens]`` bool, False at padding; None when nothing is padded.
+        past_real: ``[batch, past]`` bool, the same of what is cached already.
+    """
+
+    tokens: Tokens | None
+    real: Tensor | None
+    past_real: Tensor | None
+
+
+def read_prompt(visual: Tensor, attention_mask: Tensor | None, past: int = 0) -> Reading:
+    """Describe an unpruned prompt; the host waits for the device once.
+
+    Args:
+        visual: ``[batch, tokens]`` bool.
+        attention_mask: ``[batch, past + tokens]``, zero at padding, or None.
+        past: entries that are cached already.
+
+    Raises:
+        UserError: a row ends in its image: the image and the question after it were split over two passes, or there
+            is no question, so that nothing can say which tokens matter.
+    """
+    width = visual.shape[1]
+    mask = None if attention_mask is None else attention_mask.bool()
+    real = torch.ones_like(visual) if mask is None else mask[:, -width:]
+    cached = real[:, :0] if mask is None else mask[:, :past]
+    visual = visual & real
+    after = visual.cumsum(1) > 0
+    text = real & after & ~visual
+    before = visual.flip(1).cumsum(1).flip(1) > 0
+    closing = real & ~visual & ~before  # text after the last visual token
+    counted = (real, visual, real & ~after, closing, real[:, -1:], real[:, :1], ~cached)
+    facts = torch.stack([part.sum(1) for part in counted], dim=1).tolist()
+    num_real, num_visual, first_visual, num_closing, last, first, gaps = zip(*facts, strict=True)
+    padding = real if any(count < width for count in num_real) else None
+    past_real = cached if any(gaps) else None
+    if not any(num_visual):
+        return Reading(None, padding, past_real)
+    for row, (images, words) in enumerate(zip(num_visual, num_closing, strict=True)):
+        if images and not words:
+            raise UserError(
+                "no text after the image in this forward pass",
+                f"row {row} of the batch",
+                "one pass with the whole image and its question: no prompt chunk may split them",
+            )
+    index = torch.arange(width, device=visual.device).expand(visual.shape)
+    pad_end = not all(last) and all(first)
+    tokens = Tokens(index, real, visual, text, num_real, num_visual, num_visual, first_visual, pad_end)
+    return Reading(tokens, padding, past_real)
+
+
+def counts_on(counts: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor ``[len(counts)]`` int64 on a device, without waiting for it."""
+    if len(set(counts)) == 1:  # a fill, not a copy from host to device
+        return torch.full((len(counts),), counts[0], device=device)
+    if device.type != "cuda":
+        return torch.tensor(counts, device=device)
+    return torch.tensor(counts, pin_memory=True).to(device, non_blocking=True)
+
+
 def take(states: Tensor, select: Tensor) -> Tensor:
     """Gather rows: ``states [..., batch or 1, tokens, width]`` at ``select [batch, kept]`` -> ``[...,
     batch, kept, width]``."""
@@ -182,7 +219,7 @@ class RaggedCache:
         if old is not None and old.shape[0] != batch:
             raise UserError("a ragged cache with another batch", f"{batch} rows", f"{old.shape[0]} rows")
         if old is not None or real is not None:
-            device = (old if real is None else real).device
+            device = old.device if real is None else real.device  # type: ignore[union-attr]
             old = torch.ones(batch, length, dtype=torch.bool, device=device) if old is None else old.to(device)
             real = torch.ones(batch, new, dtype=torch.bool, device=device) if real is None else real
             self.real[layer] = torch.cat((old, real), dim=1)

@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tenfold import UserError
@@ -21,7 +20,7 @@ VISUAL_TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", 
 PRE_NORM = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The transformers model itself: PEFT adapters are looked through; a compiled model is refused.
 
     Raises:
@@ -36,7 +35,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """The text decoder's layers: the list of blocks beside the input embedding.
 
     Raises:
@@ -68,7 +67,7 @@ def is_plain_pre_norm(module: nn.Module) -> bool:
     return tuple(name for name in names if hasattr(module, name)) == PRE_NORM
 
 
-def visual_mask(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def visual_mask(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Which positions of the present input hold a visual token, read off the placeholders in the input ids.
 
     Args:
@@ -97,10 +96,14 @@ def visual_mask(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
             type(model).__name__,
             " or ".join(VISUAL_TOKEN_FIELDS[:2]),
         )
-    return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
+    # Compared one by one: a list of them would have to be copied to the device, which makes the host wait.
+    found = input_ids == ids[0]
+    for token in ids[1:]:
+        found = found | (input_ids == token)
+    return found
 
 
-def _refuse_unsupported(model: nn.Module, config: Any, layers: nn.ModuleList) -> None:
+def _refuse_unsupported(model: Any, config: Any, layers: nn.ModuleList) -> None:
     decoder = next(module for module in model.modules() if layers in module.children())
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     slides = not hasattr(config, "layer_types") and getattr(config, "use_sliding_window", True)

@@ -59,10 +59,20 @@ def evaluate_package(package: str, checks: Mapping[str, Callable[[], Outcome]]) 
     return ledger, evaluate(ledger, checks, find_package_file(package, "results"))
 
 
+def drawn_figures(package: str, folder: Path) -> list[Figure]:
+    """The figures of a package's evidence, drawn into a folder; the first one is its picture."""
+    claims = importlib.import_module(f"{package}.evidence.claims")
+    if not hasattr(claims, "figures"):
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    return list(claims.figures(folder))
+
+
 def collect(package: str, figures: Path | None) -> Entry:
     """The entry of one of the ten papers; its package is evaluated when it is installed.
 
-    The package's module `evidence.claims` gives `checks()`, and may give `figures(folder) -> list[Figure]`.
+    The package's module `evidence.claims` gives `checks()`, and may give `figures(folder) -> list[Figure]`, the
+    one that says most about the paper first.
 
     Args:
         figures: folder that the package draws its figures into; None: none are drawn.
@@ -77,8 +87,9 @@ def collect(package: str, figures: Path | None) -> Entry:
         return Entry(paper)
     claims = importlib.import_module(f"{package}.evidence.claims")
     ledger, results = evaluate_package(package, claims.checks())
-    drawn: list[Figure] = []
-    if figures is not None and hasattr(claims, "figures"):
-        figures.mkdir(parents=True, exist_ok=True)
-        drawn = claims.figures(figures)
+    drawn = drawn_figures(package, figures) if figures is not None else []
+    if figures is not None and not drawn:
+        from tenfold.ledger.chart import draw_recomputed
+
+        drawn = [Figure(*found)] if (found := draw_recomputed(ledger, results, figures / "recomputed.png")) else []
     return Entry(paper, ledger, results, drawn, package_version(package), package_source(package))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from tenfold.runs.record import validation_error
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["reproduced", "not reproduced", "recorded", "not run here"]
-STATUSES: tuple[Status, ...] = ("reproduced", "recorded", "not reproduced", "not run here")
+Status = Literal["reproduced", "recorded", "no verdict", "not reproduced", "not run here"]
+STATUSES: tuple[Status, ...] = ("reproduced", "recorded", "no verdict", "not reproduced", "not run here")
+UNDECIDED = re.compile(r"\bno verdict\b(?! was declared)")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Outcome:
 
     Attributes:
         value: our number; None when it could not be computed here.
-        passed: whether the claim came out; None: measured, nothing to compare it with.
-        detail: what a reader should know, e.g. "largest difference 3e-7 in 12 tensors".
+        passed: whether the claim came out; None: measured, nothing to compare it with, or a validity gate failed.
+        detail: what a reader should know, e.g. "largest difference 3e-7 in 12 tensors". Where a gate failed it says
+            "no verdict", and which gate.
     """
 
     value: Value
@@ -39,7 +42,11 @@ class Outcome:
 
 
 class Recorded(BaseModel):
-    """A committed result: one JSON file of the package's `results` folder. Further fields are allowed."""
+    """A committed result: one JSON file of the package's `results` folder. Further fields are allowed.
+
+    Attributes:
+        verdict: "no verdict" where a validity gate failed; it may also stand in `detail`.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -51,6 +58,7 @@ class Recorded(BaseModel):
     device: str | None
     run_id: str | None = None
     detail: str = ""
+    verdict: str | None = None
 
 
 class Result(BaseModel):
@@ -59,7 +67,8 @@ class Result(BaseModel):
     Attributes:
         claim: its id. value: ours, None when there is none.
         status: "reproduced" (recomputed now, and it holds), "recorded" (measured earlier, or now with nothing
-            to compare it with), "not reproduced" (it did not come out, now or earlier), "not run here".
+            to compare it with), "no verdict" (a validity gate of the miniature failed: nothing is said for or
+            against the paper), "not reproduced" (it did not come out, now or earlier), "not run here".
         detail: from the check or the record.
         run_id, date, commit, device: of a recorded result; None for one that was recomputed now.
     """
@@ -117,13 +126,19 @@ def _result(claim: Claim, outcome: Outcome | None, record: Recorded | None) -> R
     if outcome is not None and (outcome.value is not None or outcome.passed is not None):
         passed = _holds(claim, outcome.value, outcome.passed)
         status: Status = "recorded" if passed is None else "reproduced" if passed else "not reproduced"
+        if _undecided(claim, passed, outcome.detail):
+            status = "no verdict"
         return Result(claim=claim.id, value=outcome.value, status=status, detail=outcome.detail)
     if record is not None:
         passed = _holds(claim, record.value, record.passed)
+        told = f"{record.verdict or ''}; {record.detail}"
+        status = (
+            "no verdict" if _undecided(claim, passed, told) else "not reproduced" if passed is False else "recorded"
+        )
         return Result(
             claim=claim.id,
             value=record.value,
-            status="not reproduced" if passed is False else "recorded",
+            status=status,
             detail=record.detail,
             run_id=record.run_id,
             date=record.date.isoformat(),
@@ -131,6 +146,11 @@ def _result(claim: Claim, outcome: Outcome | None, record: Recorded | None) -> R
             device=record.device,
         )
     return Result(claim=claim.id, status="not run here", detail=outcome.detail if outcome is not None else "")
+
+
+def _undecided(claim: Claim, passed: bool | None, told: str) -> bool:
+    """Whether a gate of the miniature failed, so that it says nothing for or against the paper."""
+    return claim.kind == "mini" and passed is None and UNDECIDED.search(told) is not None
 
 
 def _holds(claim: Claim, value: Value, passed: bool | None) -> bool | None:

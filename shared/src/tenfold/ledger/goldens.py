@@ -24,6 +24,7 @@ from torch import Tensor
 from tenfold.cli.files import find_package_file
 from tenfold.errors import UserError
 from tenfold.ledger.evidence import Outcome
+from tenfold.ledger.text import small
 from tenfold.runs import read_json
 
 Tolerance = tuple[float, float]
@@ -106,7 +107,7 @@ class Comparison:
         """Passed when something was compared and nothing differs."""
         if self.failures:
             return Outcome(f"{len(self.failures)} of {self.compared} differ", False, "; ".join(self.failures[:5]))
-        return Outcome(f"{self.compared} values agree", self.compared > 0, f"largest difference {self.largest:.1e}")
+        return Outcome(f"{self.compared} values agree", self.compared > 0, f"largest difference {small(self.largest)}")
 
 
 Computation = Callable[[Mapping[str, Any], Mapping[str, Tensor], Comparison], None]

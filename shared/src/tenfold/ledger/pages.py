@@ -15,11 +15,28 @@ from tenfold.errors import UserError
 from tenfold.ledger.entries import Entry, Figure, collect
 from tenfold.ledger.evidence import STATUSES
 from tenfold.ledger.papers import PAPERS
-from tenfold.ledger.text import difference, evidence, our_value, paper_value, summary
+from tenfold.ledger.text import MISSING, difference, evidence, our_value, paper_value, summary
 from tenfold.runs import atomic_directory
 
 MARKER = ".tenfold-report"
 """Lies in every report's folder: only a folder that has it is replaced by a new report."""
+
+KINDS = {
+    "parity": ("Parity", "The same numbers as the authors' code on golden data."),
+    "analytic": ("Analytic", "Recomputed exactly: compute, tokens, parameters, memory."),
+    "mini": ("Mini", "The mechanism's effect at laptop scale, with baseline and control."),
+    "speed": ("Speed", "Measured at full size with random weights."),
+    "full": ("Full size", "Needs official weights and data sets; the command says how."),
+}
+TOLD_FIRST = ("full", "mini", "speed", "analytic", "parity")
+TOLD = 8  # claims that a page names before its tables
+COLUMNS = (
+    {"field": "paper_value", "heading": "Paper", "style": "number c-value", "cell": "number"},
+    {"field": "our_value", "heading": "Ours", "style": "number c-value", "cell": "number"},
+    {"field": "status", "heading": "Status", "style": "c-status", "cell": ""},
+    {"field": "evidence", "heading": "Evidence", "style": "c-evidence", "cell": "small soft"},
+)
+Row = dict[str, Any]
 
 _FIGURE_SUFFIXES = (".png", ".svg", ".jpg", ".jpeg", ".webp")
 
@@ -96,19 +113,51 @@ def _paper_context(entry: Entry, folder: Path) -> dict[str, Any]:
                     "evidence": evidence(result),
                 }
             )
+    figures = [_copy_figure(figure, entry.paper.package, folder) for figure in entry.figures]
     return {
         "paper": entry.paper,
         "title": entry.paper.title.removeprefix(f"{entry.paper.name}: "),
         "page": f"{entry.paper.package}.html",
         "ledger": entry.ledger,
         "rows": rows,
-        "counts": {status: sum(row["status"] == status for row in rows) for status in STATUSES},
+        "counts": _counts(rows),
         "summary": summary(entry.ledger, entry.results) if entry.ledger is not None else "",
         "version": entry.version,
         "commit": entry.source.commit,
         "dirty": entry.source.dirty,
-        "figures": [_copy_figure(figure, entry.paper.package, folder) for figure in entry.figures],
+        "figures": figures,
+        "standing": _standing(rows),
+        "kinds": [kind for name in KINDS if (kind := _kind(name, rows)) is not None],
     }
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, int]:
+    return {status: sum(row["status"] == status for row in rows) for status in STATUSES}
+
+
+def _standing(rows: Sequence[Row]) -> list[tuple[str, list[Row], int]]:
+    """What the page says first: (heading, a few claims, how many more there are)."""
+    told = []
+    for heading, statuses in (
+        ("Reproduced or recorded", ("reproduced", "recorded")),
+        ("Not reproduced, or no verdict", ("not reproduced", "no verdict")),
+    ):
+        found = [row for row in rows if row["status"] in statuses]
+        # The mechanism's effect and the speed say more than the counts, and counts more than golden cases.
+        found.sort(key=lambda row: TOLD_FIRST.index(row["claim"].kind))
+        told.append((heading, found[:TOLD], max(0, len(found) - TOLD)))
+    return told
+
+
+def _kind(name: str, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """One folded table: its rows, and the columns in which any of them says something."""
+    chosen = [row for row in rows if row["claim"].kind == name]
+    if not chosen:
+        return None
+    heading, meaning = KINDS[name]
+    said = [column for column in COLUMNS if any(row[column["field"]] != MISSING for row in chosen)]
+    return {"heading": heading, "meaning": meaning, "rows": chosen, "columns": said, "counts": _counts(chosen),
+            "open": name == "mini"}  # fmt: skip
 
 
 def _copy_figure(figure: Figure, package: str, folder: Path) -> dict[str, str]:

@@ -12,7 +12,13 @@ from tenfold.ledger.evidence import Result
 from tenfold.ledger.schema import Ledger
 from tenfold.ledger.text import difference, is_waiting, our_value, paper_value, summary
 
-_STYLES = {"reproduced": "green", "recorded": "cyan", "not reproduced": "bold red", "not run here": "dim"}
+_STYLES = {
+    "reproduced": "green",
+    "recorded": "cyan",
+    "no verdict": "yellow",
+    "not reproduced": "bold red",
+    "not run here": "dim",
+}
 
 
 def claims_table(ledger: Ledger, results: Sequence[Result], everything: bool = False) -> Table:

@@ -25,6 +25,11 @@ def format_value(value: Value, unit: str | None = None) -> str:
     return f"{text} {unit}" if unit else text
 
 
+def small(value: float) -> str:
+    """A difference of floating-point numbers: "0", or one decimal and its power of ten."""
+    return f"{value:.1e}" if value else "0"
+
+
 def paper_value(claim: Claim) -> str:
     """The paper's number."""
     return format_value(claim.value, claim.unit)
@@ -66,8 +71,8 @@ def summary(ledger: Ledger, results: Sequence[Result]) -> str:
     for kind, statuses in claim_counts(ledger, results).items():
         total = sum(statuses.values())
         shown = statuses.get("reproduced", 0) + statuses.get("recorded", 0)
-        missed = statuses.get("not reproduced", 0)
-        parts.append(f"{kind} {shown}/{total}" + (f" ({missed} not reproduced)" if missed else ""))
+        noted = [f"{statuses[status]} {status}" for status in ("not reproduced", "no verdict") if statuses.get(status)]
+        parts.append(f"{kind} {shown}/{total}" + (f" ({', '.join(noted)})" if noted else ""))
     return ", ".join(parts)
 
 

@@ -56,6 +56,7 @@ def option_letter(text: str, choices: int) -> int | None:
     """
     if not 1 <= choices <= len(LETTERS):
         raise UserError("number of choices out of range", str(choices), f"1 to {len(LETTERS)}")
+    letter: str | None
     if text in LETTERS:
         letter = text
     elif text[:1] in LETTERS and text[1:3] == ". ":
@@ -63,7 +64,7 @@ def option_letter(text: str, choices: int) -> int | None:
     else:
         found = _SENTENCE.findall(text)
         letter = found[0] if len(found) == 1 else None
-    return LETTERS.index(letter) if letter in LETTERS[:choices] else None
+    return LETTERS.index(letter) if letter and letter in LETTERS[:choices] else None
 
 
 def scienceqa_scores(answers: Iterable[ScienceQAAnswer]) -> ScienceQAScores:

@@ -7,11 +7,14 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
+
+import typer
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,46 @@ def readme_commands(readme: Path, command: str) -> list[list[str]]:
             if words and Path(words[0]).name == command:
                 found.append(words)
     return found
+
+
+def commands_are_known(app: typer.Typer, lines: Iterable[list[str]]) -> set[str]:
+    """Every command line has a verb of the application, with options that it takes; returns the verbs.
+
+    Args:
+        app: the package's.
+        lines: words, the command's own name first: of `readme_commands`, or of a ledger.
+    """
+    commands, verbs = typer.main.get_command(app).commands, set()  # type: ignore[attr-defined]
+    for _, verb, *arguments in lines:
+        commands[verb].make_context(verb, list(arguments), resilient_parsing=False).close()
+        verbs.add(verb)
+    return verbs
+
+
+def verbs(app: typer.Typer) -> set[str]:
+    """The verbs of an application, the common ones included."""
+    return set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def answers_without(package: str, heavy: Iterable[str], verbs: Iterable[str]) -> str:
+    """Import the package, ask for the help of these verbs and for the citation, in a new process; returns its output.
+
+    Raises:
+        AssertionError: one of the heavy libraries was loaded, or a command failed.
+    """
+    asked = [["--help"], *([verb, "--help"] for verb in verbs), ["cite"]]
+    code = (
+        f"import sys, {package}; from {package}.commands.app import main\n"
+        f"for arguments in {asked!r}:\n"
+        f"    sys.argv = [{package!r}, *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as done: assert not done.code, arguments\n"
+        f"loaded = sorted({set(heavy)!r} & set(sys.modules)); assert not loaded, loaded\n"
+    )
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=wide)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """`python -m tenfold.testing.contracts`: which test holds which line of the definition of done, for every package.
 
-Tests are named by the line: ``test_d04_resumes_to_the_same_bits`` in ``packages/<paper>/tests/test_contract.py``.
+Tests are named by the line: ``test_d04_resumes_to_the_same_bits`` in ``packages/<paper>/tests/test_contract.py``; one
+that holds two lines names both, ``test_d05_d12_every_verb_can_be_verified``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ LINES = {
     10: "says what is wrong",
     11: "reads well",
     12: "can be cited",
+    13: "rehearsed at full size",
+    14: "works with its users' tools",
+    15: "at home on the hub",
 }
-NAMED = re.compile(r"test_d(\d\d)_(\w+)")
+NAMED = re.compile(r"test_((?:d\d+_)(?:(?:and_)?d\d+_)*)(\w+)")
 
 
 def contracts(root: Path) -> dict[str, dict[int, list[str]]]:
@@ -35,7 +39,8 @@ def contracts(root: Path) -> dict[str, dict[int, list[str]]]:
         lines: dict[int, list[str]] = {}
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and (match := NAMED.fullmatch(node.name)):
-                lines.setdefault(int(match[1]), []).append(match[2].replace("_", " "))
+                for number in re.findall(r"\d+", match[1]):
+                    lines.setdefault(int(number), []).append(match[2].replace("_", " "))
         found[file.parents[1].name] = lines
     return found
 

@@ -7,8 +7,9 @@
         assert device.waits_in("fitprune/") == {}                       # place -> how often the host waited there
 
 Values are kept and computed on the CPU, so results equal the CPU's bit for bit; what is tested is where tensors live,
-and where the host asks for a value (``.item()``, ``.tolist()``, ``nonzero``, a boolean index, a copy to the CPU) and so
-waits for all work that a real device has queued. It serves forward passes: the autograd engine asks for a real context.
+and where the host asks for a value (``.item()``, ``.tolist()``, ``nonzero``, a boolean index, a copy to the CPU), or
+copies to the device without ``non_blocking`` from pinned memory, and so waits for all work that a real device has
+queued. It serves forward passes: the autograd engine asks for a real context.
 In tests, put `tenfold.testing.processes.apart` around it: a process that had it cannot fork and differentiate later.
 Not covered: backward passes, cuDNN, compiled code, the numerics of other kernels.
 """
@@ -44,7 +45,7 @@ ASKING = {
 class DeviceTensor(torch.Tensor):
     """A tensor that says it is on cuda:0; `inner` holds its values in CPU memory."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, requires_grad: bool = False) -> DeviceTensor:
@@ -64,7 +65,9 @@ class DeviceTensor(torch.Tensor):
         return f"DeviceTensor({self.inner})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, dict(kwargs or {}))
 
 
@@ -142,7 +145,7 @@ class _Generator(torch.Generator):
     """Draws of a CUDA generator come from the CPU's."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
-        return torch._C.Generator.__new__(torch._C.Generator, device="cpu")
+        return torch._C.Generator.__new__(torch._C.Generator, device="cpu")  # type: ignore[call-arg]
 
 
 class _Mode(TorchDispatchMode):
@@ -161,6 +164,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     target = asked or (CUDA if on_device else torch.device("cpu"))
     if on_device:
         _check(func, tensors, asked)
+    elif func is aten._to_copy.default and target.type == "cuda" and not _queued(kwargs, tensors):
+        _note("to the device")
     inner_args, inner_kwargs = tree_map(StandIn.values, args), tree_map(StandIn.values, kwargs)
     if asked is not None and asked.type != "meta":
         inner_kwargs["device"] = torch.device("cpu")
@@ -172,6 +177,11 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable and args and isinstance(args[0], DeviceTensor) and result is args[0].inner:
         return args[0]
     return tree_map(lambda leaf: DeviceTensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, result)
+
+
+def _queued(options: dict[str, Any], tensors: list[torch.Tensor]) -> bool:
+    """Whether a copy to the device does not make the host wait."""
+    return bool(options.get("non_blocking")) and getattr(tensors[0], "pinned", False)
 
 
 def _check(func: Any, tensors: list[torch.Tensor], asked: torch.device | None) -> None:
@@ -197,17 +207,21 @@ def _on_cpu(leaf: Any) -> bool:
 
 def _parameter(parameter: torch.nn.Parameter) -> Any:
     moved = DeviceTensor(parameter.data)
-    moved._is_param = True  # type: ignore[attr-defined]
+    moved._is_param = True
     return moved
 
 
 def _made(make: Any) -> Any:
     def call(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        pinned = bool(kwargs.pop("pin_memory", False))
         if device is None or torch.device(device).type != "cuda":
-            return make(data, *args, device=device, **kwargs)
-        if not isinstance(data, torch.Tensor):
-            _note("host values to the device")
-        return make(data, *args, **kwargs).to(CUDA)
+            made = make(data, *args, device=device, **kwargs)
+            made.pinned = pinned
+            return made
+        if isinstance(data, torch.Tensor):
+            return make(data, *args, **kwargs).to(CUDA)
+        _note("host values to the device")
+        return DeviceTensor(make(data, *args, **kwargs))
 
     return call
 

@@ -1,6 +1,7 @@
 """Tiny hosts with random weights, of the real transformers classes, and prompts for them."""
 
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import (
@@ -48,7 +49,12 @@ CLIP, SIGLIP = {"model_type": "clip_vision_model", **VISION}, {"model_type": "si
 LLAMA, QWEN = {"model_type": "llama", **TEXT}, {"model_type": "qwen2", **TEXT}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 QWEN_TEXT = {**TEXT, "rope_parameters": MROPE}
-QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 7, "vision_end_token_id": 8}
+QWEN_IDS: dict[str, Any] = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": 7,
+    "vision_end_token_id": 8,
+}
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 
 
@@ -81,7 +87,13 @@ def _qwen2_vl():
 
 
 def _qwen2_5_vl():
-    vision = {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "out_hidden_size": 32}
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "intermediate_size": 24,
+        "out_hidden_size": 32,
+    }
     vision |= {"patch_size": 4, "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1]}
     return Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(text_config=QWEN_TEXT, vision_config=vision, **QWEN_IDS)
 

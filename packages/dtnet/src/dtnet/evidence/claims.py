@@ -19,6 +19,7 @@ from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
 from tenfold.ledger.goldens import NO_GOLDENS, goldens
 from tenfold.ledger.goldens import parity as compare_golden
+from tenfold.ledger.text import small
 from tenfold.runs import read_json
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def swap_control() -> Outcome:
     paths = collect_paths(model, features)
     own, another = (memory_change(model, features, given) for given in (paths, other_paths(paths)))
     spread = max(part.std(dim=0).max().item() for part in paths)
-    detail = f"relative change of the encoder's output; own weights {own:.0e}, spread of a weight {spread:.2f}"
+    detail = f"relative change of the encoder's output; own weights {small(own)}, spread of a weight {spread:.2f}"
     return Outcome(another, bool(another > 0.05 and own < 1e-6), detail)
 
 

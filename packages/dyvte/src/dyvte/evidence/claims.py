@@ -18,6 +18,7 @@ from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
 from tenfold.ledger.goldens import NO_GOLDENS, goldens
 from tenfold.ledger.goldens import parity as golden_parity
+from tenfold.ledger.text import small
 from tenfold.runs import read_json
 
 Check = Callable[[], Outcome]
@@ -221,7 +222,7 @@ def blind() -> Outcome:
             found = model(**inputs).logits[0, -1]
     difference = float((found - expected).abs().max())
     return Outcome(
-        "equal" if difference < 1e-4 else "differs", difference < 1e-4, f"largest difference {difference:.1e}"
+        "equal" if difference < 1e-4 else "differs", difference < 1e-4, f"largest difference {small(difference)}"
     )
 
 

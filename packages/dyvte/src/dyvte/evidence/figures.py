@@ -26,7 +26,7 @@ def all_figures(folder: Path, results: Path | None) -> list[Figure]:
     drawn = [savings(folder / "savings.png")]
     record = None if results is None else results / "mini-dynamic.json"
     if record is not None and record.is_file():
-        drawn.append(arms(read_json(record), folder / "miniature.png"))
+        drawn.insert(0, arms(read_json(record), folder / "miniature.png"))
     return drawn
 
 

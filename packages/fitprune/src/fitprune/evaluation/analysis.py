@@ -26,10 +26,10 @@ from fitprune.data.calibration import Prompts, calibration_samples
 from fitprune.evaluation.settings import AnalyzeSettings
 from fitprune.fitting import model_name
 from fitprune.recipe import Recipe, open_recipe
+from fitprune.rules import Observation
 from fitprune.search import ModelInputs, prefill
 from fitprune.statistics import token_mass
 from tenfold.hosts.loading import load_host
-from tenfold.hosts.ragged import Tokens
 from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, run, track
 from tenfold.runs.progress import Progress
 
@@ -147,10 +147,9 @@ class _Scores(Selection):
     def __init__(self) -> None:
         self.scores: list[tuple[Tensor, Tensor]] = []  # per layer, a_cross per text token and a_self
 
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> None:
-        mass = token_mass(tokens, query, key, scaling, real_keys)
+    def remove(self, seen: Observation) -> None:
+        tokens = seen.tokens
+        mass = token_mass(tokens, seen.query, seen.key, seen.scaling, seen.real_keys)
         visual = tokens.visual[0]
         cross = mass.cross[0] / tokens.text[0].sum()
         self.scores.append((cross[visual].double().cpu(), mass.self_[0][visual].double().cpu()))

@@ -136,7 +136,12 @@ def draw(image: Image.Image, grid: tuple[int, int], panels: Sequence[Stage], *, 
     height = top + rows * (panel_height + title + 0.1) + margin / 2
 
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    place = {"x": margin / width, "va": "top", "linespacing": 1.3, "parse_math": False}  # a "$" is a dollar
+    place: dict[str, Any] = {
+        "x": margin / width,
+        "va": "top",
+        "linespacing": 1.3,
+        "parse_math": False,
+    }
     figure.text(y=1 - margin / height, s="\n".join(lines[0]), fontsize=12, weight="bold", color=INK, **place)
     below = margin + 0.24 * len(lines[0])
     figure.text(y=1 - below / height, s="\n".join(lines[1]), fontsize=9.5, color=QUIET, **place)

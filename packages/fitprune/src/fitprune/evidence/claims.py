@@ -277,16 +277,20 @@ def figures(folder: Path) -> list[Figure]:
         return read_json(path) if path is not None and path.is_file() else None
 
     PUBLISHED.plot(folder / "recipe-60.png")
+    recipe, patches = draw.mini_host(folder)
     drawn = [
+        Figure(
+            patches,
+            "FitPrune on a small model that ships: which patches of a scene are left after which layers under a 60 % "
+            "recipe, and the answers with and without it.",
+        ),
         Figure(folder / "recipe-60.png", "The released 60 % recipe of LLaVA-1.5-7B, layer by layer."),
         Figure(
             draw.delivered(folder / "delivered.png"),
             "What the released recipes save of the visual FLOPs, against their labels: mean counts are rounded down.",
         ),
     ]
-    recipe, patches = draw.mini_host(folder)
     drawn.append(Figure(recipe, "A 60 % recipe of the mini host that ships."))
-    drawn.append(Figure(patches, "Which patches of a scene are left under it, and the answers with and without it."))
     caption = (
         "Where the mini hosts read the picture: accuracy when all visual tokens are removed after a layer, when 40 % "
         "of them go on, and when one layer's attention is removed. Masks and hints in their training led them to look "

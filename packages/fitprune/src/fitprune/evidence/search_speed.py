@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fitprune.attachment import Selection
+from fitprune.rules import Observation
 from fitprune.search import candidates
 from fitprune.statistics import ascending, token_mass
-from tenfold.hosts.ragged import Tokens
 
 # Tolerances of the bisection at which the two are compared.
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -33,10 +33,8 @@ class Scores(Selection):
     def __init__(self) -> None:
         self.scores: list[Tensor] = []
 
-    def remove(
-        self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scaling: float, real_keys: Tensor | None
-    ) -> None:
-        mass = token_mass(tokens, query, key, scaling, real_keys)
+    def remove(self, seen: Observation) -> None:
+        mass = token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys)
         self.scores.append(torch.stack((mass.cross[0], mass.self_[0])))
 
 

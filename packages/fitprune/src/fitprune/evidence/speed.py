@@ -37,6 +37,7 @@ from fitprune.evidence.search_speed import Scores, compare_selections, drawn_sco
 from fitprune.evidence.settings import BenchSettings
 from fitprune.pruner import RecipeSelection
 from fitprune.recipe import Recipe
+from fitprune.rules import Observation
 from tenfold import UserError
 from tenfold.runs import atomic_write_json, run, track
 from tenfold.runs.clock import Clock
@@ -336,8 +337,8 @@ class TimedSelection(RecipeSelection):
         self._clock = clock
         self.seconds = 0.0
 
-    def remove(self, *args: Any) -> tuple[Tensor, tuple[int, ...]]:
-        answer, seconds, _ = self._clock.time(lambda: super(TimedSelection, self).remove(*args))
+    def remove(self, seen: Observation) -> tuple[Tensor, tuple[int, ...]]:
+        answer, seconds, _ = self._clock.time(lambda: super(TimedSelection, self).remove(seen))
         self.seconds += seconds
         return answer
 

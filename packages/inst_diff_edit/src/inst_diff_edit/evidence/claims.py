@@ -16,6 +16,7 @@ from tenfold.cli import find_package_file
 from tenfold.ledger import Figure, Outcome
 from tenfold.ledger.goldens import NO_GOLDENS, goldens
 from tenfold.ledger.goldens import parity as compare_golden
+from tenfold.ledger.text import small
 from tenfold.runs import read_json
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def checks() -> Mapping[str, Check]:
     found: dict[str, Check] = {name: partial(parity, name) for name in PARITY}
     for name in ("official", "one_noise", "direct", "repository", "diffusers"):
         found[f"tflops_{name}"] = partial(tflops, name)
+    for name in ("official", "direct", "repository", "diffusers"):
         found[f"calls_{name}"] = partial(calls, name)
     return found | {
         "official_keys": official_keys,
@@ -178,7 +180,7 @@ def exactness() -> Outcome:
     with torch.no_grad():
         free = sdedit(pipe.unet, pipe.scheduler, original, noise, embeddings, 8, start_index(8, 0.5))
     changed = (edited(1.0) - free).abs().max().item()
-    return Outcome(f"{max(kept, changed):.0e}", max(kept, changed) < 1e-5, "largest difference of a latent")
+    return Outcome(small(max(kept, changed)), max(kept, changed) < 1e-5, "largest difference of a latent")
 
 
 def shipped_model() -> Outcome:

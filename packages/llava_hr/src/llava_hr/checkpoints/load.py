@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
 
 from llava_hr.checkpoints import release
 from llava_hr.checkpoints.keys import is_official
@@ -25,6 +26,7 @@ from tenfold.runs.ranks import choose_device
 
 logger = logging.getLogger(__name__)
 
+ALIGNMENT = 64  # bytes; that of PyTorch's own memory on the CPU
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SIDE_FILES = ["*.json", "*.model", "*.jinja", "*.txt"]
 
@@ -36,6 +38,7 @@ def load(
     *,
     attention: str = "sdpa",
     tokenizer: str | Path | None = None,
+    aligned: bool = False,
 ) -> tuple[LlavaHrForConditionalGeneration, LlavaHrProcessor]:
     """Load a model and its processor.
 
@@ -47,6 +50,8 @@ def load(
         device: "auto" takes CUDA where there is a device, else the CPU.
         attention: of the language model, "sdpa" or "eager".
         tokenizer: folder of the language model's tokenizer, for an official folder without one.
+        aligned: on the CPU, copy weights that are mapped from a file at an odd address. It takes their memory once
+            more, and every loading then computes the same bits, as `llava-hr verify` needs it.
 
     Returns:
         The model in eval mode, and its processor.
@@ -62,7 +67,16 @@ def load(
     kind = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     opened = _open_official if is_official(release.read_settings(folder)) else _open_ours
     loaded, processor = opened(folder, kind, attention, None if tokenizer is None else Path(tokenizer))
+    if aligned:
+        align(loaded)
     return loaded.eval().to(place), processor
+
+
+def align(model: nn.Module) -> None:
+    """Move weights on the CPU to addresses like those of PyTorch's own memory: a product's last bits depend on them."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def find_model(name: str | Path) -> Path:

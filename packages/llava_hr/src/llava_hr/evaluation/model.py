@@ -45,7 +45,8 @@ def open_host(settings: HostSettings, known_by: str | None = None) -> Host:
     folder = _folder(settings)
     mini = settings.model == MINI
     dtype = "float32" if mini and settings.dtype == "auto" else settings.dtype
-    model, processor = load(folder, dtype, settings.device, attention=settings.attention)
+    # The same bits in every loading: `verify` compares with them.
+    model, processor = load(folder, dtype, settings.device, attention=settings.attention, aligned=True)
     name = settings.model if mini or _on_hub(settings) else folder.name
     return Host(model, processor, name, known_by or model_fingerprint(settings))
 

@@ -250,6 +250,7 @@ def shipped_outcome(per_kind: int = 25) -> Outcome:
     """
     import torch
 
+    from llava_hr.checkpoints.load import align
     from llava_hr.data.mini_questions import held_out
     from llava_hr.evidence.experiments import SIZE, accuracy, answers
     from llava_hr.modeling import LlavaHrForConditionalGeneration
@@ -258,6 +259,7 @@ def shipped_outcome(per_kind: int = 25) -> Outcome:
     if not (mini_model_path() / "config.json").is_file():
         raise UserError("no trained miniature", mini_model_path(), "an installation that ships it")
     model = LlavaHrForConditionalGeneration.from_pretrained(mini_model_path(), dtype=torch.float32).eval()
+    align(model)
     asked = held_out(TEST + 1, per_kind)
     own, swapped = accuracy(asked, answers(model, asked)), accuracy(asked, answers(model, asked, swap=True))
     half = accuracy(asked, answers(model, asked, SIZE // 2))

@@ -29,8 +29,9 @@ from llava_hr.miniature import model as mini
 from llava_hr.training.plan import StagePlan, is_trained, plan, zero_stage
 from llava_hr.training.settings import StageName, TrainSettings
 from llava_hr.training.stages import ModelFactory, arguments, data_of, reset, train_stage
-from llava_hr.training.start import build, make_processor, model_config, resolved, starting_weights
+from llava_hr.training.start import Start, build, handed_on, make_processor, model_config, resolved, starting_weights
 from tenfold import UserError
+from tenfold.data.instruct import InstructData
 from tenfold.runs import (
     Run,
     atomic_write_bytes,
@@ -105,10 +106,11 @@ def run_train(
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
         with run("llava_hr", "train", config=named.model_dump(mode="json"), seed=seed, **options) as current:
-            training = Training(settings, seed, output, folder, device, ranks, current, factory)
-            ranks.lead(lambda: keep_identity(output, _identity(named, seed, ranks.world, prints)))
-            resumed = training.done()
-            training.run()
+            with ExitStack() as files:
+                training = Training(settings, seed, output, folder, device, ranks, current, factory, files)
+                ranks.lead(lambda: keep_identity(output, _identity(named, seed, ranks.world, prints)))
+                resumed = training.done()
+                training.run()
             if ranks.leads:
                 current.metrics.update(training.metrics())
     trained = output / stage1.OFFICIAL_FILE if "pretrain" in settings.running else None
@@ -124,6 +126,7 @@ class Training:
         folder: what the stages' data are relative to.
         device, ranks: what this process computes on, and its peers.
         current: where steps are logged and results go.
+        files: what stays open until its stage has read it.
     """
 
     def __init__(
@@ -136,14 +139,18 @@ class Training:
         ranks: Ranks,
         current: Run,
         factory: ModelFactory | None,
+        files: ExitStack,
     ) -> None:
         self.settings, self.seed, self.output, self.folder = settings, seed, output, folder
         self.device, self.ranks, self.current, self.factory = device, ranks, current, factory
         # All is opened now, so that what is wrong with the second stage does not show after hours of the first.
-        samples = {name: len(self._data(name)[1]) for name in settings.running}
-        self.plans = plan(settings, samples, ranks.world)
-        if factory is None:
-            ranks.lead(self._check_weights)
+        opened = {name: self._data(name) for name in settings.running}
+        self.plans = plan(settings, {name: len(data) for name, (_, data) in opened.items()}, ranks.world)
+        # The first rank before the others: what is wrong is said once.
+        weights = ranks.lead(lambda: self._weights(opened, files)) if factory is None else {}
+        if weights is None:
+            weights = self._weights(opened, files)
+        self.starts = {name: Start(*opened[name], *weights.get(name, (None, ExitStack()))) for name in opened}
 
     def done(self) -> int:
         """Optimiser steps that checkpoints hold, over both stages."""
@@ -185,30 +192,36 @@ class Training:
         checkpoint = last_complete_checkpoint(self._checkpoints(stage.name))
         return stage.first + checkpoint_step(checkpoint) if checkpoint is not None else 0
 
-    def _data(self, name: StageName) -> tuple[LlavaHrConfig, Any]:
+    def _data(self, name: StageName) -> tuple[LlavaHrConfig, InstructData]:
         config = model_config(self.settings, name)
         return config, data_of(self.settings.stage(name), self.folder, make_processor(self.settings, config))
 
-    def _check_weights(self) -> None:
+    def _weights(
+        self, opened: Mapping[StageName, tuple[LlavaHrConfig, InstructData]], files: ExitStack
+    ) -> dict[StageName, tuple[Mapping[str, StoredTensor], ExitStack]]:
+        """For every stage its weights, and what is open for them; of ZeRO-3's stages on the first rank alone."""
         given = self.settings.model.projector
-        for name in self.settings.running:
-            with ExitStack() as files:
-                config = model_config(self.settings, name)
-                starting_weights(self.settings, config, self.seed, Path(given) if given else None, files)
+        earlier = Path(given) if given and "pretrain" not in self.settings.running else None
+        found = {}
+        for name, (config, _) in opened.items():
+            if self.ranks.leads or zero_stage(self.settings.stage(name)) < 3:
+                own = files.enter_context(ExitStack())
+                found[name] = (starting_weights(self.settings, config, self.seed, earlier, own), own)
+        return found
 
     def _run_stage(self, stage: StagePlan) -> None:
         zero = zero_stage(stage.settings)
+        start = self.starts.pop(stage.name)
+        config, data, weights = start.config, start.data, start.weights
         try:
-            with ExitStack() as files:
-                config, data = self._data(stage.name)
+            with start.files:
                 made = self._made(stage.name) if self.factory is not None else None
                 if made is not None:
                     config = made.config
                     data = data_of(stage.settings, self.folder, make_processor(self.settings, config))
                 # What is loaded comes before the arguments: with these alive, every model is made in pieces (ZeRO-3).
-                weights = None
-                if made is None and (zero < 3 or self.ranks.leads):
-                    weights = starting_weights(self.settings, config, self.seed, self._projector(stage.name), files)
+                elif weights is not None and stage.name == "finetune" and "pretrain" in self.settings.running:
+                    weights = {**weights, **handed_on(self._handed)}
                 options = arguments(self.settings, stage, self._checkpoints(stage.name), self.seed, self.device)
                 half = self.settings.precision == "bf16" and zero
                 dtype = torch.bfloat16 if half else torch.float32

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from tenfold.weights import StoredTensor, WeightFiles
 
 if TYPE_CHECKING:
     from llava_hr.processing import LlavaHrProcessor
+    from tenfold.data.instruct import InstructData
 
 Weights = Mapping[str, StoredTensor]
 
@@ -115,6 +117,23 @@ def make_processor(settings: TrainSettings, config: LlavaHrConfig) -> LlavaHrPro
     return release.processor(release.read_tokenizer(folder, config.text_config.vocab_size), config)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from, opened once.
+
+    Attributes:
+        config: of its model.
+        data: its samples, with the processor that they go through.
+        weights: a value for every weight, read when asked for while `files` is open; None where another rank has them.
+        files: what is open for them.
+    """
+
+    config: LlavaHrConfig
+    data: InstructData
+    weights: Mapping[str, StoredTensor] | None
+    files: ExitStack
+
+
 def starting_weights(
     settings: TrainSettings, config: LlavaHrConfig, seed: int, projector: Path | None, files: ExitStack
 ) -> dict[str, StoredTensor]:
@@ -123,7 +142,7 @@ def starting_weights(
     Args:
         settings: where language model and encoders come from. config: of the stage's model.
         seed: of what is new.
-        projector: what stage 1 trained, or None.
+        projector: what an earlier stage 1 trained, or None.
 
     Raises:
         UserError: a folder or file that is missing, broken, or of another model.
@@ -157,6 +176,11 @@ def starting_weights(
     expected = {name: tuple(value.shape) for name, value in release.meta_state(config).items()}
     release.check(weights, expected, Path(model.start or model.language_model or encoders.path()))
     return weights
+
+
+def handed_on(path: Path) -> dict[str, StoredTensor]:
+    """What stage 1 trained, for stage 2: projector and final align by their names."""
+    return _stored(stage1.read(path))
 
 
 def new_parts(config: LlavaHrConfig, seed: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,8 @@ def edit_pair(scene: Scene, seed: int, index: int) -> EditPair:
     else:
         attribute, values = ("colour", tuple(COLOURS)) if kind == "recolour" else ("shape", SHAPES)
         value = draws.choice([value for value in values if value != getattr(thing, attribute)])
-        new = replace(thing, **{attribute: value})
+        changes: dict[str, Any] = {attribute: value}
+        new = replace(thing, **changes)
         things = (*scene.things[:changed], new, *scene.things[changed + 1 :])
         wanted = value if kind == "recolour" else f"into a {value}"
         verb = "make" if kind == "recolour" else "turn"

@@ -272,8 +272,8 @@ def _expressions(scene: Scene, target: int) -> list[Referring]:
             noun = "" if "shape" in attributes else " object"
             found.append(Referring(f"the {' '.join(look)}{noun}", target))
     looks = [(other.colour, other.shape) for other in scene.things]
-    for anchor, look in zip(scene.things, looks, strict=True):
+    for anchor, seen in zip(scene.things, looks, strict=True):
         for direction in DIRECTIONS:
-            if looks.count(look) == 1 and neighbour(scene, anchor, direction) is thing:
-                found.append(Referring(f"the object directly {direction} the {' '.join(look)}", target))
+            if looks.count(seen) == 1 and neighbour(scene, anchor, direction) is thing:
+                found.append(Referring(f"the object directly {direction} the {' '.join(seen)}", target))
     return found
