@@ -141,7 +141,9 @@ def judge_accuracy(scores: Scores, valid: bool) -> Finding:
             told.append(f"{ratio:.0%}: {show(-loss)}")
             worst = float(loss.mean()) if ratio == RATIO else worst
     passed = None if worst is None or not _enough(scores, valid) else worst <= COST
-    return Finding("mini-accuracy", worst, passed, f"change in points, {'; '.join(told)}; {_said(scores, valid)}")
+    said = "" if _enough(scores, valid) else "no verdict; "
+    detail = f"{said}change in points, {'; '.join(told)}; {_said(scores, valid)}"
+    return Finding("mini-accuracy", worst, passed, detail)
 
 
 def _compare(
