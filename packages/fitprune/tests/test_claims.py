@@ -182,7 +182,7 @@ def test_figures_are_pictures(tmp_path, recorded, monkeypatch):
     from PIL import Image
 
     monkeypatch.setattr(figures, "mini_host", partial(figures.mini_host, scenes=1))
-    names = ("recipe-60", "delivered", "recipe-mini", "patches", "gates", "accuracy")
+    names = ("patches", "recipe-60", "delivered", "recipe-mini", "gates", "accuracy")
     drawn = claims.figures(tmp_path)
     assert tuple(figure.path.stem for figure in drawn) == names
     for figure in drawn:
