@@ -49,9 +49,10 @@ test: lint  ## lint and all tests but the slow ones (minutes)
 test-all: lint  ## all tests: also kill tests by the dozen, real pip installs, a fresh resolution
 	@$(PYTEST) $(TESTS) $(ARGS)
 
-lint: setup  ## ruff: rules and format
+lint: setup  ## ruff: rules and format; mypy: no more errors than before
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python tests/types_ceiling.py
 
 format: setup  ## let ruff put right what it can
 	@$(BIN)/ruff check --fix .
@@ -83,7 +84,7 @@ lock:  ## derive requirements.lock again from the pyproject.toml files
 	@"$(PYTHON)" bootstrap.py lock
 
 clean:  ## remove what make made, but for runs/
-	@rm -rf .venv .venv-lmms .tools dist report .pytest_cache .ruff_cache .hypothesis uv.lock
+	@rm -rf .venv .venv-lmms .tools dist report .pytest_cache .ruff_cache .mypy_cache .hypothesis uv.lock
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One paper: make fitprune-bench ARGS="--layers 2"

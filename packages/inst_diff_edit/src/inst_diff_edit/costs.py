@@ -157,20 +157,20 @@ TEXT: dict[str, Any] = {
 }
 
 
-def unet(inpainting: bool = False, device: str = "meta", **changes: Any) -> UNet2DConditionModel:
+def unet(inpainting: bool = False, device: str = "meta", **changes: Any) -> Any:
     """The UNet with random (on "meta": no) weights; ``changes`` replace settings, e.g. a narrower width."""
     settings = {**UNET, "in_channels": INPAINT_CHANNELS if inpainting else 4, **changes}
     with torch.device(device):
         return UNet2DConditionModel(**settings).eval()
 
 
-def vae(device: str = "meta", **changes: Any) -> AutoencoderKL:
+def vae(device: str = "meta", **changes: Any) -> Any:
     """The autoencoder, as `unet`."""
     with torch.device(device):
         return AutoencoderKL(**{**VAE, **changes}).eval()
 
 
-def text_encoder(device: str = "meta", **changes: Any) -> CLIPTextModel:
+def text_encoder(device: str = "meta", **changes: Any) -> Any:
     """The text tower, as `unet`; attention is eager, whose products every counter sees."""
     with torch.device(device):
         return CLIPTextModel(CLIPTextConfig(**{**TEXT, **changes}, attn_implementation="eager")).eval()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, LMSDiscreteScheduler, StableDiffusionInpaintPipeline
@@ -69,6 +69,18 @@ class InstDiffEditPipeline(DiffusionPipeline):
     Raises:
         UserError: a model without cross-attention in its down and up blocks, or one for inpainting.
     """
+
+    if TYPE_CHECKING:  # diffusers sets them
+        vae: Any
+        text_encoder: Any
+        tokenizer: Any
+        unet: Any
+        scheduler: Any
+        config: Any
+        progress_bar: Any
+        set_progress_bar_config: Any
+        maybe_free_model_hooks: Any
+        _execution_device: Any
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = ("latents", "mask", "attention", "soft_mask")
@@ -138,7 +150,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> InstDiffEditOutput | tuple[Any, Any]:
+    ) -> Any:
         """Edit pictures.
 
         Args:

@@ -314,7 +314,7 @@ class Batches:
         rows, columns, named = torch.tensor(answers).unbind(1)
         where = torch.tensor([hint[:3] for hint in hints])
         hints_of_batch = Hints(where[:, 0], where[:, 1], where[:, 2], torch.tensor([hint[3] for hint in hints]))
-        return Batch(pixels, *padded, rows, columns, named, kinds, hints_of_batch)
+        return Batch(pixels, *padded, rows, columns, named, kinds, hints_of_batch)  # type: ignore[arg-type, call-arg]
 
     def pictures(self, step: int) -> tuple[Tensor, Tensor]:
         """A step of the tower: pixels `[pictures, 3, 80, 80]` and what each patch shows, `[pictures, 100, 5]` int64.

@@ -269,7 +269,7 @@ def write_model(
     folder: Path, model: LlavaForConditionalGeneration, settings: Settings, seed: int, command: str
 ) -> None:
     """The finished host as transformers saves it, in bfloat16, and `training.json`: how it was made."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
     mini_host.processor().save_pretrained(folder)
     made = {
         "command": command,

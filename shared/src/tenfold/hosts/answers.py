@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tenfold.data.conversation import get_conversation
 from tenfold.data.formats import Turn
@@ -62,7 +62,7 @@ class Protocol(StrEnum):
     llava = "llava"
 
     @classmethod
-    def of(cls, model: nn.Module, processor: Any) -> Protocol:
+    def of(cls, model: Any, processor: Any) -> Protocol:
         """LLaVA-1.5's own for hosts of that architecture which were trained on Vicuna's turns, else the processor's."""
         if unwrap(model).config.model_type != "llava":
             return cls.processor
@@ -126,7 +126,7 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def encode_batch(processor: Any, model: nn.Module, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def encode_batch(processor: Any, model: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """Inputs of a batch of prompts, padded on the left, on the model's device and, for pixels, in its dtype.
 
     Returns:
@@ -159,7 +159,7 @@ def encode_batch(processor: Any, model: nn.Module, prompts: Sequence[Prompt]) ->
 
 @torch.inference_mode()
 def generate(
-    model: nn.Module, processor: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, **options: Any
+    model: Any, processor: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, **options: Any
 ) -> list[Answer]:
     """One answer for each prompt, in one batch; greedy unless `options` of `model.generate` say otherwise.
 
@@ -181,7 +181,7 @@ def generate(
     ]
 
 
-def _end_tokens(model: nn.Module) -> set[int]:
+def _end_tokens(model: Any) -> set[int]:
     ends = model.generation_config.eos_token_id
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 

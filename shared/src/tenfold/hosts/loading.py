@@ -64,7 +64,7 @@ def load_host(settings: HostSettings) -> Host:
     dtype = "float32" if settings.model == MINI and settings.dtype == "auto" else settings.dtype
     try:
         with quiet_transformers():
-            model, loading = AutoModelForImageTextToText.from_pretrained(
+            opened: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation=settings.attention,
@@ -83,6 +83,7 @@ def load_host(settings: HostSettings) -> Host:
         reachable = "a local folder, or the id of a model on a hub that can be reached"
         layout = "a transformers vision-language model with its processor"
         raise UserError(first_sentence(error), source, layout if folder else reachable) from error
+    model, loading = opened
     refuse_misfits(loading, source)
     pinned = folder or {"hub": settings.model, "commit": model.config._commit_hash}
     return Host(model.eval().to(device), processor, fingerprint(pinned))

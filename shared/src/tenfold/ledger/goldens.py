@@ -143,7 +143,7 @@ def check_case(
     comparison = Comparison(tolerances)
     # Models are built before their golden weights go in; drawing those must not move the caller's generator.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        computations[computation](case, tensors, comparison)
+        computations[str(computation)](case, tensors, comparison)
     if not comparison.compared:
         raise UserError("nothing to compare", path, "outputs of the reference implementation")
     return comparison.outcome()

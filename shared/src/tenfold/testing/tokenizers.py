@@ -87,7 +87,7 @@ def learnt(tokenizer: PreTrainedTokenizerBase, labels: Any) -> list[str]:
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     if tokenizer.is_fast:
-        return tokenizer.decode(ids)
+        return str(tokenizer.decode(ids))
     # transformers' decoding in Python leaves byte tokens as they are.
     tokens = tokenizer.convert_ids_to_tokens(ids)
     data = [bytes([int(one[3:5], 16)]) if one.startswith("<0x") else one.replace("▁", " ").encode() for one in tokens]

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -100,7 +101,9 @@ def _read_lines(path: Path, captions: Path, images: ImageFolder) -> list[Caption
 
 def write_caption_questions(folder: str | Path, samples: Iterable[CaptionSample]) -> None:
     """Write the question file, the captions and the images."""
-    lines, names, annotations = [], {}, []
+    lines: list[Any] = []
+    names: dict[Any, Any] = {}
+    annotations: list[Any] = []
     for sample in samples:
         name = relative_name(sample.image_name, f"image {sample.image_id}")
         sample.picture.write(Path(folder) / IMAGE_FOLDER / name)
