@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from eas.adapters import PIA as PIA
     from eas.adapters import Adapter as Adapter
     from eas.checkpoints.load import load as load
+    from eas.checkpoints.load import push_to_hub as push_to_hub
+    from eas.checkpoints.load import save as save
     from eas.plan import Plan as Plan
     from eas.plan import released as released
     from eas.result import SearchResult as SearchResult
@@ -41,6 +43,8 @@ __getattr__, __dir__, __all__ = lazy(
         "SearchResult": "result",
         "Skipper": "skipper",
         "load": "checkpoints.load",
+        "push_to_hub": "checkpoints.load",
         "released": "plan",
+        "save": "checkpoints.load",
     },
 )

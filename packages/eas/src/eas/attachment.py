@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -72,7 +73,9 @@ class Attachment:
     ) -> None:
         self.model = unwrap(model)
         self.plan, self.means = plan, means
-        self.prompt: Tensor | None = None  # [batch, prompt tokens] bool, set by `Skipper.prompt`
+        # [batch, prompt tokens] bool, set by `Skipper.prompt`: of the thread that set it alone.
+        self.prompt: ContextVar[Tensor | None] = ContextVar("eas_prompt", default=None)
+        self.folded: Any = None  # the cache of the one prompt that is folded, set by `Skipper.folded`
         modules = decoder_layers(self.model)
         name = type(self.model).__name__
         if plan.layers != len(modules):
@@ -115,6 +118,8 @@ class Attachment:
         cache = kv_cache(inputs)
         state = None if cache is None else getattr(cache, STATE, None)
         past = 0 if cache is None else int(cache.get_seq_length())
+        if self.folded is not None and cache is not self.folded:
+            raise UserError("another prompt is folded into the model", type(model).__name__, "leave folded() first")
         if past and state is None:
             raise UserError("a cache without this prompt's state", type(model).__name__, "a cache made while attached")
         if cache is not None and not past:  # new, or emptied for another prompt
@@ -127,8 +132,8 @@ class Attachment:
             return torch.full((batch, length), 1 / length, device=device)
         chosen = _real(inputs.get("attention_mask"), batch, length, device)
         labels = inputs.get("labels")
-        if self.prompt is not None:
-            prompt = self.prompt.to(device)
+        if (mask := self.prompt.get()) is not None:
+            prompt = mask.to(device)
             if prompt.shape[1] > length or batch % prompt.shape[0]:
                 raise UserError(f"a prompt mask {list(prompt.shape)}", "this forward", f"[{batch}, up to {length}]")
             prompt = prompt.repeat_interleave(batch // prompt.shape[0], dim=0)
@@ -254,6 +259,8 @@ def _refuse(module: nn.Module, number: int, name: str) -> None:
         raise UserError(
             f"block {number} is no plain pre-norm block", name, "norm, attention, norm, mlp; gains, no shifts"
         )
+    if gain.device.type == "meta" and hasattr(norm, "_hf_hook"):  # a skipped block reads its gain without a forward
+        raise UserError(f"block {number} is offloaded", name, "a device_map that keeps the decoder's layers on devices")
     if gain.device.type == "meta" or number:
         return
     with torch.no_grad():  # a norm of another form (1 + weight) would need its gain elsewhere

@@ -3,7 +3,7 @@
 skipper = eas.Skipper(eas.Plan(layers=32, skip=eas.released("llava-scienceqa-12"), pia_rank=256))
 with skipper(model):
     model.generate(**inputs)
-skipper.save("adapters")
+eas.save(skipper, "adapters")
 """
 
 from __future__ import annotations
@@ -175,11 +175,12 @@ class Skipper:
 
         Needed where a forward holds more than a prompt and no labels tell them apart: decoding without a cache.
         """
-        self.attachment.prompt = mask.bool()
+        variable = self.attachment.prompt
+        token = variable.set(mask.bool())
         try:
             yield
         finally:
-            self.attachment.prompt = None
+            variable.reset(token)
 
     def drop_attention(self) -> int:
         """Delete the weights of the skipped attentions for good; the parameters that went. The model cannot be
@@ -215,36 +216,40 @@ class Skipper:
             as_released: with the authors' order of the bias.
 
         Raises:
-            UserError: several prompts in the cache, or a host whose matrices are quantised or under PEFT.
+            UserError: several prompts in the cache, or a host whose matrices are quantised or under PEFT; another
+                prompt's forward meanwhile, from whichever thread.
         """
         maps = self.affines(cache)
         _refuse_rows(getattr(cache, STATE))
         undo: list[tuple[nn.Module, str, nn.Module]] = []
-        with torch.no_grad():
-            for layer in self.attachment.layers:
-                if layer.number not in maps:
-                    continue
-                block = layer.module.mlp if layer.skipped else layer.module.self_attn
-                gain = layer.module.post_attention_layernorm.weight if layer.skipped else None
-                for name in SKIPPED_TARGETS if layer.skipped else KEPT_TARGETS:
-                    linear = getattr(block, name, None)
-                    if type(linear) is not nn.Linear or not torch.is_floating_point(linear.weight):
-                        raise UserError(
-                            f"{name} of layer {layer.number} cannot be folded", type(linear).__name__, "nn.Linear"
-                        )
-                    one = fold(linear.weight, maps[layer.number], bias=linear.bias, gain=gain, as_released=as_released)
-                    undo.append((block, name, linear))
-                    setattr(block, name, _linear(one))
-        for layer in self.attachment.layers:
-            if layer.number in maps:
-                layer.folded = True
         try:
+            with torch.no_grad():
+                for layer in self.attachment.layers:
+                    if layer.number in maps:
+                        undo += self._fold(layer, maps[layer.number], as_released)
+            self.attachment.folded = cache
             yield
         finally:
             for block, name, linear in undo:
                 setattr(block, name, linear)
             for layer in self.attachment.layers:
                 layer.folded = False
+            self.attachment.folded = None
+
+    def _fold(self, layer: Any, one: Affine, as_released: bool) -> list[tuple[nn.Module, str, nn.Module]]:
+        """Put a layer's affine map into the matrices behind it; what stood there."""
+        block = layer.module.mlp if layer.skipped else layer.module.self_attn
+        gain = layer.module.post_attention_layernorm.weight if layer.skipped else None
+        names = SKIPPED_TARGETS if layer.skipped else KEPT_TARGETS
+        found = [(block, name, getattr(block, name, None)) for name in names]
+        for _, name, linear in found:
+            if type(linear) is not nn.Linear or not torch.is_floating_point(linear.weight):
+                raise UserError(f"{name} of layer {layer.number} cannot be folded", type(linear).__name__, "nn.Linear")
+        for _, name, linear in found:
+            bias = linear.bias
+            setattr(block, name, _linear(fold(linear.weight, one, bias=bias, gain=gain, as_released=as_released)))
+        layer.folded = True
+        return found
 
 
 def find_projector(host: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ The frozen host is not in it: a tuning of a 7B host is 0.1 GB. ``README.md`` is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tenfold.weights import read_weights
 
 CONFIG, WEIGHTS, CARD = "eas.json", "adapters.safetensors", "README.md"
 FORMAT = "eas-adapters"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class About:
         host: fingerprint or name of the frozen model it was tuned on; "" where it is not known.
         prompt_format: of a ScienceQA tuning, such as "QCM-ALE"; None: another task.
         search: SHA-256 of the search result that gave the skip list; None: the list was given.
+        data: what it was trained on: a name, or a fingerprint.
         run: id of the run that made it, where it is kept apart from its run.json; a training leaves it to that file, so
             that the same training writes the same bytes.
     """
@@ -42,6 +45,7 @@ class About:
     host: str = ""
     prompt_format: str | None = None
     search: str | None = None
+    data: str = ""
     run: str | None = None
 
 
@@ -108,11 +112,14 @@ def read_about(folder: str | Path) -> tuple[Plan, About]:
     path = Path(folder) / CONFIG
     content = read_json(path)
     names = set(About.__dataclass_fields__)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or set(content) != {"format", "plan", *names}:
+    known, needed = {"format", "plan", *names}, {"format", "plan", "width"}
+    good = isinstance(content, dict) and content.get("format") == FORMAT
+    if not good or not needed <= set(content) <= known:
         raise UserError("no EAS adapters", path, f"format {FORMAT}, plan, {', '.join(sorted(names))}")
-    about = {name: content[name] for name in names}
-    if type(about["width"]) is not int or about["width"] < 1 or not isinstance(about["host"], str):
-        raise UserError("width or host of another type", path, "a whole number and a text")
+    about = vars(About(0)) | {name: content[name] for name in names & set(content)}
+    texts = isinstance(about["host"], str) and isinstance(about["data"], str)
+    if type(about["width"]) is not int or about["width"] < 1 or not texts:
+        raise UserError("width, host or data of another type", path, "a whole number and two texts")
     if any(about[name] is not None and not isinstance(about[name], str) for name in ("prompt_format", "search", "run")):
         raise UserError("prompt_format, search or run of another type", path, "texts, or null")
     return Plan.from_dict(content["plan"], path), About(**about)
@@ -134,12 +141,19 @@ def load_folder(folder: str | Path) -> tuple[Skipper, About]:
 
 def card(plan: Plan, about: About) -> str:
     """The model card that a folder carries."""
-    host = about.host or "unknown"
-    run = f"\nMade by run `{about.run}`." if about.run else ""
-    search = f"\nThe list was found by the search with SHA-256 `{about.search}`." if about.search else ""
+    # Only a name of the hub is one that the card's header may point at.
+    base = f"base_model: {about.host}\n" if HUB_ID.fullmatch(about.host) else ""
+    told = [f"Frozen host: `{about.host or 'unknown'}`, whose licence holds for what is derived from it."]
+    told.append(f"Trained on: {f'`{about.data}`' if about.data else 'not recorded'}.")
+    if about.prompt_format:
+        told.append(f"Prompts in the format {about.prompt_format}.")
+    if about.search:
+        told.append(f"The list was found by the search with SHA-256 `{about.search}`.")
+    told.append(f"Made by run `{about.run}`." if about.run else "Its run.json stands beside this folder.")
     return (
-        "---\nlicense: other\nlibrary_name: eas\ntags: [eas, attention-skipping, adapters]\n---\n"
+        f"---\nlicense: other\nlibrary_name: eas\n{base}tags:\n- eas\n- attention-skipping\n- adapters\n---\n"
         f"# EAS adapters\n\nSkips the attention of layers {', '.join(map(str, plan.skip)) or 'none'} of {plan.layers}; "
-        f"adapter rank {plan.adapter_rank}, PIA rank {plan.pia_rank}. Frozen host: `{host}`, whose licence holds for "
-        f"what is derived from it.{search}{run}\n"
+        f"adapter rank {plan.adapter_rank}, PIA rank {plan.pia_rank} (Wu et al., 2024, arXiv 2403.15226).\n"
+        + "".join(f"{line}\n" for line in told)
+        + '\n```python\nimport eas\n\nskipper = eas.load("this folder", model)\nmodel.generate(**inputs)\n```\n'
     )

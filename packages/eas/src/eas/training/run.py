@@ -204,6 +204,7 @@ class _Training:
         about = About(
             width=first.input_layernorm.weight.numel(),
             host=self.host.fingerprint,
+            data=self.prints["train"],
             prompt_format=self.format,
             search=None if result is None else result.sha256,
         )
