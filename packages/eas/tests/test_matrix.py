@@ -1,6 +1,6 @@
 """Every host, attention, batch shape and way of decoding against the equations, row by row and without a cache.
 
-Cells: {llava, qwen2_vl} x {sdpa, eager} x SCENARIOS x {prefill, greedy, beam}, and a second turn; six other families are
+Cells: {llava, qwen2_vl} x {sdpa, eager} x SCENARIOS x {prefill, greedy, beam}, a second turn; six other families are
 slow. The reference computes the blocks of `eas.attachment` from dense matrices. Not a cell: right padding under
 `generate`, with which transformers itself reads the logits of padding.
 """

@@ -150,11 +150,12 @@ class AttachedLayer:
     def __init__(
         self, attachment: Attachment, number: int, module: nn.Module, adapter: Adapter | None, pia: PIA | None
     ) -> None:
-        self.attachment, self.number, self.module = attachment, number, module
+        self.attachment, self.number = attachment, number
+        self.module: Any = module  # a host's own class, whose parts `_refuse` has checked
         self.adapter, self.pia = adapter, pia
         self.skipped = False
         self.folded = False  # set by `Skipper.folded`: the module is in the matrices behind it
-        self._own_slot = module.self_attn.layer_idx
+        self._own_slot = self.module.self_attn.layer_idx
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[2:]
         for name, part in (("eas_adapter", adapter), ("eas_pia", pia)):
             if part is not None:  # a part of the model: its parameters, state_dict, device and mode

@@ -241,7 +241,7 @@ class Skipper:
         block = layer.module.mlp if layer.skipped else layer.module.self_attn
         gain = layer.module.post_attention_layernorm.weight if layer.skipped else None
         names = SKIPPED_TARGETS if layer.skipped else KEPT_TARGETS
-        found = [(block, name, getattr(block, name, None)) for name in names]
+        found: list[tuple[nn.Module, str, Any]] = [(block, name, getattr(block, name, None)) for name in names]
         for _, name, linear in found:
             if type(linear) is not nn.Linear or not torch.is_floating_point(linear.weight):
                 raise UserError(f"{name} of layer {layer.number} cannot be folded", type(linear).__name__, "nn.Linear")

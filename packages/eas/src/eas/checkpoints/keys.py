@@ -33,8 +33,8 @@ PROJECTOR_LEAVES = re.compile(r"(0\.|2\.|)(weight|bias)")
 def from_official(key: str) -> str | None:
     """Our name of an official weight; None for one that is not of the method (the frozen language model)."""
     if key.startswith(PROJECTOR_OFFICIAL):
-        leaf = PROJECTOR_LEAVES.fullmatch(key.removeprefix(PROJECTOR_OFFICIAL))
-        return PROJECTOR + PROJECTOR_PARTS[leaf[1]] + leaf[2] if leaf else None
+        end = PROJECTOR_LEAVES.fullmatch(key.removeprefix(PROJECTOR_OFFICIAL))
+        return PROJECTOR + PROJECTOR_PARTS[end[1]] + end[2] if end else None
     match = OFFICIAL.fullmatch(key)
     if match is None:
         return None
@@ -77,8 +77,9 @@ def tensors_to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def named(adapters: Mapping[int, Adapter], pias: Mapping[int, PIA]) -> dict[str, nn.Parameter]:
     """All parameters of adapters and PIAs by our names."""
-    found = {}
-    for kind, modules in (("adapter", adapters), ("pia", pias)):
+    found: dict[str, nn.Parameter] = {}
+    parts: tuple[tuple[str, Mapping[int, Adapter]], ...] = (("adapter", adapters), ("pia", pias))
+    for kind, modules in parts:
         for layer, module in modules.items():
             found |= {f"layers.{layer}.{kind}.{key}": value for key, value in module.named_parameters()}
     return found

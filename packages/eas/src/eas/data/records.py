@@ -81,9 +81,8 @@ def _record(content: Any, where: str, folder: Path) -> Record:
     if not isinstance(content, dict):
         raise UserError(f"{type(content).__name__} instead of a record", where, "id, conversations, image")
     turns = content.get("conversations")
-    good = isinstance(turns, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns
-    )
+    turns = turns if isinstance(turns, list) else []
+    good = all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns)
     if not good or [turn.get("from") for turn in turns] != ["human", "gpt"]:
         raise UserError("conversations of another form", where, "one human turn and one of gpt")
     identity, kind = content.get("id"), content.get("answer_type")

@@ -143,7 +143,7 @@ def run_eval(
             batch = 1 if settings.folded else settings.batch
             answer_left(group, log, list(by_id), answered, batch=batch, title=one.title, progress=progress, say=say)
             if current is not None:
-                answers = log.merged(by_id)
+                answers: dict[str, Any] = {str(name): value for name, value in log.merged(by_id).items()}
                 texts = {name: value["text"] for name, value in answers.items()}
                 current.metrics.update(_metrics(settings, one, asked, answers, texts, host, skipper, about))
                 rows = ({"id": name, "question": by_id[name].question, **value} for name, value in answers.items())

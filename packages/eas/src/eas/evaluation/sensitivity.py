@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eas import costs
 from eas.data.records import read_records
 from eas.data.samples import Encoder
 from eas.evaluation.settings import SensitivitySettings
@@ -37,7 +38,7 @@ def run_sensitivity(settings: SensitivitySettings, seed: int, output: Path) -> S
     if settings.data is None and settings.model != MINI:
         raise UserError("no data", "--data", "--data FILE --images FOLDER")
     host = load_host(settings)
-    layers = host.model.config.get_text_config().num_hidden_layers
+    layers = costs.Shape.of(host.model.config).layers
     if settings.removed >= layers:
         raise UserError(f"removed {settings.removed}", f"a host of {layers} layers", f"1 to {layers - 1}")
     with tempfile.TemporaryDirectory(prefix="eas-list-") as folder:

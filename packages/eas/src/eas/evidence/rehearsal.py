@@ -13,6 +13,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,20 +32,23 @@ from eas.data.records import Record, read_records, write_records
 from eas.data.samples import Encoder
 from eas.evaluation import scores
 from eas.evaluation.answers import answer
+from eas.evidence.weights import draw
 from eas.plan import Plan
 from eas.skipper import Skipper
+from tenfold import UserError
 from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.hosts.loading import load_host
-from tenfold.runs import atomic_write_json
+from tenfold.runs import run
 from tenfold.weights import StoredTensor, write_weights
 
 Result = TypeVar("Result")
+TOWER: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 FULL_LAYERS = 32
 
 
 class Steps:
-    """What was done, in seconds, with the peak of this process's memory in GiB."""
+    """What was done, in seconds, with the peak of this process's memory so far in bytes."""
 
     def __init__(self) -> None:
         self.done: list[dict[str, Any]] = []
@@ -52,15 +56,15 @@ class Steps:
     def take(self, name: str, work: Callable[[], Result]) -> Result:
         begin = time.perf_counter()
         result = work()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        self.done.append({"step": name, "seconds": round(time.perf_counter() - begin, 1), "peak_gib": round(peak, 2)})
-        typer.echo(f"{name}: {self.done[-1]['seconds']} s, peak {self.done[-1]['peak_gib']} GiB")
+        seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.done.append({"step": name, "seconds": round(seconds, 1), "peak_bytes": peak})
+        typer.echo(f"{name}: {seconds:.1f} s, peak {peak / 1e9:.2f} GB")
         return result
 
 
 def host_config(layers: int) -> LlavaConfig:
     """LLaVA-1.5-7B's, of so many layers."""
-    shape, token = costs.LLAMA_7B, mini_host.tokenizer().convert_tokens_to_ids("<image>")
+    shape, token = costs.LLAMA_7B, int(mini_host.tokenizer().vocab["<image>"])
     text = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
@@ -71,15 +75,7 @@ def host_config(layers: int) -> LlavaConfig:
         max_position_embeddings=4096,
         pad_token_id=0,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
+    vision = CLIPVisionConfig(num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768, **TOWER)
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=token, image_seq_length=576)
 
 
@@ -87,11 +83,11 @@ def write_host(folder: Path, layers: int) -> None:
     """A frozen host of random weights, with a processor of the real sizes and the mini host's words."""
     config = host_config(layers)
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, value in model.state_dict().items():
-        tensors[name] = StoredTensor(tuple(value.shape), torch.bfloat16, _draw(value.shape, generator))
+        model = LlavaForConditionalGeneration(config)
+    tensors = {
+        name: StoredTensor(tuple(value.shape), torch.bfloat16, partial(draw, value.shape, number))
+        for number, (name, value) in enumerate(model.state_dict().items())
+    }
     folder.mkdir(parents=True)
     write_weights(folder, tensors)
     config.dtype, config.architectures = torch.bfloat16, ["LlavaForConditionalGeneration"]
@@ -107,34 +103,23 @@ def write_host(folder: Path, layers: int) -> None:
     ).save_pretrained(folder)
 
 
-def _draw(shape: torch.Size, generator: torch.Generator) -> Callable[[], torch.Tensor]:
-    def draw() -> torch.Tensor:
-        return (
-            (torch.randn(shape, generator=generator) * 0.02).bfloat16()
-            if len(shape) > 1
-            else torch.ones(shape).bfloat16()
-        )
-
-    return draw
-
-
 def write_release(folder: Path, layers: int) -> Plan:
     """A LLaVA-EAS checkpoint of random weights in the official layout: language model, projector, adapters."""
     removed = max(1, round(12 / 32 * layers))
     plan = Plan(layers=layers, skip=tuple(range(layers - removed, layers)), adapter_rank=128, pia_rank=128)
     skipper = Skipper(plan)
     skipper.build(costs.LLAMA_7B.width, dtype=torch.bfloat16)
-    for name, shape in (("linear_1", (4096, 1024)), ("linear_2", (4096, 4096))):
+    width = costs.LLAMA_7B.width
+    for name, shape in (("linear_1", (width, TOWER["hidden_size"])), ("linear_2", (width, width))):
         skipper.projector[f"{name}.weight"] = torch.nn.Parameter(torch.randn(shape).bfloat16() * 0.02)
         skipper.projector[f"{name}.bias"] = torch.nn.Parameter(torch.zeros(shape[:1]).bfloat16())
     own = {name: StoredTensor.of(value) for name, value in keys.tensors_to_official(weights_of(skipper)).items()}
     with torch.device("meta"):
         language = LlavaForConditionalGeneration(host_config(layers)).model.language_model
-    generator = torch.Generator().manual_seed(1)
-    for name, value in language.state_dict().items():
+    for number, (name, value) in enumerate(language.state_dict().items()):
         if ".self_attn." in name and int(name.split(".")[1]) in plan.skip:
             continue
-        own[f"model.{name}"] = StoredTensor(tuple(value.shape), torch.bfloat16, _draw(value.shape, generator))
+        own[f"model.{name}"] = StoredTensor(tuple(value.shape), torch.bfloat16, partial(draw, value.shape, number))
     folder.mkdir(parents=True)
     write_weights(folder, own)
     return plan
@@ -152,19 +137,15 @@ def write_records_of_aid(folder: Path, count: int) -> None:
     write_records(folder / "test20.json", records, folder / "images")
 
 
-def rehearse(
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="A new folder; its large files are removed at the end.")
-    ],
-    layers: Annotated[int, typer.Option(help="Of the decoder; every width is the real one.")] = FULL_LAYERS,
-    samples: Annotated[int, typer.Option(help="Records that are answered.")] = 2,
-) -> None:
-    """Walk the whole path once and write rehearsal.json."""
+def walk(output: Path, layers: int, samples: int) -> dict[str, Any]:
+    """All steps in a new folder ``output/work``, which is removed again; what the record says of them."""
     steps, work = Steps(), output / "work"
     plan = steps.take("write a checkpoint in the official layout", lambda: write_release(work / "release", layers))
-    steps.take("write a frozen host in transformers' layout", lambda: write_host(work / "host", layers))
     made = steps.take("convert", lambda: convert(work / "release", work / "adapters"))
-    assert made.plan == plan
+    if made.plan != plan:
+        raise UserError("another plan came back", work / "adapters", str(plan))
+    shutil.rmtree(work / "release")
+    steps.take("write a frozen host in transformers' layout", lambda: write_host(work / "host", layers))
     settings = HostSettings(model=str(work / "host"), device="cpu", dtype="bfloat16")
     host = steps.take("load the host", lambda: load_host(settings))
     skipper, _ = steps.take("attach the adapters", lambda: open_adapters(work / "adapters", host.model))
@@ -172,16 +153,31 @@ def rehearse(
     write_records_of_aid(work / "aid", samples)
     records = read_records(work / "aid" / "test20.json", work / "aid" / "images")
     encoder = Encoder(host.processor)
-    answers = steps.take(
-        f"answer {samples} AID records",
-        lambda: answer(host.model, encoder, records, max_new_tokens=4),
-    )
-    texts = {record.id: one.text for record, one in zip(records, answers, strict=True)}
-    scores.aid(records, texts)
+    said = steps.take(f"answer {samples} AID records", lambda: answer(host.model, encoder, records, max_new_tokens=4))
+    scored = scores.aid(records, {record.id: one.text for record, one in zip(records, said, strict=True)})
     shutil.rmtree(work)
-    record = {"layers": layers, "full": layers == FULL_LAYERS, "dropped_parameters": gone, "steps": steps.done}
-    record["prompt_tokens"] = answers[0].prompt_tokens
-    atomic_write_json(output / "rehearsal.json", record)
+    return {
+        "layers": layers,
+        "full": layers == FULL_LAYERS,
+        "skipped": list(plan.skip),
+        "dropped_parameters": gone,
+        "prompt_tokens": said[0].prompt_tokens,
+        "scores": scored,
+        "steps": steps.done,
+    }
+
+
+def rehearse(
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="A new folder; its large files are removed at the end.")
+    ],
+    layers: Annotated[int, typer.Option(help="Of the decoder; every width is the real one.")] = FULL_LAYERS,
+    samples: Annotated[int, typer.Option(help="Records that are answered.")] = 1,
+) -> None:
+    """Walk the whole path once and write a run record."""
+    config = {"layers": layers, "samples": samples}
+    with run("eas", "rehearsal", config=config, seed=0, output=output, data={}) as current:
+        current.metrics.update(walk(output, layers, samples))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eas import costs
 from eas.evidence.settings import BenchSettings
+from eas.evidence.weights import draw
 from eas.plan import Plan
 from eas.skipper import Skipper
 from tenfold.runs import run
@@ -45,13 +46,9 @@ def build(settings: BenchSettings, device: torch.device, layers: int) -> LlamaFo
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(getattr(torch, settings.dtype))
     model = model.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.02, generator=generator)
-            else:
-                parameter.fill_(1)
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(draw(parameter.shape, number, parameter.dtype))
         model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies are no parameters
     return model.eval()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eas import costs
 from eas.plan import Plan, released
@@ -131,8 +131,7 @@ def host_shape(settings: TrainSettings) -> tuple[costs.Shape, int]:
     if settings.model == MINI:
         from tenfold.data import mini_host
 
-        text, vision = mini_host.config().get_text_config(), mini_host.config().vision_config
-        width = text.hidden_size
-        return costs.Shape.of(mini_host.config()), vision.hidden_size * width + width + width * width + width
+        shape, vision = costs.Shape.of(mini_host.config()), cast(Any, mini_host.config().vision_config)
+        return shape, vision.hidden_size * shape.width + shape.width + shape.width**2 + shape.width
     kind = "linear" if settings.prompt_format else "mlp"
     return costs.LLAMA_7B, costs.projector_parameters(costs.LLAMA_7B.width, kind)

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eas import costs
 from eas.checkpoints.folder import About, save_folder
 from eas.data.records import Record, check_format, prompt_format, read_records
 from eas.data.samples import Encoder
@@ -79,8 +80,8 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     with threads(settings.threads), join(device, "eas") as group:
         group.lead(lambda: require_new(output, resume, (DATA,)))
         result = SearchResult.load(settings.from_search) if settings.from_search else None
-        dtype = "bfloat16" if settings.precision == "bf16" else "float32"
-        host = load_host(HostSettings(model=settings.model, device=str(device), dtype=dtype))
+        shared: dict[str, Any] = {"dtype": "bfloat16" if settings.precision == "bf16" else "float32"}
+        host = load_host(HostSettings(model=settings.model, device=str(device), **shared))
         check_layers(settings, host.model.config)
         records, prints = _data(settings, output, group, seed)
         prints |= {"model": host.fingerprint} | ({"search": f"sha256:{result.sha256}"} if result else {})
@@ -119,7 +120,7 @@ class _Training:
             records, Encoder(host.processor, pad=settings.data.pad, max_length=settings.data.max_length)
         )
         self.format = settings.prompt_format or prompt_format(records)
-        self.layers = host.model.config.get_text_config().num_hidden_layers
+        self.layers = costs.Shape.of(host.model.config).layers
         self.losses: dict[str, list[float]] = {}
         self.resumed = 0
 

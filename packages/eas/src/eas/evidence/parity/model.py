@@ -57,7 +57,7 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Lla
     return model, skipper
 
 
-def splice(model: nn.Module, ids: Tensor, images: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+def splice(model: Any, ids: Tensor, images: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
     """Put projected image features where the placeholder stands; rows are padded on the right.
 
     Args:
@@ -112,7 +112,7 @@ def _train(
     compare.close("spliced embeddings", embeds, tensors["out/train/inputs_embeds"], "model")
     given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": present.long(), "labels": labels}
     with skipper(model.train()):
-        means = skipper.attachment._weights(given, *embeds.shape[:2], embeds.device)
+        means = skipper.attachment._weights(given, embeds.shape[0], embeds.shape[1], embeds.device)
         compare.close("prompt mask", means, tensors["out/train/question_mask"], "model")
         out = model(**given, use_cache=False)
         compare.close("training logits", out.logits, tensors["out/train/logits"], "model")
