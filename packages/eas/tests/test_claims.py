@@ -10,6 +10,7 @@ from eas.evidence import claims, findings
 from tenfold.cli import package_file
 from tenfold.ledger import evaluate, load_ledger
 from tenfold.ledger.evidence import failures
+from tenfold.runs import read_json
 
 OWN = Path(__file__).parent / "goldens"
 
@@ -42,6 +43,11 @@ def test_the_published_numbers_are_there(ledger):
     assert (values["lavin-eas-average"], values["llava-scienceqa"], values["speed-lavin"]) == (89.98, 96.2, 2.2)
     tables = [one for one in values if one.startswith(("lavin-7b-", "das-")) and not one.startswith("lavin-7b-trained")]
     assert len(tables) == 4 * 10
+    assert len([one for one in values if one.startswith("lavin-13b-") and "trained" not in one]) == 9
+    assert (
+        len([one for one in values if one.startswith("meter-") and not one.startswith("meter-ablation")]) == 5 * 4 + 1
+    )
+    assert values["meter-das-flops"] == -11.97 and values["meter-das-4-vqa"] == 74.8
 
 
 def counted(ledger):
@@ -64,15 +70,16 @@ def test_a_wrong_count_fails(ledger, monkeypatch):
     assert {"lavin-7b-trained-12", "gmacs-7b-0", "llava-saved-636"} <= set(failures(chosen, results))
 
 
-def seeds(**changes):
-    values = {"searched": 80, "sensitivity": 70, "reversed": 40, "no_global": 70, "nothing": 75, "equal": 78}
-    values |= {"best_single": 82, "worst_single": 50, "random": 60} | changes
+def seeds(pairs=None, **changes):
+    values = {"searched": 80, "sensitivity": 70, "reversed": 40, "no_global": 70, "equal": 78, "random": 60} | changes
     made = []
-    for seed in range(3):
+    for seed in range(4):
         arms = {name: {"accuracy": value + seed, "skip": [1]} for name, value in values.items()}
         arms["random"] = [{"accuracy": values["random"] + seed + part, "skip": [2]} for part in (-1, 0, 1)]
-        made.append({"seed": seed, "dense": 0.0, "margin": 0.1, "arms": arms, "preferences": [0.1, 0.3, 0.2],
-                     "sensitivity": [3.0, 1.0, 2.0]})  # fmt: skip
+        # Four layers: pairs 01 02 03 12 13 23, and preferences that choose 1 and 3.
+        made.append({"host": str(seed % 2), "seed": seed, "dense": 25.0, "margin": 0.1, "arms": arms, "layers": 4,
+                     "pairs": pairs or [90, 90, 90, 40, 70 + seed, 30], "preferences": [0.1, 0.3, 0.2, 0.4],
+                     "sensitivity": [3.0, 1.0, 2.0, 0.5]})  # fmt: skip
     return made
 
 
@@ -85,13 +92,44 @@ def test_verdicts_follow_the_rules():
     assert passed()["mini-searched-random"] is True and passed()["mini-equal"] is True
     assert passed(random=79)["mini-searched-random"] is False
     assert passed(equal=84)["mini-equal"] is False
-    closed = passed(worst_single=75)
+    closed = passed(pairs=[0, 0, 0, 40, 45, 40])
     assert closed["mini-gate"] is False
-    assert [closed[name] for name in ("mini-searched-random", "mini-global", "mini-equal")] == [None] * 3
+    names = ("mini-searched-random", "mini-global", "mini-equal", "mini-pairs")
+    assert [closed[name] for name in names] == [None] * 4
     assert passed(equal=30)["mini-searched-random"] is None
     assert findings.rank_correlation([0.1, 0.3, 0.2], [-3.0, -1.0, -2.0]) == pytest.approx(1)
 
 
 def test_random_lists_count_by_their_mean():
     """Fails if the best or the worst random list stands for all."""
-    assert np.allclose(findings.accuracy(seeds(), "random"), [60, 61, 62])
+    assert np.allclose(findings.accuracy(seeds(), "random"), [60, 61, 62, 63])
+
+
+def test_the_searchs_pair_is_ranked_among_those_that_leave_layer_0():
+    """Fails if beating a pair with layer 0 counts, ties count as won, or another pair than the two highest is taken."""
+    assert [findings.percentile(one) for one in seeds()] == [100] * 4 and passed()["mini-pairs"] is True
+    tied = [0, 0, 0, 70, 70, 30]
+    assert [findings.percentile(one) for one in seeds(tied)] == [75] * 4
+    worst = [0, 0, 0, 70, 20, 60]
+    assert [findings.percentile(one) for one in seeds(worst)] == [0] * 4 and passed(pairs=worst)["mini-pairs"] is False
+
+
+@pytest.mark.slow
+def test_the_miniature_runs_small(tmp_path):
+    """Fails if an arm of the record, a second host or the continuation of a killed record does not run."""
+    from eas.evidence.experiments import Design, smaller
+    from tenfold.data import mini_host
+
+    (tmp_path / "hosts").mkdir()
+    for number in range(2):
+        (tmp_path / "hosts" / str(number)).symlink_to(mini_host.path())
+    design = smaller(Design(), 0.06)
+    found = {finding.claim: finding for finding in findings.conduct(tmp_path, design, workers=1)}
+    assert len(found) == 8 and "4 runs" in found["mini-searched-random"].detail
+    first = read_json(tmp_path / "host-0-seed-0.json")
+    assert len(first["pairs"]) == 66 and len(first["arms"]["searched"]["skip"]) == 4
+    searched, equal = (first["arms"][name]["parameters"] for name in ("searched", "equal"))
+    assert abs(equal / searched - 1) < 0.2
+    (tmp_path / "host-1-seed-1.json").unlink()
+    again = {finding.claim: finding for finding in findings.conduct(tmp_path, design, workers=1)}
+    assert {name: one.value for name, one in again.items()} == {name: one.value for name, one in found.items()}

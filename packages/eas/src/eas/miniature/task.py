@@ -1,7 +1,7 @@
 """A task that the mini host was not trained on: the colour behind one more look, answered by a letter.
 
 "Find the red circle. What color is next?" is the host's own question; its answer, one of eight colours, becomes one of
-four letters (colours 0 and 4 are A, 1 and 5 are B, ...), so that all four are equally likely and the host, which
+four letters (colours 0 and 4 are A, 1 and 5 are B, ...), each the answer of every fourth question. The host, which
 answers by a colour, begins at zero. Adapters must learn the letters; the looks that lead to the colour are the host's.
 
 The questions are written as LLaVA's json of conversations with pictures beside it, so that a training and an evaluation
@@ -10,7 +10,7 @@ of the miniature read what they read at full size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -33,19 +33,26 @@ def letter(colour: str) -> str:
 
 
 def questions(world: int, count: int) -> Iterator[tuple[Image.Image, str, str]]:
-    """Pictures with a question and its letter, one question a picture; the same on every platform."""
+    """Pictures with a question and its letter, one question a picture; the same on every platform.
+
+    Letters are balanced: of any four questions in a row each has its own.
+    """
+    left: list[str] = []
     found = index = 0
     while found < count:
-        for picture, text, colour in _asked(world, index):
+        left = left or list(LETTERS)
+        for picture, text, colour in _asked(world, index, left):
+            left.remove(letter(colour))
             yield picture, f"{text}\n{mini_host.OPTION_LETTER}", letter(colour)
             found += 1
         index += 1
 
 
-def _asked(world: int, index: int) -> Iterator[tuple[Image.Image, str, str]]:
+def _asked(world: int, index: int, letters: Sequence[str]) -> Iterator[tuple[Image.Image, str, str]]:
     shown = flags.scene(world, index)
     asked = flag_questions.questions(shown, world, index, 4, kinds=("two_hop",))
-    colours = [(one.text, one.answer) for one in asked if one.answer in COLOURS][:1]
+    wanted = [one for one in asked if one.answer in COLOURS and letter(one.answer) in letters]
+    colours = [(one.text, one.answer) for one in wanted][:1]
     picture = flags.render(shown) if colours else None
     for text, colour in colours:
         assert picture is not None
