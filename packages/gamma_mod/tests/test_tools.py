@@ -11,6 +11,7 @@ from transformers.utils import hub
 
 import gamma_mod
 from gamma_mod.storage import CONFIG, WEIGHTS
+from tenfold import UserError
 from tenfold.testing.hosts import build
 
 ROUTER = "language_model.router.weight"
@@ -127,6 +128,12 @@ def test_a_card_says_what_was_converted_and_by_which_run(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\nlicense: other\ntags:\n- gamma-mod\n")
     assert "Decoder layers 1, 2" in card and "0.25 (prompts)" in card and "base_model" not in card
+
+
+def test_a_compiled_model_is_not_converted():
+    """Fails if the conversion hooks the wrapper, whose graph would never see it."""
+    with pytest.raises(UserError, match="compiled model"):
+        gamma_mod.convert(torch.compile(build("llava"), backend="eager"), (1, 2))
 
 
 @pytest.mark.slow
