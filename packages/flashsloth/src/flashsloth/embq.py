@@ -136,10 +136,11 @@ class EmbeddedQuery(nn.Module):
         words = layer.ln_text(self.down_projector_learnable_text(text))
         readable = text_mask | ~text_mask.any(dim=-1, keepdim=True)  # [pairs, t]
         read = F.scaled_dot_product_attention(
-            self._split(attention.q_proj(asked)),
+            self._scaled(attention.q_proj(asked)),
             self._split(attention.k_proj(words)),
             self._split(attention.v_proj(words)),
             attn_mask=readable[:, None, None],
+            scale=1.0,
         )
         return _join(read)
 
@@ -162,19 +163,26 @@ class EmbeddedQuery(nn.Module):
             return project(pooled.unflatten(1, weights.shape[1:3]))
         query, key = self._compared(read, patches)
         allowed = None if mask is None else mask[:, None]
-        return _join(F.scaled_dot_product_attention(query, key, self._split(project(patches)), attn_mask=allowed))
+        values = self._split(project(patches))
+        return _join(F.scaled_dot_product_attention(query, key, values, attn_mask=allowed, scale=1.0))
 
     def image_weights(self, read: Tensor, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         """How much each query looks at each patch, a head: ``[rows, h, queries, n]``, float32."""
         query, key = self._compared(read, patches)
-        scores = (query.float() @ key.float().transpose(-1, -2)) * query.shape[-1] ** -0.5
+        scores = query.float() @ key.float().transpose(-1, -2)
         return (scores if mask is None else scores.masked_fill(~mask[:, None], -torch.inf)).softmax(dim=-1)
 
     def _compared(self, read: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries ``[rows, h, queries, dd/h]`` and keys ``[rows, h, n, dd/h]`` of the image step."""
+        """Scaled queries ``[rows, h, queries, dd/h]`` and keys ``[rows, h, n, dd/h]`` of the image step."""
         attention = self.layer.i2q_attn
         keys = attention.k_proj(self.layer.ln_kv(self.down_projector_image(patches)))
-        return self._split(attention.q_proj(read)), self._split(keys)
+        return self._scaled(attention.q_proj(read)), self._split(keys)
+
+    def _scaled(self, queries: Tensor) -> Tensor:
+        """Divided by ``sqrt(width / h)`` before they meet the keys, not the scores behind: gradients of a question's
+        hidden states are sums of terms thirty times their size, and follow the official ones in this order only."""
+        split = self._split(queries)
+        return split * split.shape[-1] ** -0.5
 
     def _split(self, values: Tensor) -> Tensor:
         """``[batch, tokens, width] -> [batch, h, tokens, width / h]``."""
