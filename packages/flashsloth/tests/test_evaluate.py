@@ -6,10 +6,11 @@ import pytest
 from flashsloth_runs import eval_settings
 
 from flashsloth.data import mini_world as world
+from flashsloth.evaluation import seen
 from flashsloth.evaluation.benchmarks import PAPER, find_benchmark
 from flashsloth.evaluation.published import BENCHMARKS, TABLE, paper_model, published
 from flashsloth.evaluation.run import run_eval
-from flashsloth.modeling import FlashSlothConfig
+from flashsloth.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
 from tenfold import UserError
 from tenfold.runs import evaluation as frame
 
@@ -43,6 +44,21 @@ def test_batches_of_another_size_give_the_same_answers(folder, whole):
     """Fails if padding reaches an answer."""
     run_eval(eval_settings(folder, batch=5), 0, folder / "five")
     assert (folder / "five/predictions.jsonl").read_bytes() == (folder / "whole/predictions.jsonl").read_bytes()
+
+
+def test_an_image_goes_through_the_tower_once(folder, whole, monkeypatch):
+    """Six questions about two pictures, in batches of two. Fails if the tower runs again for another question."""
+    runs = []
+    original = FlashSlothForConditionalGeneration.encode_images
+    monkeypatch.setattr(
+        FlashSlothForConditionalGeneration,
+        "encode_images",
+        lambda model, pixels: runs.append(len(pixels)) or original(model, pixels),
+    )
+    monkeypatch.setattr(seen, "LATEST", 1)  # pictures follow each other: one that is kept is enough
+    run_eval(eval_settings(folder), 0, folder / "once")
+    assert runs == [1, 1]
+    assert (folder / "once/predictions.jsonl").read_bytes() == (folder / "whole/predictions.jsonl").read_bytes()
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_files(folder, whole, monkeypatch):

@@ -159,14 +159,23 @@ def encode_batch(processor: Any, model: Any, prompts: Sequence[Prompt]) -> dict[
 
 @torch.inference_mode()
 def generate(
-    model: Any, processor: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, **options: Any
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    inputs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> list[Answer]:
     """One answer for each prompt, in one batch; greedy unless `options` of `model.generate` say otherwise.
+
+    Args:
+        inputs: of the prompts, where they were made before; None: those of `encode_batch`.
 
     Raises:
         UserError: as in `encode_batch`.
     """
-    inputs = encode_batch(processor, model, prompts)
+    inputs = encode_batch(processor, model, prompts) if inputs is None else inputs
     given = {"do_sample": False, "num_beams": 1, **options}
     width = inputs["input_ids"].shape[1]
     rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **given)[:, width:]

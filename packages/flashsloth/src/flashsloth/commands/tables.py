@@ -69,7 +69,18 @@ def bench_tables(figures: Mapping[str, Any]) -> Group:
             ratios = [f"{row[key]:.2f}" for key in ("predicted", "realised", "realised_over_predicted")]
             table.add_row(name, _time(row["seconds"]), f"{_time(row['fastest'])} – {_time(row['slowest'])}", *ratios)
         tables.append(table)
-    return Group(escape(facts), *tables, escape(summary(dict(figures))))
+    return Group(escape(facts), *tables, _memory_table(figures["ttft"]), escape(summary(dict(figures))))
+
+
+def _memory_table(first: Mapping[str, Any]) -> Table:
+    """Of the prefill of each arm."""
+    table = Table(title="memory of the prefill", title_justify="left")
+    for heading in ("arm", "tokens", "KV cache", "peak (CUDA)"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for name, row in first.items():
+        peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f} GiB"
+        table.add_row(name, f"{row['tokens']:,}", f"{row['cache_bytes'] / 2**20:.1f} MiB", peak)
+    return table
 
 
 def plan_tables(dry: DryRun) -> Group:

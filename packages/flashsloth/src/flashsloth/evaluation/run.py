@@ -2,7 +2,8 @@
 
 Greedy decoding, in batches that give what single prompts give. Several ranks share the questions. Every batch of
 answers is kept in `<output>/checkpoint-predictions` until all are there: a run that was killed goes on where it stopped
-when the same command is given again, and ends with the same files, bit for bit.
+when the same command is given again, and ends with the same files, bit for bit. The tower runs once an image for
+questions about it that follow each other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from flashsloth.evaluation.benchmarks import PAPER, PaperBenchmark, benchmark_folders
 from flashsloth.evaluation.model import Host, model_fingerprint, open_host
 from flashsloth.evaluation.published import paper_model
+from flashsloth.evaluation.seen import SeenPictures
 from flashsloth.evaluation.settings import ALL, EvalSettings
 from tenfold import UserError
 from tenfold.data.benchmarks import Question
@@ -125,20 +127,23 @@ class Task:
         by_id: dict[Any, Question] = {question.id: question for question in questions}
         model, processor = self.host.model, self.host.processor
 
+        seen = SeenPictures(model, processor)
+
         def answer(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-            prompts = [self._prompt(by_id[one]) for one in ids]
-            found = generate(model, processor, prompts, max_new_tokens=self.benchmark.max_new_tokens)
+            some = [by_id[one] for one in ids]
+            prompts = [self._prompt(question) for question in some]
+            inputs = seen.inputs([prompt.text for prompt in prompts], [question.picture for question in some])
+            most = self.benchmark.max_new_tokens
+            found = generate(model, processor, prompts, max_new_tokens=most, inputs=inputs)
             return ((one, asdict(answer)) for one, answer in zip(ids, found, strict=True))
 
         title, batch = self.benchmark.title, self.settings.batch
         answer_left(self.group, log, list(by_id), answer, batch=batch, title=title, progress=progress, say=say)
 
     def _prompt(self, question: Question) -> Prompt:
-        image = question.image()
         # An <image> in a question's own words is words: the processor would look for a picture.
         text = self.benchmark.prefix + question.prompt.replace("<image>", "<picture>")
-        prompt = self.host.processor.prompt(text, image=image is not None)
-        return Prompt(prompt, () if image is None else (image,))
+        return Prompt(self.host.processor.prompt(text, image=question.picture is not None))
 
     def _metrics(self, questions: Sequence[Question], answers: Mapping[Any, Any]) -> dict[str, Any]:
         texts = {name: answer["text"] for name, answer in answers.items()}
