@@ -1,4 +1,4 @@
-"""SigLIP and Phi-2 as FlashSloth uses them (sheet sections 3.1, 3.6 and 3.7).
+"""SigLIP and Phi-2 as FlashSloth uses them (sheet sections 3.1, 3.6 and 3.7), and what transformers asks of a model.
 
 The vision tower is SigLIP without its last layer, its final norm and its head: a feature is the raw residual stream
 after 26 of 27 layers; there is no class token. The official tower never lets gradients through, in HD training neither
@@ -11,12 +11,14 @@ because the step belongs to a call: it comes as an argument, and no hook or modu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PhiConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers import DynamicCache, PhiConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -24,7 +26,8 @@ from transformers.models.phi.modeling_phi import PhiModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from flashsloth.configuration import FlashSlothConfig
+from flashsloth.configuration import FlashSlothConfig, write_card
+from flashsloth.embq import QueryTokens
 from tenfold import UserError
 
 Step = Callable[[Tensor], Tensor]
@@ -126,3 +129,42 @@ class PhiWithQueries(PhiModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), past_key_values=past_key_values)
+
+
+class FlashSlothPreTrainedModel(PreTrainedModel):
+    """What transformers asks of a model: what it supports, how it begins, how it is saved."""
+
+    config_class = FlashSlothConfig
+    config: FlashSlothConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["PhiDecoderLayer", "SiglipEncoderLayer", "EmbeddedQuery", "SpatialAttentionPooling"]  # type: ignore[misc]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]  # type: ignore[misc]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # the prefill reads its ids on the host
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Phi's and SigLIP's parts by their own rules; EmbQ by N(0, 0.02) as the official code (section 3.6)."""
+        rule = getattr(module, "init_rule", None)  # of a single layer: these are visited before what holds them
+        if rule == "default":  # torch's own, as the official code leaves it
+            for values in (module.weight, module.bias):
+                init.uniform_(values, -(module.in_features**-0.5), module.in_features**-0.5)
+        elif rule == "embq":
+            init.normal_(module.weight, std=self.config.embq_initializer_range or module.in_features**-0.5)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, QueryTokens):
+            bound = module.token.shape[1] ** -0.5  # section 3.3
+            init.uniform_(module.token, -bound, bound)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers' own, with a model card where there is none yet."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_card(save_directory, self.config)

@@ -6,11 +6,14 @@ layer before which EmbQ stands, the number of queries, the pool's side, EmbQ's w
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, PhiConfig, PreTrainedConfig, SiglipVisionConfig
 
 from tenfold import UserError
+from tenfold.runs.files import atomic_write_text
 
 # microsoft/phi-2; the released checkpoints keep its 51,200 rows, of which 50,295 are words.
 PHI_2: dict[str, Any] = {
@@ -167,6 +170,47 @@ class FlashSlothConfig(PreTrainedConfig):
         if name not in NAMED:
             raise UserError("unknown model", name, ", ".join(NAMED))
         return cls(views=NAMED[name])
+
+
+def write_card(folder: str | os.PathLike[str], config: FlashSlothConfig, run: str | None = None) -> None:
+    """A model card, README.md, for the hub: licence, base models, tags, and which run trained the weights.
+
+    Args:
+        folder: of the model; a card that is there stays, unless a run is named.
+        run: id of the training's record.
+    """
+    path = Path(folder) / "README.md"
+    if path.exists() and run is None:
+        return
+    whole = all(getattr(config.text_config, name) == value for name, value in PHI_2.items() if isinstance(value, int))
+    bases = "base_model:\n- microsoft/phi-2\n- google/siglip-so400m-patch14-384\n" if whole else ""
+    stage = "" if config.instruction_tuned else " Stage 1 only: it does not end its answers."
+    trained = f"Trained by run `{run}`: its `run.json` names data, settings and versions." if run else "Not said."
+    card = f"""---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: image-text-to-text
+{bases}tags:
+- flashsloth
+- vision-language
+---
+
+# FlashSloth{"-HD" if config.views > 1 else ""}
+
+{config.num_image_tokens} visual tokens an image and {config.query_count} queries a question
+([arXiv 2412.04317](https://arxiv.org/abs/2412.04317)), in the format of the Python package `flashsloth`.{stage}
+
+What it was trained on: {trained}
+Weights of the authors' releases were tuned on a private mixture of 3.7 million samples; their checkpoints are tagged
+Apache-2.0, their code has no licence file. Phi-2 and SigLIP have licences of their own (MIT and Apache-2.0).
+
+```python
+import flashsloth
+
+model, processor = flashsloth.load("this folder")
+```
+"""
+    atomic_write_text(path, card)
 
 
 NAMED = {"3.2b": 1, "hd-3.2b": HD_VIEWS}

@@ -19,14 +19,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from flashsloth.backbones import PhiWithQueries, VisionTower, pictures
+from flashsloth.backbones import FlashSlothPreTrainedModel, PhiWithQueries, VisionTower, pictures
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.embq import EmbeddedQuery, QueryTokens
 from flashsloth.looking import ImageFeatures, KeptImages, embed_queries, look_up
@@ -53,37 +52,6 @@ class FlashSlothOutput(CausalLMOutputWithPast):
     vocabulary]``; the rest as in :class:`FlashSlothModelOutput`."""
 
     image_hidden_states: Tensor | None = None
-
-
-class FlashSlothPreTrainedModel(PreTrainedModel):
-    config_class = FlashSlothConfig
-    config: FlashSlothConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")  # type: ignore[assignment]
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["PhiDecoderLayer", "SiglipEncoderLayer", "EmbeddedQuery", "SpatialAttentionPooling"]  # type: ignore[misc]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]  # type: ignore[misc]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = False  # the prefill reads its ids on the host
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Phi's and SigLIP's parts by their own rules; EmbQ by N(0, 0.02) as the official code (section 3.6)."""
-        rule = getattr(module, "init_rule", None)  # of a single layer: these are visited before what holds them
-        if rule == "default":  # torch's own, as the official code leaves it
-            for values in (module.weight, module.bias):
-                init.uniform_(values, -(module.in_features**-0.5), module.in_features**-0.5)
-        elif rule == "embq":
-            init.normal_(module.weight, std=self.config.embq_initializer_range or module.in_features**-0.5)
-            init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
-        if isinstance(module, QueryTokens):
-            bound = module.token.shape[1] ** -0.5  # section 3.3
-            init.uniform_(module.token, -bound, bound)
 
 
 class FlashSlothModel(FlashSlothPreTrainedModel):

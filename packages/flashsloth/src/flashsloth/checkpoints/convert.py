@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from flashsloth.checkpoints import release, tokenizer
 from flashsloth.checkpoints.keys import renamed
 from flashsloth.checkpoints.load import find_model
-from flashsloth.configuration import FlashSlothConfig
+from flashsloth.configuration import FlashSlothConfig, write_card
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json
 from tenfold.weights import SHARD_BYTES, StoredTensor, WeightFiles, count_numbers, write_weights
@@ -100,6 +100,7 @@ def _to_ours(
         release.generation_config(opened.config).save_pretrained(folder)
         made.save_pretrained(folder)
         write_weights(folder, dict(sorted(opened.tensors.items())), shard_bytes)
+        write_card(folder, opened.config)
     return opened.tensors
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flashsloth.checkpoints import release
-from flashsloth.configuration import FlashSlothConfig
+from flashsloth.configuration import FlashSlothConfig, write_card
 from flashsloth.data.instruct import InstructData
 from flashsloth.data.mini import write_mini_data
 from flashsloth.training.plan import StagePlan, plan, zero_of
@@ -237,6 +237,7 @@ class Training:
         config.save_pretrained(folder)
         release.generation_config(config).save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        write_card(folder, config, run=self.current.id)
 
 
 def _find_data(settings: TrainSettings, output: Path) -> Path:
