@@ -11,6 +11,7 @@ from flashsloth_fixtures import AttentionMaps, tiny_inputs, tiny_model
 from flashsloth_releases import write_release
 
 from flashsloth.commands.app import main
+from flashsloth.configuration import FlashSlothConfig
 from flashsloth.evidence.claims import checks
 from flashsloth.evidence.parity import COMPUTATIONS
 from tenfold.ledger import load_ledger
@@ -126,6 +127,24 @@ def test_d11_reads_well():
 def test_d12_cites():
     outcome = run(main, "cite")
     assert outcome.code == 0 and "2412.04317" in outcome.out and "Tong" in outcome.out
+
+
+def test_d13_the_rehearsal_runs_small(tmp_path):
+    """The same steps at a tiny size. Fails if a release of random weights does not come through to an evaluation."""
+    import torch
+
+    from flashsloth.evidence.rehearsal import rehearse
+
+    config = FlashSlothConfig(
+        text_config={"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 8, "num_attention_heads": 4,
+                     "vocab_size": 51200, "bos_token_id": 50256, "eos_token_id": 50256},
+        vision_config={"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+                       "image_size": 42, "patch_size": 7, "vision_use_head": False},
+    )  # fmt: skip
+    config.dtype = torch.float16
+    found = rehearse(config, tmp_path)
+    steps = ["write a release", "convert", "load in bfloat16", "answer", "evaluate"]
+    assert [one["step"] for one in found["steps"]] == steps and found["questions"] == 2
 
 
 def test_assets_are_small():

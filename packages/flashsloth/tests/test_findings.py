@@ -18,7 +18,8 @@ def measured(**crowded):
     for arm in ARMS:
         shared = {"sparse shape": 90.0, "tokens": 9, "milliseconds": 1.0, "sharpness": 0.9}
         controls = {"blind": 30.0, "other question": 35.0, "other image": 20.0}
-        runs[arm] = [{"crowded shape": usual[arm] + noise, "controls": controls, **shared} for noise in (-1.0, 0.0, 1.5)]
+        shared |= {"controls": controls}
+        runs[arm] = [{"crowded shape": usual[arm] + noise, **shared} for noise in (-1.0, 0.0, 1.5)]
     return runs
 
 

@@ -51,9 +51,9 @@ class Plan:
 
     scenes: int = 2560
     batch: int = 32
-    captions: int = 240
+    captions: int = 60
     captions_rate: float = 3e-3
-    answers: int = 180
+    answers: int = 250
     answers_rate: float = 3e-3
 
 

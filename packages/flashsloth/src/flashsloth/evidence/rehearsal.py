@@ -1,6 +1,6 @@
 """The whole way at full size with random weights: a release, its conversion, loading, an answer, an evaluation.
 
-    python -m flashsloth.evidence.rehearsal --output runs/rehearsal
+    python benchmarks/rehearse.py flashsloth --output benchmarks/results/flashsloth-rehearsal.json
 
 Every step is recorded with its seconds and the process's peak memory. Weights are written shard by shard.
 """
@@ -8,6 +8,7 @@ Every step is recorded with its seconds and the process's peak memory. Weights a
 from __future__ import annotations
 
 import resource
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,15 +38,16 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 def rehearse(config: FlashSlothConfig, folder: Path, limit: int = 2) -> dict[str, Any]:
-    """Walk the way; steps with seconds and peak memory in GB."""
-    steps: dict[str, Any] = {}
+    """Walk the way; steps with seconds, and the most memory so far in GB."""
+    steps: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"steps": steps}
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        steps[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak, 2)}
+        steps.append({"step": name, "seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak, 2)})
 
     official, ours = folder / "release", folder / "ours"
     with step("write a release"):
@@ -57,16 +59,16 @@ def rehearse(config: FlashSlothConfig, folder: Path, limit: int = 2) -> dict[str
     with step("answer"):
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8))
         prompt = Prompt(processor.prompt("What is in the image?"), (picture,))
-        steps["new_tokens"] = generate(model, processor, [prompt], max_new_tokens=4)[0].new_tokens
+        found["new_tokens"] = generate(model, processor, [prompt], max_new_tokens=4)[0].new_tokens
     del model, processor
     with step("evaluate"):
         write_mini_set(folder / "mini", seed=0, per_kind=1)
         settings = EvalSettings(
             model=str(ours), benchmark="mini", data=str(folder / "mini"), limit=limit, dtype="bfloat16"
         )
-        (found,) = run_eval(settings, 0, folder / "eval")
-        steps["questions"] = found.metrics["questions"]
-    return steps
+        (evaluated,) = run_eval(settings, 0, folder / "eval")
+        found["questions"] = evaluated.metrics["questions"]
+    return found
 
 
 def write_release(config: FlashSlothConfig, folder: Path, shard_bytes: int = 10**9) -> None:
@@ -90,17 +92,23 @@ def write_release(config: FlashSlothConfig, folder: Path, shard_bytes: int = 10*
     write_weights(folder, stored, shard_bytes)
 
 
-@app.command(epilog="Example: python -m flashsloth.evidence.rehearsal --output runs/rehearsal")
+@app.command(epilog="Example: python -m flashsloth.evidence.rehearsal --output rehearsal.json")
 def rehearsal(
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="For weights (13 GB) and the record.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="For the record.")],
+    folder: Annotated[Path | None, typer.Option(help="For the weights (13 GB); default: a temporary one.")] = None,
     model: Annotated[str, typer.Option(help="3.2b or hd-3.2b.")] = "3.2b",
 ) -> None:
     """Rehearse release, conversion, loading, answer and evaluation at full size."""
     config = FlashSlothConfig.named(model)
     config.dtype = torch.float16
-    with run("flashsloth", "rehearsal", config={"model": model}, seed=0, output=output) as current:
-        current.metrics.update(rehearse(config, output / "files"))
-        atomic_write_json(current.file("rehearsal.json"), current.metrics)
+    with (
+        run("flashsloth", "rehearsal", config={"model": model}, seed=0, output=None) as current,
+        tempfile.TemporaryDirectory(dir=folder, prefix="flashsloth-rehearsal-") as place,
+    ):
+        current.metrics.update(rehearse(config, Path(place)))
+    assert current.record is not None
+    atomic_write_json(output, current.record.model_dump(mode="json"))
+    typer.echo(f"wrote {output}")
 
 
 if __name__ == "__main__":
