@@ -1,6 +1,7 @@
 """Training in two stages (sheet section 5, D4)."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from flashsloth.training.settings import TrainSettings
 from flashsloth.training.start import new_parts
 from tenfold import UserError
 from tenfold.cli import load_config
+from tenfold.runs import launch
 from tenfold.runs.stages import Curve
 from tenfold.testing.processes import in_ranks
 
@@ -151,3 +153,23 @@ def test_two_ranks_follow_one(trained, tmp_path):
     in_ranks(lambda: run_train(train_settings(**{"data.folder": data}), 0, folder))
     one, two = ([json.loads(row)["loss"] for row in (at / "metrics.jsonl").open()] for at in (trained[0], folder))
     assert one == pytest.approx(two, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_paper_s_deepspeed_follows_one(trained, tmp_path, monkeypatch):
+    """ZeRO-2 for stage 1 and ZeRO-3 for stage 2, one row a rank at a time, so that the text-only one is alone on its
+    rank: losses and weights of one process. Fails if what is saved is a rank's share, or a rank without an image runs
+    other modules than the other (it hangs)."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    monkeypatch.setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)
+    monkeypatch.setattr(launch, "missing_tools", list)
+    changes = {"data.folder": trained[0] / training.DATA, "finetune.sampler": "random", "finetune.per_device": 1}
+    changes |= {"finetune.steps": 4}  # an epoch: all sixteen rows
+    run_train(train_settings(**changes), 0, tmp_path / "one")
+    changes |= {"pretrain.deepspeed": "zero2", "finetune.deepspeed": "zero3"}
+    in_ranks(lambda: run_train(train_settings(**changes), 0, tmp_path / "zero"))
+    one, two = ([json.loads(row)["loss"] for row in (tmp_path / at / "metrics.jsonl").open()] for at in ("one", "zero"))
+    assert one == pytest.approx(two, abs=1e-4)
+    ours, theirs = (load_file(tmp_path / at / "model/model.safetensors") for at in ("zero", "one"))
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name].float() - theirs[name].float()).abs().max().item() for name in ours) < 5e-4

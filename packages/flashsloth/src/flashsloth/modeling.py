@@ -15,6 +15,7 @@ tower saw is kept with the cache. An image asked about several times needs the t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -110,6 +111,8 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         if pixel_values is not None and len(pixel_values):
             image_features = self.encode_images(pixel_values)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # DeepSpeed's ranks must run all modules in one order: tower, SAP and projector here, EmbQ before its layer.
+        dummy = self._dummy_features() if self.dummy_image and image_features is None and not past else None
         kept: KeptImages | None = getattr(past_key_values, KeptImages.NAME, None) if past else None
 
         step = None
@@ -124,9 +127,10 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
                 plan, kept = look_up(input_ids, image_features, kept, self.config, question_spans)  # type: ignore[arg-type]
                 if plan is not None:
                     step = embed_queries(self.embq, plan)
-        if self.dummy_image and image_features is None and not past:
-            # DeepSpeed's ranks must run all modules in one order.
-            inputs_embeds = inputs_embeds + self._dummy_term(inputs_embeds)
+        if dummy is not None:
+            inputs_embeds = inputs_embeds + 0 * dummy.visual_tokens.mean().to(inputs_embeds)
+        if self.dummy_image and step is None and not past:
+            step = partial(self._dummy_step, dummy or image_features)
         if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
             # Plain 0..n-1 over each row's own tokens, wherever its padding is.
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -163,14 +167,16 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         visual = features.visual_tokens.to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
 
-    def _dummy_term(self, embeds: Tensor) -> Tensor:
+    def _dummy_features(self) -> ImageFeatures:
         # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
         side = self.config.vision_config.image_size
         views = (self.config.views,) if self.config.views > 1 else ()
-        features = self.encode_images(torch.zeros(1, *views, 3, side, side, device=embeds.device))
-        queries = features.visual_tokens[:, None, :1]  # [1, 1, 1, d]
-        mask = torch.ones(1, 1, 1, dtype=torch.bool, device=embeds.device)
-        return 0 * self.embq(queries, queries, mask, features.patches).mean().to(embeds)
+        return self.encode_images(torch.zeros(1, *views, 3, side, side, device=self.query_tokens.token.device))
+
+    def _dummy_step(self, features: ImageFeatures, hidden: Tensor) -> Tensor:
+        queries = hidden[:1, None, :1]  # [1, 1, 1, d]
+        mask = torch.ones(1, 1, 1, dtype=torch.bool, device=hidden.device)
+        return hidden + 0 * self.embq(queries, queries, mask, features.patches[:1].to(hidden)).mean()
 
 
 class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMixin):
@@ -288,6 +294,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         self,
         input_ids: Tensor,
         *args: Any,
+        inputs_embeds: Tensor | None = None,  # by its name here transformers knows that it may be given
         next_sequence_length: int | None = None,
         is_first_iteration: bool = False,
         **kwargs: Any,
@@ -296,6 +303,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,  # type: ignore[arg-type]
             *args,
+            inputs_embeds=inputs_embeds,
             next_sequence_length=next_sequence_length,
             is_first_iteration=is_first_iteration,
             **kwargs,
