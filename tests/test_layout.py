@@ -25,6 +25,7 @@ LIFTED = """
     checked HostSettings new_folder shipped_config absolute command_with Clock timed
     shared_run open_log answer_left finished_before write_predictions identity flat require_same keep_identity threads
     load_host quiet_transformers refuse_misfits first_sentence prompt_text encode_batch sampling cut pad_to_square
+    open_image as_list flat_images read_turn padding_of check_counts call_options
     unwrap decoder_layers visual_mask is_plain_pre_norm Tokens RaggedCache layer_mask kv_cache take take_positions
 """.split()
 # Same name, another thing: module -> names.

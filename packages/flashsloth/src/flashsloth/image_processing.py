@@ -13,8 +13,6 @@ applied: both are what the official code does, and the published numbers were ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from flashsloth.configuration import HD_VIEWS
 from tenfold import UserError
-from tenfold.data.formats import Picture
+from tenfold.hosts.processing import ImageLike, as_list, open_image
 
 ASPECT_RATIOS = ("square", "pad", "crop")
 GREY = (127, 127, 127)
 BICUBIC = Image.Resampling.BICUBIC
-
-ImageLike = str | PathLike | Image.Image | np.ndarray
 
 
 class FlashSlothImageProcessor(BaseImageProcessor):
@@ -151,33 +147,6 @@ _FIXED: dict[str, Any] = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """An image as RGB.
-
-    Raises:
-        UserError: a missing, broken or empty file, an array of another shape or type, something that is no image.
-    """
-    if isinstance(image, (str, PathLike)):
-        return Picture(Path(image)).open()
-    if isinstance(image, Image.Image):
-        try:
-            return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # opened lazily and cut off, or a mode that cannot be RGB
-            raise UserError(
-                f"an image that cannot become RGB ({error})", getattr(image, "filename", None) or repr(image)
-            ) from error
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"an image of type {type(image).__name__}", None, "a path, a PIL image or an array")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"array {list(image.shape)} of {image.dtype}", None, "[height, width, 3] of uint8")
-    return Image.fromarray(image)
-
-
-def as_list(images: Any) -> list[Any]:
-    """One image or several, as a list."""
-    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def _aspect_ratio(name: str, views: int) -> str:

@@ -12,7 +12,6 @@ its path is opened by `tenfold.data.pictures`: turned as its EXIF orientation sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,12 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from tenfold import UserError
-from tenfold.data.pictures import open_picture, require_size
+from tenfold.hosts.processing import ImageLike, as_list, open_image
 
 ASPECT_RATIOS = ("pad", "square")
 # CLIP's statistics.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-
-ImageLike = str | PathLike | Image.Image | np.ndarray
 
 
 class LlavaHrImageProcessor(BaseImageProcessor):
@@ -124,34 +121,6 @@ _FIXED: dict[str, Any] = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
 }
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """An image as RGB.
-
-    Raises:
-        UserError: a missing, broken or empty file, an array of another shape or type, something that is no image.
-    """
-    if isinstance(image, (str, PathLike)):
-        return open_picture(fspath(image))
-    if isinstance(image, Image.Image):
-        require_size(image.size, getattr(image, "filename", None) or repr(image))
-        try:
-            return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # opened lazily and cut off, or a mode that cannot be RGB
-            raise UserError(
-                f"an image that cannot become RGB ({error})", getattr(image, "filename", None) or repr(image)
-            ) from error
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"an image of type {type(image).__name__}", None, "a path, a PIL image or an array")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"array {list(image.shape)} of {image.dtype}", None, "[height, width, 3] of uint8")
-    return Image.fromarray(image)
-
-
-def as_list(images: Any) -> list[Any]:
-    """One image or several, as a list."""
-    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def pad_to_square(image: Image.Image, edge: int, colour: tuple[int, ...]) -> Image.Image:

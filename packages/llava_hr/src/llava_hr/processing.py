@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBa
 from transformers.tokenization_utils_base import AddedToken
 
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.image_processing import LlavaHrImageProcessor, as_list
+from llava_hr.image_processing import LlavaHrImageProcessor
 from tenfold import UserError
 from tenfold.data.conversation import (
     IMAGE,
@@ -37,8 +37,8 @@ from tenfold.data.conversation import (
     image_places,
 )
 from tenfold.data.formats import Turn
-from tenfold.data.formats.records import Fields
 from tenfold.data.instruct import pad_rows
+from tenfold.hosts.processing import as_list, call_options, check_counts, flat_images, padding_of, read_turn
 
 # A question, or a question with its answer.
 Exchange = str | tuple[str, str | None]
@@ -139,17 +139,17 @@ class LlavaHrProcessor(ProcessorMixin):
         data: dict[str, Any] = {}
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            _check_counts(texts, images)
+            check_counts(texts, images)
             rows = [self._ids(one, options["add_special_tokens"]) for one in texts]
             self._check_positions(rows)
-            data |= pad_rows(rows, self.tokenizer.pad_token_id, **_padding(options))
+            data |= pad_rows(rows, self.tokenizer.pad_token_id, **padding_of(options))
         if pictures:
             of_images = {name: options[name] for name in ("image_aspect_ratio", "size", "return_tensors")}
             data |= self.image_processor(pictures, **of_images)
         return BatchFeature(data, tensor_type=options["return_tensors"])
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        options: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "padding": True,
             "padding_side": self.tokenizer.padding_side,
             "max_length": None,
@@ -158,14 +158,7 @@ class LlavaHrProcessor(ProcessorMixin):
             "size": None,
             "return_tensors": None,
         }
-        grouped = [dict(given.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs")]
-        plain = {name: value for name, value in given.items() if not name.endswith("_kwargs")}
-        for group in (*grouped, plain):
-            asked = {name: value for name, value in group.items() if value is not None}
-            if unknown := sorted(set(asked) - set(options)):
-                raise UserError(f"unknown option {unknown[0]!r}", "LlavaHrProcessor", ", ".join(options))
-            options |= asked
-        return options
+        return call_options(given, defaults, "LlavaHrProcessor")
 
     def prompt(self, question: str | Sequence[Exchange], image: bool | int = True) -> str:
         """A generation prompt of the processor's template.
@@ -233,7 +226,7 @@ class LlavaHrProcessor(ProcessorMixin):
         where: str | None = None,
     ) -> Encoded:
         """The text of `encode_conversation`, with one marker for each image."""
-        turns = [one if isinstance(one, Turn) else _turn(one, where) for one in conversations]
+        turns = [one if isinstance(one, Turn) else read_turn(one, where) for one in conversations]
         turns = conversation_turns(turns, images=num_images > 0, where=where)
         template = get_conversation(conversation or self.conversation)
         template.check(turns, images=num_images > 0, where=where)
@@ -260,40 +253,6 @@ class LlavaHrProcessor(ProcessorMixin):
                     None,
                     f"at most {self.max_positions}, which is as far as the model can read",
                 )
-
-
-def flat_images(images: Any) -> list[Any]:
-    """One image, a list, or a list of lists, as a list."""
-    if images is None:
-        return []
-    return [image for row in as_list(images) for image in as_list(row) if image is not None]
-
-
-def _turn(values: Any, where: str | None) -> Turn:
-    said = Fields(values, where or "a conversation")
-    return Turn(said.text("from"), said.text("value"))
-
-
-def _padding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`pad_rows`' arguments of a call's options."""
-    padding, side = options["padding"], options["padding_side"]
-    lengths = {True: None, "longest": None, False: 0, "do_not_pad": 0, "max_length": options["max_length"]}
-    if padding not in lengths or side not in ("left", "right"):
-        raise UserError(f"padding {padding!r} on the {side!r}", None, f"{', '.join(map(str, lengths))}; left or right")
-    return {"side": side, "length": lengths[padding]}
-
-
-def _check_counts(texts: Sequence[str], images: Any) -> None:
-    marks = [text.count(IMAGE) for text in texts]
-    rows = as_list(images) if images is not None else []
-    if rows and all(isinstance(row, (list, tuple)) for row in rows):
-        if len(rows) != len(texts):
-            raise UserError(f"{len(rows)} lists of images for {len(texts)} prompts", None, "one list for each prompt")
-        for number, (mark, row) in enumerate(zip(marks, rows, strict=True)):
-            if mark != len(row):
-                raise UserError(f"{mark} {IMAGE} and {len(row)} images", f"prompt {number}", "as many of both")
-    elif sum(marks) != len(rows):
-        raise UserError(f"{sum(marks)} {IMAGE} and {len(rows)} images", None, "as many of both")
 
 
 # from_pretrained finds the image processor by its registered name, also where `llava_hr.auto` is not imported. It is
