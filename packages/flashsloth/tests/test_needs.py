@@ -1,6 +1,6 @@
 """What users of FlashSloth and its neighbours asked for, one test a need; a README's sentence may be the thing tested.
 
-Need 12 (several devices) is held by the stand-in device in test_contract.py; 6 and 7 by the output of `bench`.
+Need 12 (several devices) stands in test_tools.py as well, with layers on the disk.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 import torch
-from flashsloth_fixtures import batched, tiny_config, tiny_inputs, tiny_model
+from flashsloth_fixtures import END, QUERY, batched, tiny_config, tiny_images, tiny_inputs, tiny_model, turn, words
 from flashsloth_releases import write_release
 from transformers import TextIteratorStreamer
 
@@ -17,6 +17,8 @@ from flashsloth.configuration import FlashSlothConfig
 from flashsloth.evidence.claims import fewer_tokens, tokens
 from flashsloth.evidence.speed import BenchSettings, run_bench, summary
 from flashsloth.miniature.model import mini_processor, new_model
+from tenfold.testing.device import stand_in_cuda
+from tenfold.testing.processes import apart
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -34,6 +36,15 @@ def test_need_02_a_release_loads_without_siglip(tmp_path):
     """Its tower path names a folder of the authors' machine; no meta tensor is left."""
     model, _ = load(write_release(tmp_path / "FlashSloth-3.2B"))
     assert not any(parameter.is_meta for parameter in model.parameters()) and len(model.state_dict()) > 100
+
+
+def test_need_03_stage_1_stops_at_its_bound():
+    """The warning itself stands in test_checkpoints.py. Fails if weights of stage 1 go on beyond max_new_tokens."""
+    model = tiny_model(config=tiny_config(instruction_tuned=False))
+    row = tiny_inputs(model)[0]
+    made = model.generate(**row, max_new_tokens=3, do_sample=False)
+    assert made.shape[1] == row["input_ids"].shape[1] + 3
+    assert "stage-1 weights in a chat" in README and "warned once" in README
 
 
 def test_need_04_why_665k_differs_from_the_table():
@@ -69,13 +80,33 @@ def test_need_08_how_tokens_are_counted():
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_need_09_padding_on_either_side(side):
-    """The last real position's token is that of the row alone."""
-    model = tiny_model()
-    rows = tiny_inputs(model, (1, 1, 1))
+    """The last real position's token is that of the row alone, for questions of 5, 9 and 30 words."""
+    model, generator = tiny_model(), torch.Generator().manual_seed(4)
+    rows = []
+    for number, count in enumerate((5, 9, 30)):
+        ids = torch.tensor([turn(model.config, 1, words(count, generator))])
+        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": tiny_images(1, number)})
     batch = batched(rows, side)
     last = batch["attention_mask"].cumsum(dim=1).argmax(dim=1)
     told = model(**batch).logits[torch.arange(3), last].argmax(dim=-1)
     assert told.tolist() == [model(**row).logits[0, -1].argmax().item() for row in rows]
+
+
+@torch.no_grad()
+def test_need_10_a_second_turn_reads_its_own_question():
+    """With kept patches as with the image sent again. Fails if the first question's span serves the second turn."""
+    model, generator = tiny_model(), torch.Generator().manual_seed(1)
+    first = turn(model.config, 1, words(5, generator))
+    second = [*first, 11, END, *turn(model.config, 0, words(6, generator))]
+    pixels = tiny_images(1)
+    cache = model(input_ids=torch.tensor([first]), pixel_values=pixels, use_cache=True).past_key_values
+    kept = model(input_ids=torch.tensor([second[len(first) :]]), past_key_values=cache).logits[:, -1]
+    again = model(input_ids=torch.tensor([second]), pixel_values=pixels).logits[:, -1]
+    assert torch.allclose(kept, again, atol=1e-4)
+    queries = [at for at, token in enumerate(second) if token == QUERY][:: model.config.query_count]
+    spans = torch.tensor([[[queries[0] - 5, queries[0]]] * 2])  # the official code's, while answering
+    theirs = model(input_ids=torch.tensor([second]), pixel_values=pixels, question_spans=spans).logits[:, -1]
+    assert not torch.allclose(theirs, again, atol=1e-4)
 
 
 @torch.no_grad()
@@ -88,6 +119,20 @@ def test_need_11_half_precision_does_not_overflow():
     row = tiny_inputs(model)[0]
     row["pixel_values"] = row["pixel_values"].half()
     assert bool(model(**row).logits.isfinite().all())
+
+
+@apart
+def test_need_12_patches_follow_the_layer():
+    """The tower on the CPU, EmbQ and the language model on a stand-in device. Fails if patches stay behind."""
+    model, there = tiny_model(), tiny_model()
+    row = tiny_inputs(model)[0]
+    with torch.no_grad():
+        expected = model(**row).logits
+        features = model.encode_images(row.pop("pixel_values"))
+    with stand_in_cuda() as device, torch.no_grad():
+        there.to("cuda")
+        output = there(input_ids=row["input_ids"].to("cuda"), image_features=features)
+        assert torch.allclose(device.values(output.logits), expected, atol=1e-4)
 
 
 def test_need_13_a_streamed_answer_is_the_decoded_one():
@@ -123,6 +168,3 @@ def test_need_14_lora_with_the_new_modules(tmp_path):
 
 def test_need_15_pixel_shuffle_is_a_baseline():
     assert "pixel-shuffle at 81 tokens" in README
-
-
-# Need 3 (stage 1 does not stop) stands in test_checkpoints.py, 10 (two rounds, kept features) in test_properties.py.

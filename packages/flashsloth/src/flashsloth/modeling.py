@@ -112,7 +112,9 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
             image_features = self.encode_images(pixel_values)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         # DeepSpeed's ranks must run all modules in one order: tower, SAP and projector here, EmbQ before its layer.
-        dummy = self._dummy_features() if self.dummy_image and image_features is None and not past else None
+        dummy = None
+        if self.dummy_image and image_features is None and not past:
+            dummy = self._dummy_features((input_ids if inputs_embeds is None else inputs_embeds).device)  # type: ignore[union-attr]
         kept: KeptImages | None = getattr(past_key_values, KeptImages.NAME, None) if past else None
 
         step = None
@@ -167,11 +169,12 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         visual = features.visual_tokens.to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
 
-    def _dummy_features(self) -> ImageFeatures:
-        # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
+    def _dummy_features(self, device: torch.device) -> ImageFeatures:
+        # Pixels come as float32, on the device of the words: asking a module for its dtype or device would make
+        # DeepSpeed gather a weight on this rank alone.
         side = self.config.vision_config.image_size
         views = (self.config.views,) if self.config.views > 1 else ()
-        return self.encode_images(torch.zeros(1, *views, 3, side, side, device=self.query_tokens.token.device))
+        return self.encode_images(torch.zeros(1, *views, 3, side, side, device=device))
 
     def _dummy_step(self, features: ImageFeatures, hidden: Tensor) -> Tensor:
         queries = hidden[:1, None, :1]  # [1, 1, 1, d]
