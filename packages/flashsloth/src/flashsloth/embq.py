@@ -51,8 +51,8 @@ class ValueProjection(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``[rows, n, dv] -> [rows, n, dv]``, or one mean a head ``[rows, h, queries, dv] -> [rows, queries, dv]``."""
         if input.ndim == 3:
-            # The bias apart, as below: gradients are then ready in one order, in which ZeRO-3's ranks sum them, whatever
-            # their numbers of rounds.
+            # The bias apart, as below: gradients are then ready in one order, in which ZeRO-3's ranks sum them,
+            # whatever their numbers of rounds.
             return F.linear(input, self.weight) + self.bias
         heads = self.weight.view(input.shape[1], -1, input.shape[-1])  # [h, dv/h, dv]: a head makes its own columns
         return _join(input @ heads.transpose(1, 2)) + self.bias
