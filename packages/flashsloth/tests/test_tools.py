@@ -20,6 +20,7 @@ from flashsloth.data.mini_world import draw, render
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from tenfold import UserError
+from tenfold.runs.stages import reset
 
 assert flashsloth.auto  # imported for what it registers
 
@@ -69,7 +70,10 @@ def test_transformers_trainer_trains_it(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     options = TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[],
                                 use_cpu=True, remove_unused_columns=False, save_strategy="no")  # fmt: skip
-    Trainer(model, options, train_dataset=rows, data_collator=collate).train()
+    try:
+        Trainer(model, options, train_dataset=rows, data_collator=collate).train()
+    finally:
+        reset()  # accelerate keeps what it was told for the process
     moved = {name.split(".")[1] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved >= {"language_model", "embq", "query_tokens", "pooling", "multi_modal_projector"}
     assert "vision_tower" not in moved
