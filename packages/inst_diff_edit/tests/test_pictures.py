@@ -29,7 +29,10 @@ def test_arrays_tensors_files_and_pictures_are_the_same_picture(tmp_path):
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
     for given in (array, tensor, tensor.half(), tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array)):
         assert np.array_equal(np.asarray(as_image(given)), array), type(given)
-    assert np.asarray(as_image(torch.full((3, 2, 2), 2.0))).min() == 255  # beyond the range: clamped
+    assert np.asarray(as_image(torch.full((3, 2, 2), 1.001))).min() == 255  # what arithmetic in half precision leaves
+    for value in (2.0, -1.0, 255.0):  # another range: no picture, where it would be white or black
+        with pytest.raises(UserError, match=r"expected \[0, 1\]"):
+            as_image(torch.full((3, 2, 2), value))
     assert np.asarray(as_image(torch.full((3, 2, 2), 0.7 / 255))).max() == 1
 
 

@@ -7,24 +7,20 @@ holds numbers and NumPy arrays beside its tensors.
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tenfold.errors import UserError
+from tenfold.pickled import load_pickled
 from tenfold.runs import atomic_write_json, read_json, track
 
 # (index, single file) in the order in which transformers prefers them; open_clip's releases are single files.
@@ -42,29 +38,6 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-_MULTIARRAY = import_module("numpy._core.multiarray")
-_NUMBERS = tuple(type(np.dtype(name)) for name in ("uint8", "uint32", "uint64", "int32", "int64", "float32", "float64"))
-# Random states and scores in official checkpoints are NumPy's; NumPy 2 moved these functions.
-_NUMPY: tuple[Any, ...] = (
-    np.ndarray,
-    np.dtype,
-    *_NUMBERS,
-    *((_MULTIARRAY._reconstruct, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")),
-    *((_MULTIARRAY.scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")),
-)
-# What torch.load raises on random, cut and altered bytes.
-BROKEN = (
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -192,12 +165,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _pickled(path: Path) -> dict[str, StoredTensor]:
-    try:
-        # Zip archives (torch 1.6 and later) are mapped, so that only what is used is read.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except BROKEN as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"broken, truncated or no plain weights ({reason})", path, "a pickle of tensors") from error
+    content = load_pickled(path, "a pickle of tensors", mmap=True)
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise UserError("not a state dict", path, "weight name -> tensor")
     return {str(name): StoredTensor.of(tensor) for name, tensor in content.items()}
@@ -265,12 +233,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"broken or truncated ({error})", path, "a safetensors file") from error
-    try:
-        with torch.serialization.safe_globals(list(_NUMPY)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"broken, truncated or no plain weights ({reason[:120]})", path, "a checkpoint") from error
+    content = load_pickled(path, "a checkpoint", numpy=True)
     if not isinstance(content, dict):
         raise UserError(f"{type(content).__name__} instead of a dict", path, "a checkpoint")
     return content

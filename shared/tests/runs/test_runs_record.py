@@ -56,7 +56,7 @@ def test_a_finished_run_says_what_it_was(tmp_path):
     assert names(output) == ["metrics.jsonl", "run.json", "tables/recipe.json"]
 
 
-def test_a_run_that_fails_leaves_only_its_metrics(tmp_path):
+def test_a_run_that_fails_leaves_only_its_metrics_and_when_it_began(tmp_path):
     """Fails if run.json is written before the body has ended, or Run.file points into the run's folder."""
     with (
         pytest.raises(ZeroDivisionError),
@@ -65,7 +65,7 @@ def test_a_run_that_fails_leaves_only_its_metrics(tmp_path):
         r.log(1, loss=1.0)
         r.file("recipe.json").write_text("{}")
         raise ZeroDivisionError
-    assert names(tmp_path / "r") == ["metrics.jsonl"]
+    assert names(tmp_path / "r") == ["checkpoint-legs.json", "metrics.jsonl"]
 
 
 def test_a_run_that_fails_before_its_first_metric_leaves_no_folder(tmp_path):

@@ -17,7 +17,6 @@ The model's weights must not change while a predictor uses it: what it keeps of 
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -28,12 +27,13 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dit_sam.frame import Frame, fit, foreground, picture, to_picture
 from dit_sam.model import DITSam, Output, Text, stack_text
 from tenfold import UserError
+from tenfold.data.pictures import open_picture, require_size
 
 logger = logging.getLogger(__name__)
 
@@ -364,20 +364,6 @@ def as_rgb(image: Picture | str | Path, image_format: str = "RGB") -> Image.Imag
             raise UserError(what, "set_image", "uint8 [height, width, 3], values 0 to 255")
         return Image.fromarray(np.ascontiguousarray(image[:, :, ::-1] if image_format == "BGR" else image))
     if isinstance(image, Image.Image):
+        require_size(image.size, "set_image")
         return image.convert("RGB")
-    return open_upright(image)
-
-
-def open_upright(path: str | Path) -> Image.Image:
-    """A picture file as RGB, turned as its EXIF says.
-
-    Raises:
-        UserError: no such file, or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError("no such image", path) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"broken image ({error})", path, "a whole PNG, JPEG or other image file") from error
+    return open_picture(image)

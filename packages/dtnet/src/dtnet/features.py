@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tenfold import UserError
+from tenfold.pickled import load_pickled
 from tenfold.runs import fingerprint
-from tenfold.weights import BROKEN
 
 
 class FeatureExtractor(Protocol):
@@ -215,23 +215,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot read ({error})", path, expected) from error
-    state = read_torch(path, expected)
+    state = load_pickled(path, expected)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError("holds something else", path, expected)
     return dict(state)
-
-
-def read_torch(path: Path, expected: str) -> Any:
-    """What `torch.save` wrote, tensors and plain values only.
-
-    Raises:
-        UserError: no such file, a broken one, or one that names a class; says what was `expected`.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot read ({reason})", path, expected) from error
 
 
 def _up_to_c5(network: Any, grid: int) -> nn.Module:

@@ -25,6 +25,7 @@ from dtnet.router import Paths
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
+from tenfold.runs.finite import require_finite_values
 from tenfold.weights import load_into, read_weights
 
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
@@ -179,6 +180,7 @@ class DTNet(nn.Module):
         if self.vocabulary is None:
             raise UserError("the model has no vocabulary", "caption", "model.vocabulary = Vocabulary.load(file)")
         features = inputs if isinstance(inputs, Tensor) else self._extracted(inputs)
+        require_finite_values(features, "features", "caption")
         with evaluating(self):
             encoded = self.encode(features.to(self.device))
             beams = beam_search(self, encoded, beam_size, max_len, early_stop=True)

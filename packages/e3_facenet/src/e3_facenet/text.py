@@ -125,12 +125,11 @@ def load_text_encoder(
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    try:
+    from tenfold.hosts.loading import loading_from
+
+    with loading_from(source, "a CLIP in transformers' format"):
         clip = CLIPModel.from_pretrained(source, trust_remote_code=False)
         words = AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"no CLIP there ({first[:160]})", source, "a CLIP in transformers' format") from error
     if any(not bool(p.isfinite().all()) for p in clip.parameters()):
         raise UserError("weights that are not finite", source, "a trained CLIP")
     return TextEncoder(clip.to(device), words)

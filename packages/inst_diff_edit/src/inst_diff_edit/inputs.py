@@ -14,6 +14,8 @@ from torch import Tensor
 from tenfold import UserError
 from tenfold.data.pictures import open_picture, require_size
 
+# How far beyond [0, 1] arithmetic in half precision may have carried a value.
+ROUNDING = 1e-2
 Picture = Image.Image | np.ndarray | Tensor | str | Path
 
 
@@ -48,6 +50,9 @@ def as_image(picture: Picture) -> Image.Image:
             )
         if not picture.isfinite().all():
             raise UserError("a tensor with values that are not numbers", "image", "[0, 1]")
+        low, high = float(picture.min()), float(picture.max())
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise UserError(f"a tensor with values from {low:g} to {high:g}", "image", "[0, 1]")
         return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
     raise UserError(f"a picture of type {type(picture).__name__}", "image", "PIL, a file, an array or a tensor")
 
@@ -77,9 +82,34 @@ def from_tensor(values: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return values
     arrays = values.permute(0, 2, 3, 1).cpu().numpy()
-    return (
-        arrays if output_type == "np" else [Image.fromarray((array * 255).round().astype("uint8")) for array in arrays]
-    )
+    return arrays if output_type == "np" else _pictures(arrays)
+
+
+def finished_as(finished: Any, output_type: str) -> Any:
+    """What another pipeline gave as numbers in [0, 1], as asked for; PIL images, which some give anyway, as they are.
+
+    Raises:
+        UserError: numbers that are not finite.
+    """
+    if not isinstance(finished, np.ndarray | Tensor):
+        return finished
+    require_numbers(torch.as_tensor(finished), "finished pictures")
+    return _pictures(finished) if output_type == "pil" else finished
+
+
+def _pictures(arrays: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray((array * 255).round().astype("uint8")) for array in arrays]
+
+
+def require_numbers(values: Tensor, what: str) -> Tensor:
+    """The values, if they are finite: half precision can overflow, and a picture of NaN is black.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not bool(values.isfinite().all()):
+        raise UserError(f"{what} that are not finite", str(values.dtype), "float32, or bfloat16")
+    return values
 
 
 def masks_as(masks: Tensor, output_type: str) -> Any:

@@ -24,7 +24,18 @@ from torch import Tensor
 
 from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.inputs import SEED as SEED
-from inst_diff_edit.inputs import Picture, as_generators, as_images, from_tensor, masks_as, one_each, one_of, to_tensor
+from inst_diff_edit.inputs import (
+    Picture,
+    as_generators,
+    as_images,
+    finished_as,
+    from_tensor,
+    masks_as,
+    one_each,
+    one_of,
+    require_numbers,
+    to_tensor,
+)
 from inst_diff_edit.resize import resize
 from inst_diff_edit.sampling import NoiseLevels, denoise, lms_scheduler, noise_seeds, noises, start_index, step_options
 from inst_diff_edit.stage import MaskOptions, MaskStage, Watch
@@ -222,13 +233,15 @@ class InstDiffEditPipeline(DiffusionPipeline):
         latents = self._denoise(stage, start, embeddings.repeat_interleave(num_masks, 0), guidance_scale, options)
         found = stage.found
         assert found is not None
+        if not bool(stage.finite):
+            raise UserError("attention or latents that are not finite", str(latents.dtype), "float32, or bfloat16")
         masks = resize(found.mask, height, width)
         if output_type == "latent":
             edited = latents
         elif final == "mask":
             edited = None
         elif final == "latents":
-            edited = from_tensor(self._decode(latents[::num_masks]), output_type)
+            edited = from_tensor(require_numbers(self._decode(latents[::num_masks]), "decoded pictures"), output_type)
         else:
             options = {"negative_prompt": negatives} | (inpaint_options or {})
             edited = self._inpaint(images, prompts, masks, height, width, generators, output_type, options)
@@ -332,17 +345,18 @@ class InstDiffEditPipeline(DiffusionPipeline):
         output_type: str,
         options: dict[str, Any] | None,
     ) -> Any:
-        squashed = [image.resize((width, height)) for image in images]
-        return self.inpaint(
+        # As numbers: in a PIL image what is not finite is black.
+        finished = self.inpaint(
             prompts,
-            image=squashed,
+            image=[image.resize((width, height)) for image in images],
             mask_image=masks_as(masks, "pil"),
             height=height,
             width=width,
             generator=generators,
-            output_type=output_type,
+            output_type="pt" if output_type == "pt" else "np",
             **(options or {}),
         ).images
+        return finished_as(finished, output_type)
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         trained = self.unet.config.sample_size

@@ -56,6 +56,7 @@ class MaskStage:
 
     Attributes:
         found: the last masks; None before the first step.
+        finite: whether attention and latents of every step were; a tensor, to be asked for once, after the last step.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class MaskStage:
         self.options, self.watch, self.pictures = options, watch, len(words)
         self.weights, self.is_word = (part.to(originals.device) for part in stack_weights(words, positions))
         self.found: InstantMask | None = None
+        self.finite: Tensor | bool = True
         self._masks: list[Tensor] = []
 
     def start(self, index: int) -> Tensor:
@@ -89,6 +91,8 @@ class MaskStage:
         rows, _, height, width = latents.shape
         options = self.options
         attention = attention.unflatten(0, (self.pictures, -1)).mean(1)  # over the picture's noises
+        # Masks are whole numbers and blending drops what lies outside of them: both would hide it.
+        self.finite = attention.isfinite().all() & latents.isfinite().all() & self.finite
         self.found = instant_mask(
             attention,
             self.weights,

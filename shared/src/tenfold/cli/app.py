@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tenfold.cli import bibtex
 from tenfold.cli.experiments import RESULTS, Experiments, conduct
 from tenfold.cli.files import package_file
+from tenfold.cli.output import LogLines, console, echo, take_any_text
 from tenfold.cli.verify import Verification, Verifier, verify_run
 from tenfold.errors import UserError, printable
 from tenfold.runs import RunRecord, atomic_write_json, run
@@ -77,7 +77,7 @@ def build_app(
 
     def show_version(wanted: bool) -> None:
         if wanted:
-            typer.echo(f"{package.distribution} {package_version(package.module)}")
+            echo(f"{package.distribution} {package_version(package.module)}")
             raise typer.Exit
 
     @app.callback()
@@ -122,7 +122,7 @@ def build_app(
         console().print(claims_table(ledger, results, everything))
         failed = failures(ledger, results)
         if failed:
-            typer.echo(f"does not hold: {', '.join(failed)}", err=True)
+            echo(f"does not hold: {', '.join(failed)}", err=True)
             raise typer.Exit(1)
 
     @app.command(epilog=f"Example: [bold]{package.name} cite runs/eval[/bold]")
@@ -132,7 +132,7 @@ def build_app(
         ] = None,
     ) -> None:
         """Print BibTeX for the paper and the software, and for a run an entry that pins it."""
-        typer.echo("\n\n".join(citations(package, run)))
+        echo("\n\n".join(citations(package, run)))
 
     @app.command(
         name="verify",
@@ -162,7 +162,7 @@ def build_app(
         """Write the static page that shows each claim with its evidence."""
         from tenfold.ledger import collect_and_render
 
-        typer.echo(collect_and_render(output, [package.module]))
+        echo(collect_and_render(output, [package.module]))
 
     for verb, use in package.instead.items():
         _add_refusal(app, package, verb, use)
@@ -194,9 +194,9 @@ def repeat_experiments(package: Package, experiments: Experiments | None, output
         raise UserError(f"{package.name} has nothing to train for its claims", "--train", f"{package.name} claims")
     if output is None:
         raise UserError("no folder for checkpoints and results", "--train", "--output FOLDER")
-    typer.echo(experiments.announcement)
+    echo(experiments.announcement)
     record = conduct(package.module, experiments, output)
-    typer.echo(f"wrote {len(record.metrics)} results to {output / RESULTS}")
+    echo(f"wrote {len(record.metrics)} results to {output / RESULTS}")
 
 
 def evaluate_claims(
@@ -262,12 +262,6 @@ def show_verification(record: RunRecord, verification: Verification) -> None:
     console().print("It holds." if verification.holds else "It differs.")
 
 
-def console() -> Console:
-    """Standard output; where that is no terminal, wide enough for a table in a log."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=140)
-
-
 def main(app: typer.Typer) -> None:
     """Run a command; a `UserError` becomes one line on stderr and exit code 2, anything else keeps its
     traceback.
@@ -277,7 +271,10 @@ def main(app: typer.Typer) -> None:
     if not sys.stderr.isatty():
         # A log is no place for the progress bars of other libraries; ours stay silent there by themselves.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    take_any_text()
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogLines("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for number in (signal.SIGINT, signal.SIGTERM):
         if threading.current_thread() is threading.main_thread():
             signal.signal(number, _interrupt)

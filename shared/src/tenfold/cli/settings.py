@@ -5,10 +5,11 @@ No torch here: the command line reads settings before it loads a model.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tenfold.errors import UserError
 
@@ -17,12 +18,13 @@ DEVICES = "auto, cpu, cuda or cuda:N"
 # The host that ships with Tenfold, by name.
 MINI = "mini"
 Model = TypeVar("Model", bound=BaseModel)
+Plain = TypeVar("Plain")
 
 
 class Settings(BaseModel):
     """Settings that cannot change and know no other names than their own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HostSettings(Settings):
@@ -54,6 +56,19 @@ def checked(model: type[Model], values: dict[str, Any], where: str | Path | None
         name = ".".join(str(part) for part in first["loc"])
         if not name:  # settings that do not go together
             raise UserError(_expected(first), where) from error
+        raise UserError(f"{name}: {first['input']!r}", where, _expected(first)) from error
+
+
+def checked_dataclass(kind: type[Plain], values: dict[str, Any], where: str | Path | None = None) -> Plain:
+    """Like `checked`, for settings that are a plain dataclass. Raises UserError as it does."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"unknown setting {unknown[0]}", where, ", ".join(sorted(known)))
+    try:
+        return TypeAdapter(kind).validate_python(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{name}: {first['input']!r}", where, _expected(first)) from error
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 from tenfold.cli.config import load_config
 from tenfold.cli.files import find_package_file
+from tenfold.cli.output import echo
 from tenfold.cli.settings import Model, checked
 from tenfold.errors import UserError
 
@@ -92,6 +92,6 @@ def command_with(ending: Callable[[], Iterable[str]]) -> type[TyperCommand]:
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             for line in ending():
-                typer.echo(line)
+                echo(line)
 
     return CommandWithEnding

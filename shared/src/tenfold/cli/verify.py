@@ -85,6 +85,24 @@ def verify_run(record: RunRecord, verifiers: Mapping[str, Verifier], tolerances:
     return Verification(changes, comparisons)
 
 
+def require_one_process(record: RunRecord) -> None:
+    """Refuse to repeat in one process what several ranks made: they sum in another order.
+
+    Raises:
+        UserError: its metric "ranks" is more than one, or no number of ranks.
+    """
+    ranks = record.metrics.get("ranks", 1)
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise UserError(f"ranks: {ranks!r}", record.id, "a record as it was written, with a number of ranks")
+    if ranks > 1:
+        command = f"torchrun --nproc_per_node {ranks} -m {record.package} {record.verb}"
+        raise UserError(
+            f"was made by {ranks} ranks, and this is one process",
+            record.id,
+            f"{command} with its config, into a new folder",
+        )
+
+
 def _compare_data(record: RunRecord, again: RunRecord) -> None:
     for name, value in record.data.items():
         if again.data.get(name, value) != value:

@@ -13,6 +13,8 @@ import logging
 import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -78,7 +80,34 @@ def require_size(size: tuple[int, int], where: str | Path | None) -> None:
         raise UserError(f"an image of {width} x {height} pixels", where, f"edges that differ by {MAX_ASPECT} times")
 
 
+def read_stored(path: str | Path) -> np.ndarray[Any, Any]:
+    """The values of an image file as they are stored: palette entries, grey values or colours.
+
+    Returns:
+        ``[height, width]`` or ``[height, width, channels]``, of the file's own type.
+
+    Raises:
+        UserError: as `open_picture`.
+    """
+    with _opened(path, path) as opened:
+        try:
+            return np.array(opened)
+        except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+            raise UserError(f"broken image ({error})", path, _EXPECTED) from error
+
+
 def _read(source: str | Path | IO[bytes], where: str | Path, raw: bool) -> Image.Image:
+    with _opened(source, where) as opened:
+        try:
+            opened.load()
+            return opened.convert("RGB") if raw else _by_value(_upright(opened, where), where)
+        except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
+            raise UserError(f"broken image ({error})", where, _EXPECTED) from error
+
+
+@contextmanager
+def _opened(source: str | Path | IO[bytes], where: str | Path) -> Iterator[Image.Image]:
+    """An image file whose size is known to be bearable; nothing of it is decoded yet."""
     try:
         with warnings.catch_warnings():
             # Of large pictures, before ours is.
@@ -92,11 +121,7 @@ def _read(source: str | Path | IO[bytes], where: str | Path, raw: bool) -> Image
         raise UserError(f"broken image ({error})", where, _EXPECTED) from error
     with opened:
         require_size(opened.size, where)
-        try:
-            opened.load()
-            return opened.convert("RGB") if raw else _by_value(_upright(opened, where), where)
-        except (*DECODING_ERRORS, Image.DecompressionBombError) as error:
-            raise UserError(f"broken image ({error})", where, _EXPECTED) from error
+        yield opened
 
 
 @lru_cache(maxsize=1)
@@ -108,7 +133,9 @@ def _formats() -> tuple[str, ...]:
 
 def _upright(image: Image.Image, where: str | Path) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's, of damaged notes
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # whatever a damaged note makes of Pillow's reader: the pixels are whole
         logger.warning("the orientation of %s cannot be read (%s): taken as it is stored", where, error)
         return image

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from tenfold.cli.settings import MINI, HostSettings
 from tenfold.errors import UserError
 from tenfold.runs import fingerprint, read_json
 from tenfold.runs.ranks import choose_device
+from tenfold.weights import require_finite
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What transformers and safetensors raise for a folder that is no model, or a broken one.
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError)
+# Of a model's folder: read here first, so that nesting and huge numbers are one line.
+SETTINGS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json",
+    "preprocessor_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,11 @@ def load_host(settings: HostSettings) -> Host:
     # Code in a model's folder is never run, and nobody is asked whether it may.
     local = {"local_files_only": folder is not None, "trust_remote_code": False}
     dtype = "float32" if settings.model == MINI and settings.dtype == "auto" else settings.dtype
+    reachable = "a local folder, or the id of a model on a hub that can be reached"
+    layout = "a transformers vision-language model with its processor"
     try:
-        with quiet_transformers():
-            opened: Any = AutoModelForImageTextToText.from_pretrained(
+        with loading_from(source, layout if folder else reachable):
+            model, report = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation=settings.attention,
@@ -79,12 +86,8 @@ def load_host(settings: HostSettings) -> Host:
                 processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **local)
     except ImportError as error:  # of a processor, Qwen2-VL's for one: it wants torchvision
         raise UserError(first_sentence(error), source, "the library that is named") from error
-    except LOADING_ERRORS as error:
-        reachable = "a local folder, or the id of a model on a hub that can be reached"
-        layout = "a transformers vision-language model with its processor"
-        raise UserError(first_sentence(error), source, layout if folder else reachable) from error
-    model, loading = opened
-    refuse_misfits(loading, source)
+    refuse_misfits(report, source)
+    require_finite(dict(model.named_parameters()), source)
     pinned = folder or {"hub": settings.model, "commit": model.config._commit_hash}
     return Host(model.eval().to(device), processor, fingerprint(pinned))
 
@@ -117,18 +120,54 @@ def _refuse_official(folder: Path) -> None:
 
 
 @contextmanager
+def loading_from(source: str | Path, expected: str) -> Iterator[None]:
+    """While a library reads somebody's folder: no report of keys, and one line for whatever it raises.
+
+    Its settings are parsed first. What is left is anything: a setting of another type becomes an AttributeError deep in
+    a library, and tokenizers raise bare Exceptions and panics.
+
+    Raises:
+        UserError: says what the library says. ImportError: a library that is missing.
+    """
+    if Path(source).is_dir():
+        for name in SETTINGS:
+            if (Path(source) / name).is_file() and not isinstance(read_json(Path(source) / name), dict):
+                raise UserError("no settings", Path(source) / name, "a JSON object")
+    try:
+        with quiet_transformers():
+            yield
+    except (UserError, ImportError):
+        raise
+    except Exception as error:
+        raise UserError(_said(error), source, expected) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library written in Rust
+            raise
+        raise UserError(_said(error), source, expected) from error
+
+
+def _said(error: BaseException) -> str:
+    plain = isinstance(error, OSError | ValueError | SafetensorError | StrictDataclassError)
+    return first_sentence(error) if plain else f"{type(error).__name__}: {first_sentence(error)}"
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No report of keys, which becomes an error of one line; a progress bar on a terminal only."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+    """No report of keys, which becomes an error of one line, and no bars; of diffusers too, where it is loaded."""
+    libraries = [transformers_logging]
+    if "diffusers" in sys.modules:
+        libraries.append(import_module("diffusers.utils.logging"))
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 def refuse_misfits(loading: dict[str, Any], source: str | Path, *, strict: bool = False) -> None:

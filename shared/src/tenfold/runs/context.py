@@ -25,9 +25,11 @@ from tenfold.runs.files import (
     atomic_write_json,
     atomic_write_text,
     fsync_tree,
+    read_json,
     read_jsonl,
 )
 from tenfold.runs.fingerprints import fingerprint
+from tenfold.runs.legs import begin_leg, end_legs, holds_only_legs
 from tenfold.runs.lock import one_writer
 from tenfold.runs.provenance import distribution_name, hardware, library_versions, package_source, package_version
 from tenfold.runs.record import METRICS_NAME, RECORD_NAME, RunRecord
@@ -129,6 +131,7 @@ def run(
     run_id = f"{distribution_name(package)}-{verb}-{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     with _folder(output) as folder, _tracker(wandb, wandb_project, run_id, settings, folder) as tracker:
         current = Run(run_id, folder, tracker)
+        earlier = begin_leg(folder) if folder is not None else 0.0
         yield current
         metrics = plain(current.metrics)
         if folder is not None:
@@ -149,12 +152,13 @@ def run(
             hardware=hardware(),
             python=platform.python_version(),
             started=started,
-            duration_seconds=round(time.perf_counter() - clock, 3),
+            duration_seconds=round(earlier + time.perf_counter() - clock, 3),
             metrics=metrics,
             outputs=output_fingerprints(folder) if folder is not None else {},
         )
         if folder is not None:
             atomic_write_json(folder / RECORD_NAME, current.record.model_dump(mode="json"))
+            end_legs(folder)
 
 
 def plain(value: Any) -> Any:
@@ -193,8 +197,7 @@ def _folder(output: str | Path | None) -> Iterator[Path | None]:
         yield None
         return
     output = Path(output)
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     made = not output.exists()
     staging = output / _STAGING
     try:
@@ -212,8 +215,33 @@ def _folder(output: str | Path | None) -> Iterator[Path | None]:
             raise
         raise UserError(f"cannot write a run's folder ({error.strerror})", output, "a writable one") from error
     finally:
+        if output.is_dir() and holds_only_legs(output):
+            end_legs(output)
         if made and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a folder holds the record of a finished run; half a record, which nothing of ours leaves, is none."""
+    path = output / RECORD_NAME
+    if not path.exists():
+        return False
+    try:
+        read_json(path)
+    except UserError as error:
+        logger.warning("%s: the run counts as unfinished", error)
+        return False
+    return True
+
+
+def require_unfinished(output: Path) -> None:
+    """Refuse a folder that holds a finished run, before anything is said or done about going on in it.
+
+    Raises:
+        UserError: it does.
+    """
+    if is_finished(output):
+        raise UserError("holds a finished run", output, "a new folder")
 
 
 def _drop_from(path: Path, step: int) -> None:

@@ -22,12 +22,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tenfold.runs.context import Run, run
+from tenfold.runs.context import Run, is_finished, run
 from tenfold.runs.files import atomic_write_json, atomic_write_text
 from tenfold.runs.predictions import Id, PredictionLog
 from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks
-from tenfold.runs.record import RECORD_NAME, RunRecord
+from tenfold.runs.record import RunRecord
 
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 PROGRESS = "checkpoint-predictions"  # by its name no part of a run's outcome
@@ -44,7 +44,7 @@ def finished_before(
     """
 
     def look() -> RunRecord | None:
-        if not (output / RECORD_NAME).exists():
+        if not is_finished(output):
             return None
         record = RunRecord.load(output)
         same = record.config == config and record.seed == seed and record.verb == verb and record.data == data

@@ -18,7 +18,7 @@ def require_finite_loss(value: Any, stage: str, step: int) -> float:
     Raises:
         UserError: NaN or infinity: the training ends here, before the weights take it up.
     """
-    number = float(value)
+    number = float(value.detach() if hasattr(value, "detach") else value)
     if not math.isfinite(number):
         raise UserError(
             f"the loss is not finite ({number})",

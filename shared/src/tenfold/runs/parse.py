@@ -17,6 +17,11 @@ import yaml
 from tenfold.errors import UserError
 
 DEEPEST = 200
+# Of an integer: the states of random generators have 128.
+MOST_BITS = 128
+# How often parts may be shared: so many values for every container that is there, and this many in any file.
+_SHARED, _ANYHOW = 1000, 1_000_000
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def parse_json(text: str | bytes, where: str | Path, *, finite: bool = True) -> Any:
@@ -78,30 +83,64 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
 
 def require_plain(value: Any, where: str | Path, *, finite: bool = True) -> None:
-    """Refuse nesting without end, integers beyond any use, lone surrogates and, where asked, what is not finite.
+    """Refuse nesting without end, parts that are shared beyond measure, values that hold themselves, integers beyond
+    any use, lone surrogates and, where asked, what is not finite.
+
+    Shared parts (YAML's aliases, a pickle's memo) are visited once, but counted as often as they occur: whoever walks
+    through or prints the value meets them that often.
 
     Raises:
         UserError: names what is wrong.
     """
-    level = [value]
-    for _ in range(DEEPEST):
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner += one.keys()
-                inner += one.values()
-            elif isinstance(one, list | tuple):
-                inner += one
-            elif isinstance(one, float) and finite and not math.isfinite(one):
-                raise UserError(f"a number that is not finite ({one})", where, "finite numbers")
-            elif isinstance(one, int) and one.bit_length() > 1024:
-                raise UserError(f"an integer of {one.bit_length()} bits", where, "numbers of ordinary size")
-            elif isinstance(one, str) and not _is_text(one):
-                raise UserError("half a character (a lone surrogate)", where, "text")
-        if not inner:
-            return
-        level = inner
-    raise UserError("nested too deeply", where, f"at most {DEEPEST} levels")
+    if not isinstance(value, _CONTAINERS):
+        _require_scalar(value, where, finite)
+        return
+    measured: dict[int, tuple[int, int]] = {}  # id -> levels and values below it
+    inside: set[int] = set()
+    stack = [value]
+    while stack:
+        one = stack[-1]
+        number = id(one)
+        if number in measured:
+            stack.pop()
+            continue
+        parts = [*one.keys(), *one.values()] if isinstance(one, dict) else one
+        if number not in inside:
+            inside.add(number)
+            if len(inside) > DEEPEST:
+                raise UserError("nested too deeply", where, f"at most {DEEPEST} levels")
+            for part in parts:
+                if not isinstance(part, _CONTAINERS):
+                    _require_scalar(part, where, finite)
+                elif id(part) in inside:
+                    raise UserError("a value that holds itself", where, "plain values")
+                elif id(part) not in measured:
+                    stack.append(part)
+            if stack[-1] is not one:
+                continue
+        levels, count = 1, 1 + len(parts)
+        for part in parts:
+            if isinstance(part, _CONTAINERS):
+                below = measured[id(part)]
+                levels, count = max(levels, 1 + below[0]), count + below[1]
+        if levels > DEEPEST:
+            raise UserError("nested too deeply", where, f"at most {DEEPEST} levels")
+        if count > _SHARED * len(measured) + _ANYHOW:
+            raise UserError("parts that are shared beyond measure", where, "plain values")
+        measured[number] = levels, count
+        inside.discard(number)
+        stack.pop()
+
+
+def _require_scalar(one: Any, where: str | Path, finite: bool) -> None:
+    if isinstance(one, float):
+        if finite and not math.isfinite(one):
+            raise UserError(f"a number that is not finite ({one})", where, "finite numbers")
+    elif isinstance(one, str):
+        if not one.isascii() and not _is_text(one):
+            raise UserError("half a character (a lone surrogate)", where, "text")
+    elif isinstance(one, int) and one.bit_length() > MOST_BITS:
+        raise UserError(f"an integer of {one.bit_length()} bits", where, "numbers of ordinary size")
 
 
 def _is_text(text: str) -> bool:

@@ -26,7 +26,7 @@ class Hardware(BaseModel):
         device: "cuda" when the run used CUDA, else "cpu". gpu: its name, or None.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     machine: str
     cpu: str
@@ -51,7 +51,8 @@ class RunRecord(BaseModel):
         outputs: file name relative to the run's folder -> fingerprint.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    # Strict: a record from elsewhere with "2" for 2 is not one of ours.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str
     status: Literal["complete"] = "complete"
@@ -67,8 +68,8 @@ class RunRecord(BaseModel):
     libraries: dict[str, str]
     hardware: Hardware
     python: str
-    started: datetime
-    duration_seconds: float = Field(ge=0)
+    started: datetime = Field(strict=False)
+    duration_seconds: float = Field(ge=0, allow_inf_nan=False)
     metrics: dict[str, Any]
     outputs: dict[str, str]
 

@@ -127,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
         return self._persistent(identifier)
 
 
-def check_opcodes(data: bytes, persistent: bool = False) -> None:
+def check_opcodes(data: bytes, persistent: bool = False, start: int = 0) -> int:
     """Read a pickle's opcodes without following them, and refuse what would take too much.
 
     Each value is known by (depth, weight): how deep it nests, and how much a hash of it has to walk through, where a
@@ -136,6 +136,10 @@ def check_opcodes(data: bytes, persistent: bool = False) -> None:
     Args:
         data: the pickle.
         persistent: whether persistent ids may occur.
+        start: where in `data` it begins.
+
+    Returns:
+        Where in `data` it ends.
 
     Raises:
         pickle.UnpicklingError: it is too deep or too entangled, its memo has holes, or an opcode is not for files.
@@ -144,13 +148,13 @@ def check_opcodes(data: bytes, persistent: bool = False) -> None:
     stack: list[list[int]] = []
     marked: list[list[list[int]]] = []
     memo: dict[int, list[int]] = {}
-    at = opcodes = work = 0
+    at, opcodes, work = start, 0, 0
     while True:
         code = data[at : at + 1]
         if code not in _CODES:
             raise pickle.UnpicklingError(f"no opcode at byte {at}")
         kind, size = _CODES[code]
-        start = at = at + 1
+        begin = at = at + 1
         if size >= 0:
             at += size
         elif size == _LINE:
@@ -161,16 +165,17 @@ def check_opcodes(data: bytes, persistent: bool = False) -> None:
             length = int.from_bytes(data[at : at - size], "little")
             at += length - size
         if at > len(data):
-            raise pickle.UnpicklingError(f"ends within the opcode at byte {start - 1}")
+            raise pickle.UnpicklingError(f"ends within the opcode at byte {begin - 1}")
         opcodes += 1
         if kind == "atom":
             stack.append(_ATOM)
         elif kind == "integer":
-            stack.append([0, 1 + (at - start) // 64])
+            # Beyond 8 bytes one can choose integers of equal hashes, which as keys take quadratic time.
+            stack.append([0, 1 if at - begin <= (9 if code in (b"\x8a", b"\x8b") else 20) else 1000])
         elif kind == "get":
-            stack.append(memo[_number(code, data[start:at])])
+            stack.append(memo[_number(code, data[begin:at])])
         elif kind == "put":
-            number = len(memo) if code == b"\x94" else _number(code, data[start:at])
+            number = len(memo) if code == b"\x94" else _number(code, data[begin:at])
             if number > 2 * opcodes:
                 raise pickle.UnpicklingError(f"its memo has number {number} after {opcodes} opcodes")
             memo[number] = stack[-1]
@@ -214,9 +219,9 @@ def check_opcodes(data: bytes, persistent: bool = False) -> None:
                 work += stack.pop()[1]
             stack.append(_ATOM)
         elif kind == "stop":
-            return
+            return at
         elif kind == "refused":
-            raise pickle.UnpicklingError(f"has an opcode that no file needs, at byte {start - 1}")
+            raise pickle.UnpicklingError(f"has an opcode that no file needs, at byte {begin - 1}")
         if stack and stack[-1][0] > MAX_DEPTH:
             raise pickle.UnpicklingError(f"nests deeper than {MAX_DEPTH}")
         if opcodes > MAX_OPCODES:

@@ -10,6 +10,7 @@ import typer
 from dit_sam.evidence.settings import BenchSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import DEVICES, checked
 
 EPILOG = (
@@ -51,8 +52,6 @@ def bench(
         table.add_row(str(row["size"]), f"{row['tokens']:,}", *ways, *ratio, memory)
     console().print(table)
     for row in found["expressions"]:
-        typer.echo(
-            f"{row['sentences']} sentences on a picture: {row['seconds']:.2f} s an expression at {row['size']} px"
-        )
+        echo(f"{row['sentences']} sentences on a picture: {row['seconds']:.2f} s an expression at {row['size']} px")
     if output is not None:
-        typer.echo(f"wrote {output}")
+        echo(f"wrote {output}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 EPILOG = (
     "Examples: [bold]dit-sam convert seg_best.pth my-dit --bert bert-base-uncased --variant layer_wise[/bold] · "
@@ -33,8 +34,8 @@ def convert(
         from dit_sam.data.conversion import convert_refer
 
         counts = convert_refer(source, target, refer, split)
-        typer.echo(", ".join(f"{part}: {count:,} records" for part, count in counts.items()))
-        typer.echo(f"wrote {target}")
+        echo(", ".join(f"{part}: {count:,} records" for part, count in counts.items()))
+        echo(f"wrote {target}")
         return
 
     from dit_sam.checkpoints import convert as work
@@ -45,4 +46,4 @@ def convert(
         raise UserError("no word pieces", "--bert", "vocab.txt, or the folder of bert-base-uncased")
     else:
         done = work.convert(source, target, bert=bert, variant=variant, dims=dims)
-    typer.echo(f"wrote {done.path}: {done.config.variant} at {done.config.input_size} pixels")
+    echo(f"wrote {done.path}: {done.config.variant} at {done.config.input_size} pixels")

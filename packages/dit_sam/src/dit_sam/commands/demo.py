@@ -10,6 +10,7 @@ import typer
 from dit_sam.commands.segment import MODEL
 from dit_sam.evaluation.settings import DemoSettings
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import DEVICES, checked
 from tenfold.cli.verbs import absolute_if_there, new_folder
 
@@ -33,5 +34,5 @@ def demo(
     for row in found.rows:
         table.add_row(str(row["scene"]), row["text"], f"{row['IoU']:.2f}", f"{row['score']:.2f}")
     console().print(table)
-    typer.echo(f"mIoU {found.scores['mIoU']:.1f}, P@0.5 {found.scores['P@0.5']:.1f} of {len(found.rows)} sentences")
-    typer.echo(f"wrote {found.picture}")
+    echo(f"mIoU {found.scores['mIoU']:.1f}, P@0.5 {found.scores['P@0.5']:.1f} of {len(found.rows)} sentences")
+    echo(f"wrote {found.picture}")

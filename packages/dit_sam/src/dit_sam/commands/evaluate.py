@@ -13,6 +13,7 @@ from dit_sam.commands.segment import MODEL, PROTOCOL, SIZE
 from dit_sam.data.settings import DATA_TREE
 from dit_sam.evaluation.settings import EvalSettings
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import DEVICES, checked
 from tenfold.cli.verbs import absolute, absolute_if_there, new_folder
 
@@ -61,7 +62,7 @@ def evaluate(
     found = run_eval(settings, place)
     if found is not None and int(os.environ.get("RANK", 0)) == 0:
         console().print(score_table(found))
-        typer.echo(f"wrote {found.output}")
+        echo(f"wrote {found.output}")
 
 
 def score_table(found: "Evaluation") -> "Table":

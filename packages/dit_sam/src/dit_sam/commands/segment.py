@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dit_sam.evaluation.settings import SegmentSettings
+from tenfold.cli.output import echo
 from tenfold.cli.settings import DEVICES, checked
 from tenfold.cli.verbs import absolute, absolute_if_there, new_folder
 
@@ -39,6 +40,6 @@ def segment(
 
     found = run_segment(settings, output or new_folder("dit-sam", "segment"))
     for row in found.rows:
-        typer.echo(f"{row['text']}: {row['pixels']} pixels, score {row['score']:.2f}")
+        echo(f"{row['text']}: {row['pixels']} pixels, score {row['score']:.2f}")
     for file in found.files:
-        typer.echo(f"wrote {file}")
+        echo(f"wrote {file}")

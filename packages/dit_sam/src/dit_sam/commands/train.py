@@ -14,6 +14,7 @@ from dit_sam.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, new_folder
 
@@ -68,8 +69,8 @@ def train(
     trained = run_train(chosen, seed, output, resume)
     if int(os.environ.get("RANK", 0)) == 0:
         for name, value in trained.metrics.items():
-            typer.echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
-        typer.echo(f"wrote {trained.model}")
+            echo(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
+        echo(f"wrote {trained.model}")
 
 
 def plan_tables(dry: "DryRun") -> "Group":

@@ -8,17 +8,13 @@ is a picture of the same size whose pixels are 0 outside: 0 / 1, 0 / 255 and pal
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dit_sam.data.samples import Sample
-from tenfold import UserError
 from tenfold.data.formats.records import Fields, ImageFolder, not_empty, read_lines, relative_name
-
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+from tenfold.data.pictures import read_stored
 
 
 def read_own(folder: str | Path, part: str) -> list[Sample]:
@@ -65,13 +61,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         UserError: no such file, or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.array(image)
-    except FileNotFoundError as error:
-        raise UserError("no such mask", path) from error
-    except _DECODING_ERRORS as error:
-        raise UserError(f"broken mask ({error})", path, "a PNG whose pixels are 0 outside") from error
+    values = read_stored(path)
     if values.ndim == 2:
         return (values != 0).astype(np.uint8)
     # An alpha channel says nothing of colour: opaque black is outside.

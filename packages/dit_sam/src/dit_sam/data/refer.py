@@ -15,9 +15,6 @@ reader that builds lists, dicts, texts and numbers, and refuses every class or f
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +26,9 @@ from dit_sam.data.segmentation import decode
 from tenfold import UserError
 from tenfold.data.formats.records import Fields, once
 from tenfold.runs import read_json
+from tenfold.runs.files import read_bytes
+from tenfold.runs.parse import require_plain
+from tenfold.runs.unpickling import unpickle
 
 # Split names of each set; the first is the published one.
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -38,20 +38,6 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 PARTS = ("train", "val", "test", "testA", "testB", "testC")
 _LIMIT = 2**30  # bytes of a pickle
-BROKEN = (
-    pickle.UnpicklingError,
-    struct.error,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    UnicodeDecodeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -92,37 +78,19 @@ class Annotation:
         return decode(self.segmentation, self.height, self.width, where)
 
 
-class _NoGlobals(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it names an outside object")
-
-
 def read_pickle(path: str | Path) -> Any:
     """A pickle of lists, dicts, texts and numbers. Python 2's texts are ASCII, else latin1.
 
     Raises:
-        UserError: no such file, broken, or it names a class or function.
+        UserError: no such file, broken, out of all proportion, or it names a class or function.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > _LIMIT:
-            raise UserError("larger than a gigabyte", path, "REFER's pickle")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read ({error.strerror})", path, "REFER's pickle") from error
-    reason = ""
-    for encoding in ("ASCII", "latin1"):
-        try:
-            return _NoGlobals(io.BytesIO(content), encoding=encoding).load()
-        except UnicodeDecodeError:
-            continue
-        except BROKEN as error:
-            reason = str(error).partition("\n")[0][:120] or type(error).__name__
-            break
-    raise UserError(f"no plain pickle ({reason})", path, "lists, dicts, texts and numbers only")
+    if path.exists() and path.stat().st_size > _LIMIT:
+        raise UserError("larger than a gigabyte", path, "REFER's pickle")
+    expected = "lists, dicts, texts and numbers only"
+    content = unpickle(read_bytes(path), path, what="a plain pickle", expected=expected, latin1=True)
+    require_plain(content, path)
+    return content
 
 
 def read_references(path: str | Path) -> list[Reference]:

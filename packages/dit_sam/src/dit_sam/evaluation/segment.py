@@ -10,7 +10,7 @@ from typing import Any
 from dit_sam.evaluation.model import model_folder, open_predictor
 from dit_sam.evaluation.picture import mask_image, overlay
 from dit_sam.evaluation.settings import SegmentSettings
-from dit_sam.predictor import open_upright
+from tenfold.data.pictures import open_picture
 from tenfold.runs import fingerprint, run
 
 
@@ -32,7 +32,7 @@ def run_segment(settings: SegmentSettings, output: Path, seed: int = 0) -> Segme
     Raises:
         UserError: no such picture or model, an empty sentence, a folder that holds a finished run.
     """
-    image = open_upright(settings.image)
+    image = open_picture(settings.image)
     predictor = open_predictor(
         settings.model, settings.device, input_size=settings.input_size, protocol=settings.protocol
     )

@@ -30,6 +30,7 @@ from dit_sam.model import DITSam
 from dit_sam.predictor import DitPredictor
 from dit_sam.text_encoder import SPECIAL
 from tenfold.cli import main as run_app
+from tenfold.cli.output import echo
 from tenfold.runs import atomic_write_json, run
 
 app = typer.Typer(add_completion=False)
@@ -49,7 +50,7 @@ def rehearse(
         record = rehearsed(Path(place), size, sentences)
     atomic_write_json(output, record)
     for step in record["metrics"]["steps"]:
-        typer.echo(f"{step['step']}: {step['seconds']:.1f} s, peak {step['peak_gb']:.2f} GB")
+        echo(f"{step['step']}: {step['seconds']:.1f} s, peak {step['peak_gb']:.2f} GB")
 
 
 def rehearsed(place: Path, size: str, sentences: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dtnet.commands.options import Device, Output, Threshold, names
 from dtnet.evaluation.settings import DATA_TREE
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import new_folder
 
@@ -49,4 +50,4 @@ def analyze(
 
     console().print(routing_tables(found.report))
     for file in found.files:
-        typer.echo(f"wrote {file}")
+        echo(f"wrote {file}")

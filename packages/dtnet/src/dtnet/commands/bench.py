@@ -10,6 +10,7 @@ import typer
 from dtnet.commands.options import Device
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 
 BENCH_EPILOG = "Example: [bold]dtnet bench --output bench.json[/bold]"
@@ -35,4 +36,4 @@ def bench(
     given |= {"max_len": max_len, "repeats": repeats, "precision": precision, "threads": threads, "device": device}
     console().print(bench_tables(run_bench(checked(BenchSettings, given, "dtnet bench"), seed, output)))
     if output is not None:
-        typer.echo(f"wrote {output}")
+        echo(f"wrote {output}")

@@ -11,6 +11,7 @@ import typer
 from dtnet.evaluation.settings import CaptionSettings
 from tenfold import UserError
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import DEVICES, checked
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def caption(
     inputs = [open_picture(path) for path in image] if image else _features(captioner, features, image_id or ())
     found = captioner.caption(inputs, beam_size=chosen.beams, max_len=chosen.max_len, return_paths=paths)
     for name, one in zip(names, found, strict=True):
-        typer.echo(f"{name}: {one.text} (log-probability {one.log_prob:.2f})")
+        echo(f"{name}: {one.text} (log-probability {one.log_prob:.2f})")
         if paths:
             console().print(paths_table(captioner, one))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 EXTRACT_EPILOG = (
     "Examples: [bold]dtnet extract --images photos --out features.h5 --arch resnext101_32x8d --weights "
@@ -38,7 +39,7 @@ def extract(
 
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     found = run_extract(ExtractSettings(images, out, chosen, captions, batch, dtype))
-    typer.echo(f"wrote {found['output']}: {found['images']:,} images, {found['d_in']} channels a cell")
+    echo(f"wrote {found['output']}: {found['images']:,} images, {found['d_in']} channels a cell")
 
 
 def convert(
@@ -55,4 +56,4 @@ def convert(
 
     from dtnet.checkpoints import keys as checkpoints
 
-    typer.echo(f"wrote {checkpoints.convert(source, target, to, vocabulary)}")  # type: ignore[arg-type]
+    echo(f"wrote {checkpoints.convert(source, target, to, vocabulary)}")  # type: ignore[arg-type]

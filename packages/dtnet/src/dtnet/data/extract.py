@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from dtnet.data.captions import read_captions
 from dtnet.data.grid_features import GridFeatures, write_grid_features
-from dtnet.features import FeatureExtractor, build_extractor, read_torch
+from dtnet.features import FeatureExtractor, build_extractor
 from tenfold import UserError
 from tenfold.data.pictures import open_picture
+from tenfold.pickled import load_pickled
 from tenfold.runs import atomic_write_json, fingerprint, read_json, track
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def convert_maps(maps: str | Path, output: str | Path, *, grid: int = 7, dtype: 
 def _read_map(path: Path) -> Tensor:
     """A map float32 `[width, rows, columns]`."""
     expected = "a tensor [1, width, rows, columns]"
-    read = read_torch(path, expected)
+    read = load_pickled(path, expected)
     if not isinstance(read, Tensor) or read.dim() not in (3, 4) or (read.dim() == 4 and len(read) != 1):
         what = f"a tensor {list(read.shape)}" if isinstance(read, Tensor) else type(read).__name__
         raise UserError(what, path, expected)

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from tenfold import UserError
 from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path
+from tenfold.runs.finite import require_finite_values
 
 GRID = 7
 KINDS = ("grids", "features")  # "auto" prefers them in this order
+WIDEST = 65_536  # a damaged file may declare any width, and h5py takes the memory for it
 
 
 class GridFeatures:
@@ -69,18 +71,19 @@ class GridFeatures:
             return self._memory[image_id]
         name = f"{image_id}_{self.key}"
         file = self._open()
-        if name not in file:
-            raise UserError(f"no features of image {image_id}", self.path, f"a data set {name!r}")
-        dataset = file[name]
-        self._check_shape(name, dataset)
-        try:
-            values = dataset[()]
-        except OSError as error:
-            raise UserError(f"broken features of image {image_id} ({error})", self.path, "a whole h5 file") from error
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        with _whole(self.path, f"the features of image {image_id}"):
+            if name not in file:
+                raise UserError(f"no features of image {image_id}", self.path, f"a data set {name!r}")
+            dataset = file[name]
+            self._check_shape(name, dataset)
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, and is named below
+                values = np.ascontiguousarray(dataset[()], dtype=np.float32)
+        require_finite_values(values, f"features of image {image_id}", self.path)
+        return torch.from_numpy(values)
 
     def __contains__(self, image_id: int) -> bool:
-        return f"{image_id}_{self.key}" in self._open()
+        with _whole(self.path, "its names"):
+            return f"{image_id}_{self.key}" in self._open()
 
     def __len__(self) -> int:
         return len(self.ids())
@@ -89,8 +92,9 @@ class GridFeatures:
         """The ids of all images, ascending."""
         if self._ids is None:
             ending = f"_{self.key}"
-            names = (name.removesuffix(ending) for name in self._open() if name.endswith(ending))
-            self._ids = tuple(sorted(int(name) for name in names if name.isdecimal()))
+            with _whole(self.path, "its names"):
+                names = [name.removesuffix(ending) for name in self._open() if name.endswith(ending)]
+            self._ids = tuple(sorted(int(name) for name in names if name.isascii() and name.isdecimal()))
         return self._ids
 
     def batch(self, image_ids: Sequence[int]) -> Tensor:
@@ -127,12 +131,13 @@ class GridFeatures:
 
     def _find_key(self, key: str) -> tuple[str, int]:
         """Which of KINDS the file has, and the id of an image that has it."""
-        first = next((name for name in self._open() if re.fullmatch(r"\d+_[a-z]+", name)), None)
-        if first is not None:
-            image_id = first.partition("_")[0]
-            for kind in KINDS if key == "auto" else (key,):
-                if f"{image_id}_{kind}" in self._open():
-                    return kind, int(image_id)
+        with _whole(self.path, "its names"):
+            first = next((name for name in self._open() if re.fullmatch(r"[0-9]{1,18}_[a-z]+", name)), None)
+            if first is not None:
+                image_id = first.partition("_")[0]
+                for kind in KINDS if key == "auto" else (key,):
+                    if f"{image_id}_{kind}" in self._open():
+                        return kind, int(image_id)
         wanted = " or ".join(f"<image id>_{kind}" for kind in (KINDS if key == "auto" else (key,)))
         raise UserError("no grid features", self.path, f"data sets named {wanted}")
 
@@ -146,8 +151,20 @@ class GridFeatures:
                 self.path,
                 f"{self.rows} rows, one a grid cell; the option key chooses _grids or _features",
             )
+        if not 0 < shape[1] <= WIDEST:
+            raise UserError(f"{name!r} is {shape[1]} wide", self.path, f"1 to {WIDEST:,} channels")
         if self.d_in and shape[1] != self.d_in:
             raise UserError(f"{name!r} is {shape[1]} wide", self.path, f"{self.d_in}, like the file's first image")
+
+
+@contextmanager
+def _whole(path: Path, what: str) -> Iterator[None]:
+    """What h5py raises on an object that is damaged, as one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        reason = str(error).strip().strip("'\"").partition("\n")[0][:120] or type(error).__name__
+        raise UserError(f"{what} cannot be read ({reason})", path, "a whole h5 file") from error
 
 
 def _open_h5(path: Path) -> h5py.File:
@@ -215,7 +232,10 @@ def write_grid_features(
             shape = shape or array.shape
             if array.ndim != 2 or array.shape != shape:
                 raise UserError(f"features {list(array.shape)}", f"image {image_id}", "[rows, width], alike for all")
-            file.create_dataset(name, data=array.astype(dtype))
+            with np.errstate(over="ignore"):
+                stored = array.astype(dtype)
+            require_finite_values(stored, f"features as {dtype}", f"image {image_id}")
+            file.create_dataset(name, data=stored)
             count += 1
         if not count:
             raise UserError("no features to write", path, "at least one image")

@@ -43,12 +43,12 @@ from tenfold.data.formats.records import Fields
 from tenfold.ledger import load_ledger
 from tenfold.metrics.captions.coco import Scores, check_metrics, lacks_spice, score_captions
 from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json, track
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.evaluation import answer_left, open_log, shared_run
 from tenfold.runs.predictions import PredictionLog
 from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.ranks import ranks as joined
-from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,7 @@ def run_eval(settings: EvalSettings, output: Path, seed: int = 0, progress: Prog
 
 def evaluate(settings: EvalSettings, output: Path, seed: int, ranks: Ranks, progress: Progress) -> Evaluation | None:
     """`run_eval` among given ranks."""
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     if settings.online is None:
         check_metrics(settings.metrics, settings.tokens)
         if "spice" in settings.metrics and settings.spice is not None and (lack := lacks_spice(settings.spice)):

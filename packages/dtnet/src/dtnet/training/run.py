@@ -28,10 +28,10 @@ from dtnet.training.stages import CrossEntropy, SelfCritical, Stage, stream
 from dtnet.training.validation import Validation
 from tenfold import UserError
 from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, track, write_checkpoint
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.finite import require_finite_loss
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.ranks import ranks as joined
-from tenfold.runs.record import RECORD_NAME
 from tenfold.runs.resumption import identity, require_same, threads
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         UserError: the folder holds a finished run, or checkpoints without `resume`; a checkpoint of other settings;
             data that are missing or do not fit; no CUDA where it is asked for.
     """
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     if not resume and last_complete_checkpoint(output) is not None:
         raise UserError("holds checkpoints of an earlier run", output, "--resume, or a new folder")
     device = choose_device(settings.device)

@@ -21,6 +21,7 @@ from dyvte.commands.options import (
 from dyvte.evaluation.settings import AnalyzeSettings, CalibrateSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, absolute_if_there, new_folder
 
@@ -52,7 +53,7 @@ def analyze(
 
     found = run_analyze(settings, seed, output or new_folder("dyvte", "analyze"))
     console().print(study_table(found))
-    typer.echo("\n".join(f"wrote {file}" for file in found.files))
+    echo("\n".join(f"wrote {file}" for file in found.files))
 
 
 def calibrate(
@@ -80,7 +81,7 @@ def calibrate(
     from dyvte.evaluation.study import run_calibrate
 
     threshold, reached, count = run_calibrate(settings, seed)
-    typer.echo(f"threshold {threshold:.6g}: mean exit layer {reached:.2f} on {count} samples")
+    echo(f"threshold {threshold:.6g}: mean exit layer {reached:.2f} on {count} samples")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 WAYS = ("gates", "host", "official")
 
@@ -31,13 +32,13 @@ def convert(
     if to == "gates":
         made = release.to_gates(source, target)
         total = sum(parameter.numel() for parameter in made.parameters())
-        typer.echo(f"wrote {target}: {len(made)} gates, {total:,} parameters")
+        echo(f"wrote {target}: {len(made)} gates, {total:,} parameters")
     elif to == "host":
         config = release.to_host(source, target, vision_tower=vision_tower, processor=processor)
-        typer.echo(f"wrote {target}: {config.text_config.num_hidden_layers} decoder layers, {config.dtype}")
+        echo(f"wrote {target}: {config.text_config.num_hidden_layers} decoder layers, {config.dtype}")
     else:
         assert gates is not None
-        typer.echo(f"wrote {target}: {release.to_official(source, gates, target):,} parameters")
+        echo(f"wrote {target}: {release.to_official(source, gates, target):,} parameters")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -26,6 +26,7 @@ from dyvte.commands.options import (
 from dyvte.evaluation.settings import EvalSettings
 from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
 
 DATA = "The benchmark's folder, for all: of a folder for each. The mini host needs none. Files: below."
@@ -80,11 +81,11 @@ def evaluate(
     from dyvte.commands.tables import eval_table
     from dyvte.evaluation.run import run_eval
 
-    evaluations = run_eval(settings, seed, output or new_folder("dyvte", "eval"), say=typer.echo)
+    evaluations = run_eval(settings, seed, output or new_folder("dyvte", "eval"), say=echo)
     if evaluations:
         console().print(eval_table(evaluations))
         for one in evaluations:
-            typer.echo(f"wrote {one.files[-1].parent}")
+            echo(f"wrote {one.files[-1].parent}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -10,6 +10,7 @@ import typer
 from dyvte.commands.options import Attention, Config, Device, Dtype, ImageFolder, Limit, Model, Protocol, Samples
 from dyvte.training.settings import TrainSettings
 from tenfold.cli import SeedOption, SetOption
+from tenfold.cli.output import echo
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, new_folder
 
 EPILOG = (
@@ -49,14 +50,14 @@ def train(
     from dyvte.training import run
 
     if dry_run:
-        typer.echo("\n".join(run.plan_of(settings, seed).lines()))
+        echo("\n".join(run.plan_of(settings, seed).lines()))
         return
     trained = run.run_train(settings, seed, output or new_folder("dyvte", "train"))
     if trained.resumed:
-        typer.echo(f"went on after step {trained.resumed}")
+        echo(f"went on after step {trained.resumed}")
     metrics = trained.metrics
-    typer.echo(f"{metrics['steps']} steps, loss {metrics['loss']:.3f}, exit labels {metrics['exit_labels']:.0%}")
-    typer.echo(f"wrote {trained.folder}")
+    echo(f"{metrics['steps']} steps, loss {metrics['loss']:.3f}, exit labels {metrics['exit_labels']:.0%}")
+    echo(f"wrote {trained.folder}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from dyvte.evaluation.settings import AnalyzeSettings, DemoSettings, EvalSettings
 from dyvte.training.settings import TrainSettings
 from tenfold.cli.settings import checked
+from tenfold.cli.verify import require_one_process
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip a gate or
@@ -31,9 +32,14 @@ TOLERANCES = {
 
 
 def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
-    """The metrics of the same training, made in a new folder."""
+    """The metrics of the same training, made in a new folder.
+
+    Raises:
+        UserError: it was made by several ranks, which sum in another order than one process.
+    """
     from dyvte.training.run import run_train
 
+    require_one_process(record)
     return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics
 
 

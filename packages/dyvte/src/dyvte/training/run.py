@@ -37,8 +37,8 @@ from tenfold.runs import (
     track,
     write_checkpoint,
 )
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.ranks import Ranks, choose_device, ranks
-from tenfold.runs.record import RECORD_NAME
 from tenfold.runs.resumption import IDENTITY, identity, keep_identity, require_new, threads
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, host: Host | Non
         UserError: the folder holds a finished run or a training of other settings; data or weights that are missing,
             broken or do not fit; a loss that is not finite; no CUDA where it is asked for.
     """
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     device = choose_device(settings.device)
     with threads(settings.threads), ranks(device) as group:
         samples = training_samples(settings, seed)

@@ -22,14 +22,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tenfold import UserError
+from tenfold.pickled import load_saved, require_stored
 from tenfold.runs.files import read_bytes
+from tenfold.runs.unpickling import check_opcodes
 
 # Deeper than any network, shallower than Python's stack.
 DEPTH = 64
+# More than any network has; one that shares its parts at every level would have no end.
+MOST = 20_000
 
 
 class Node:
     """A stored network object: its state, nothing of its behaviour."""
+
+    visits = 0
 
     def __init__(self, *arguments: Any) -> None:
         self.state: dict[str, Any] = {}
@@ -68,7 +74,7 @@ class EasyDict(dict[Any, Any]):
 
 
 def _storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True)
+    return load_saved(io.BytesIO(data))
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -120,6 +126,7 @@ def read_release(path: str | Path) -> Release:
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError("a web page, not the weights", path, "the file itself, downloaded again")
     try:
+        check_opcodes(data)
         content = _Reader(io.BytesIO(data)).load()
     except _BROKEN as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}" if str(error) else type(error).__name__
@@ -148,7 +155,15 @@ def state_dict(network: Node, where: Path) -> dict[str, Tensor]:
     Raises:
         UserError: none, or one that is not finite.
     """
-    state = dict(_tensors(network, "", 0, where))
+    state: dict[str, Tensor] = {}
+    for name, tensor in _tensors(network, "", 0, where):
+        state[name] = tensor
+        if len(state) > MOST:
+            raise UserError("more tensors than any network has", where, f"at most {MOST:,}")
+    try:
+        require_stored(state)
+    except pickle.UnpicklingError as error:
+        raise UserError(str(error), where, "an official network pickle") from error
     if not state:
         raise UserError("a network without tensors", where, "parameters and buffers")
     for name, tensor in state.items():
@@ -158,7 +173,8 @@ def state_dict(network: Node, where: Path) -> dict[str, Tensor]:
 
 
 def _tensors(node: Node, prefix: str, depth: int, where: Path) -> Iterator[tuple[str, Tensor]]:
-    if depth > DEPTH:
+    node.visits += 1
+    if depth > DEPTH or node.visits > MOST:
         raise UserError("modules nested without end", where, "an official network pickle")
     hidden = node.state.get("_non_persistent_buffers_set")
     skipped = hidden if isinstance(hidden, (set, list, tuple)) else ()

@@ -11,6 +11,7 @@ import typer
 from e3_facenet.commands.options import Clip, Device, Dtype, Model, Output
 from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, new_folder
 
 DATA = """A folder with dataset.json (or dataset2.json): {"train": {"filenames": [...], "captions": [...]}, "test": ...}
@@ -52,7 +53,7 @@ def evaluate(
     found = run_eval(settings, seed, output or new_folder("e3-facenet", "eval"))
     if int(os.environ.get("RANK", 0)) == 0:
         console().print(_table(found.metrics))
-        typer.echo(f"wrote {found.output}")
+        echo(f"wrote {found.output}")
 
 
 def _table(metrics: dict[str, object]) -> object:
@@ -84,10 +85,10 @@ def bench(
 
     given = {"views": views, "repeats": repeats, "device": device, "threads": threads}
     metrics = run_bench(checked(BenchSettings, given), seed, output)
-    typer.echo(
+    echo(
         f"{views} views: official {metrics['official']['seconds']:.2f} s, ours {metrics['ours']['seconds']:.2f} s; "
         f"{metrics['realised']:.2f} times as fast (FLOPs predict {metrics['predicted']:.2f}); "
         f"pictures differ by {metrics['largest_difference']:.1e}"
     )
     if output is not None:
-        typer.echo(f"wrote {output}")
+        echo(f"wrote {output}")

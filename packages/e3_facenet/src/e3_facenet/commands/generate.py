@@ -10,6 +10,7 @@ import typer
 from e3_facenet.commands.options import Clip, Device, Dtype, Model, Output, Psi, Text, Yaws
 from tenfold import UserError
 from tenfold.cli import SeedOption
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute_if_there, new_folder
 
@@ -100,7 +101,7 @@ def turntable(
         portrait = opened.edit(portrait, to, strength)
     write_turntable(portrait, output)
     atomic_write_json(output.with_suffix(".cameras.json"), portrait.cameras_json())
-    typer.echo(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 def mesh(
@@ -128,8 +129,8 @@ def mesh(
     found = extract_mesh(opened, portrait, resolution, level)
     found.save(output)
     if found.note:
-        typer.echo(found.note)
-    typer.echo(f"wrote {output}: {len(found.vertices):,} vertices, {len(found.faces):,} triangles")
+        echo(found.note)
+    echo(f"wrote {output}: {len(found.vertices):,} vertices, {len(found.faces):,} triangles")
 
 
 def invert() -> None:
@@ -144,10 +145,10 @@ def _run(given: dict[str, object], seed: int, output: Path | None, verb: str) ->
     settings = checked(FaceSettings, dict(given))
     folder = output or new_folder("e3-facenet", verb)
     made = run_generate(settings, seed, folder, verb)
-    typer.echo(f"{made.metrics['views']} views of {made.metrics['resolution']} pixels, seed {seed}")
+    echo(f"{made.metrics['views']} views of {made.metrics['resolution']} pixels, seed {seed}")
     if settings.edit is not None:
-        typer.echo(f"edited with strength {settings.strength:g}: the geometry stays, appearance changes")
-    typer.echo(f"wrote pictures, views.png, depth.npy, normals.npy and cameras.json to {folder}")
+        echo(f"edited with strength {settings.strength:g}: the geometry stays, appearance changes")
+    echo(f"wrote pictures, views.png, depth.npy, normals.npy and cameras.json to {folder}")
 
 
 def _model(model: str | None, clip: str | None, device: str | None, dtype: str | None) -> dict[str, object]:

@@ -13,6 +13,7 @@ from e3_facenet.commands.options import Output
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, absolute_if_there, new_folder
 
@@ -74,8 +75,8 @@ def train(
     trained = run_train(settings, seed, output or new_folder("e3-facenet", "train"), resume)
     if int(os.environ.get("RANK", 0)) == 0:
         for name, value in trained.metrics.items():
-            typer.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
-        typer.echo(f"wrote {trained.model}")
+            echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        echo(f"wrote {trained.model}")
 
 
 def plan_tables(plan: "Plan") -> "Group":
@@ -110,9 +111,9 @@ def convert(
     if to == "official":
         from e3_facenet.checkpoints.convert import convert_back
 
-        typer.echo(f"wrote {convert_back(source, output)}")
+        echo(f"wrote {convert_back(source, output)}")
         return
     from e3_facenet.checkpoints.convert import convert as into_ours
 
     config = into_ours(source, output, clip, heads)
-    typer.echo(f"wrote {output}: {config.resolution} pixels, {len(config.blocks)} upsampling blocks")
+    echo(f"wrote {output}: {config.resolution} pixels, {len(config.blocks)} upsampling blocks")

@@ -27,11 +27,11 @@ from e3_facenet.text import TextEncoder, load_text_encoder
 from e3_facenet.training.settings import TrainSettings
 from e3_facenet.training.stages import Players
 from tenfold import UserError
+from tenfold.pickled import load_pickled
 from tenfold.runs import Run, last_complete_checkpoint, run, sample_rng, track, write_checkpoint
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.ranks import Ranks, choose_device, ranks
-from tenfold.runs.record import RECORD_NAME
 from tenfold.runs.resumption import identity, require_same, threads
-from tenfold.weights import BROKEN
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         UserError: the folder holds a finished run, or checkpoints without `resume`; a checkpoint of other settings;
             data or weights that are missing or do not fit; a loss that is not finite; no CUDA where it is asked for.
     """
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     if not resume and last_complete_checkpoint(output) is not None:
         raise UserError("holds checkpoints of an earlier run", output, "--resume, or a new folder")
     device = choose_device(settings.device)
@@ -190,10 +189,7 @@ class Training:
         checkpoint = last_complete_checkpoint(self.output)
         if checkpoint is None:
             return 0
-        try:
-            state = torch.load(checkpoint / STATE, map_location=self.group.device, weights_only=True)
-        except BROKEN as error:
-            raise UserError(f"not readable ({type(error).__name__})", checkpoint / STATE, "a checkpoint") from error
+        state = load_pickled(checkpoint / STATE, "a checkpoint")
         require_same(self.identity, state["identity"], checkpoint)
         self.players.load_state(state["players"])
         self.done, self.last = state["done"], state["last"]

@@ -10,6 +10,7 @@ import typer
 from eas.evidence.settings import BenchSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 
 EPILOG = "Example: [bold]eas bench --device cuda --output runs/bench[/bold]"
@@ -36,6 +37,6 @@ def bench(
     record = run_bench(settings, seed, output)
     console().print(bench_table(record))
     for part, ratio in record["skipping_alone"].items():
-        typer.echo(f"skipping alone, {part}: {ratio['realised']:.3f} times, predicted {ratio['predicted']:.3f}")
+        echo(f"skipping alone, {part}: {ratio['realised']:.3f} times, predicted {ratio['predicted']:.3f}")
     if "fold" in record["subjects"]["folded"]:
-        typer.echo(f"folding one prompt: {record['subjects']['folded']['fold']['seconds'] * 1000:.1f} ms")
+        echo(f"folding one prompt: {record['subjects']['folded']['fold']['seconds'] * 1000:.1f} ms")

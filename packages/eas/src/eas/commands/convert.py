@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 EPILOG = (
     "Examples: [bold]eas convert llava-eas-scienceqa adapters[/bold] · [bold]eas convert adapters release "
@@ -40,7 +41,7 @@ def convert(
     from eas.checkpoints.convert import convert as work
 
     made = work(source, target, to=to, base=base)
-    typer.echo(
+    echo(
         f"wrote {made.output}: skips {list(made.plan.skip)} of {made.plan.layers}; {made.modules:,} parameters of "
         f"adapters and PIAs, {made.projector:,} of the projector; {made.frozen:,} are the host's"
     )
@@ -59,8 +60,8 @@ def _check(host: str) -> None:
         raise UserError("no such host", f"--check {host}", "vicuna_7b_sqa or llava15_7b_aid_slake")
     report = key_report(host, golden)
     for line in report.wrong:
-        typer.echo(line)
+        echo(line)
     verdict = f"{len(report.wrong)} differ" if report.wrong else "all agree by name and shape"
-    typer.echo(f"{report.host}: {report.count:,} weights, {report.parameters:,} parameters: {verdict}")
+    echo(f"{report.host}: {report.count:,} weights, {report.parameters:,} parameters: {verdict}")
     if report.wrong:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ import typer
 from eas.evaluation.settings import DemoSettings, EvalSettings, SensitivitySettings
 from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
 
@@ -64,11 +65,11 @@ def evaluate(
     from eas.commands.tables import scores_table
     from eas.evaluation.run import run_eval
 
-    evaluation = run_eval(settings, seed, folder, say=typer.echo)
+    evaluation = run_eval(settings, seed, folder, say=echo)
     if evaluation is not None:
         console().print(scores_table(evaluation.benchmark.title, evaluation.metrics))
         names = ", ".join(str(file.relative_to(folder)) for file in evaluation.files)
-        typer.echo(f"wrote {folder}: {names}")
+        echo(f"wrote {folder}: {names}")
 
 
 def demo(
@@ -88,7 +89,7 @@ def demo(
 
     folder = output or new_folder("eas", "demo")
     console().print(demo_table(run_demo(settings, seed, folder)))
-    typer.echo(f"wrote {folder}")
+    echo(f"wrote {folder}")
 
 
 def sensitivity(
@@ -113,7 +114,7 @@ def sensitivity(
 
     folder = output or new_folder("eas", "sensitivity")
     console().print(sensitivity_table(run_sensitivity(settings, seed, folder)))
-    typer.echo(f"wrote {folder}/search.json")
+    echo(f"wrote {folder}/search.json")
 
 
 def add_to(app: typer.Typer) -> None:

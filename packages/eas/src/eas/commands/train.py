@@ -12,6 +12,7 @@ from eas.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import new_folder, shipped_config
 
@@ -125,11 +126,11 @@ def _run(
         return
     for name in settings.stages:
         values = trained.metrics[name]
-        typer.echo(f"{name}: {values['steps']} steps, loss {values['loss']:.4f}, skips {values['skip']}")
+        echo(f"{name}: {values['steps']} steps, loss {values['loss']:.4f}, skips {values['skip']}")
     if trained.search is not None and "search" in settings.stages:
-        typer.echo(f"wrote {output / 'search.json'}: margin {trained.search.margin:.4f}")
+        echo(f"wrote {output / 'search.json'}: margin {trained.search.margin:.4f}")
     if trained.adapters is not None:
-        typer.echo(f"wrote {trained.adapters}")
+        echo(f"wrote {trained.adapters}")
 
 
 def plan_table(settings: TrainSettings) -> "Table":

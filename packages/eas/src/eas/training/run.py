@@ -31,9 +31,10 @@ from tenfold import UserError
 from tenfold.cli.settings import MINI, HostSettings
 from tenfold.hosts.loading import Host, load_host
 from tenfold.runs import Run, fingerprint, read_jsonl, run, track
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
-from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.runs.record import METRICS_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         UserError: the folder holds a finished run, or anything without `resume`; a checkpoint of other settings; data
             or weights that are missing, broken or do not fit; a loss that is not finite.
     """
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     device = choose_device(settings.device)
     with threads(settings.threads), join(device, "eas") as group:
         group.lead(lambda: require_new(output, resume, (DATA,)))

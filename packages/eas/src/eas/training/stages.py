@@ -22,9 +22,10 @@ from eas.skipper import Skipper
 from eas.training.plan import StagePlan
 from eas.training.settings import SearchSettings
 from tenfold import UserError
+from tenfold.pickled import load_pickled
 from tenfold.runs import checkpoint_step, last_complete_checkpoint, read_json, sample_generator, write_checkpoint
 from tenfold.runs.ranks import Ranks
-from tenfold.weights import BROKEN, read_weights
+from tenfold.weights import read_weights
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.pt", "state.json"
 ORDER, DROPOUT, SUBNETS, SCORED = 0, 1, 2, 3  # streams of one seed
@@ -221,11 +222,7 @@ class Stage:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
-        try:
-            optimizer = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-        except BROKEN as error:
-            raise UserError("a broken optimizer state", checkpoint / OPTIMIZER, "a complete checkpoint") from error
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(load_pickled(checkpoint / OPTIMIZER, "the optimizer of a complete checkpoint"))
         if self.search is not None:
             self.search.calls, self.search.updates, self.search._last = (state[k] for k in ("calls", "updates", "last"))
             self.search.preferences = torch.tensor(state["preferences"], dtype=torch.float64).float()

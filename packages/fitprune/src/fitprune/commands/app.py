@@ -19,8 +19,10 @@ from tenfold import UserError
 from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, new_folder
+from tenfold.runs.context import require_unfinished
 
 package = Package(
     name="fitprune",
@@ -71,12 +73,13 @@ def fit(
     from fitprune.commands import tables
     from fitprune.training import run as calibrate
 
+    require_unfinished(output)
     if done := calibrate.samples_done(output):
-        typer.echo(f"going on after {done} measured samples in {output}")
+        echo(f"going on after {done} measured samples in {output}")
     fitted = calibrate.run_fit(chosen, seed, output)
     console().print(tables.layers_table(fitted.recipes, "Visual tokens by layer"))
     console().print(tables.costs_table(fitted.recipes, fitted.shape, fitted.text_tokens))
-    typer.echo("\n".join(f"wrote {file}" for file in fitted.files))
+    echo("\n".join(f"wrote {file}" for file in fitted.files))
 
 
 @app.command(epilog='Example: [bold]fitprune demo --model llava-1.5-7b-hf --image cat.jpg --question "What?"[/bold]')
@@ -136,7 +139,7 @@ def convert(
 
     made = checkpoints.convert(source, target, to=to, vision_tower=vision_tower)
     total = made.language_model + made.projector + made.vision_tower
-    typer.echo(f"wrote {made.output}: {total:,} parameters, vocabulary {made.words[0]} -> {made.words[1]}")
+    echo(f"wrote {made.output}: {total:,} parameters, vocabulary {made.words[0]} -> {made.words[1]}")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from fitprune.commands.recipe import RECIPE
 from fitprune.evaluation.settings import COMPARED, AnalyzeSettings, CompareSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute
 
@@ -65,7 +66,7 @@ def compare(
     from fitprune.evaluation.compare_run import run_compare
 
     console().print(comparison_tables(run_compare(chosen, seed, output)))
-    typer.echo(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 def analyze(
@@ -90,7 +91,7 @@ def analyze(
 
     found = run_analyze(chosen, seed, output)
     console().print(analysis_table(found))
-    typer.echo("\n".join(f"wrote {file}" for file in found.files))
+    echo("\n".join(f"wrote {file}" for file in found.files))
 
 
 def add_to(app: typer.Typer) -> None:

@@ -12,6 +12,7 @@ from fitprune.commands.recipe import RECIPE
 from fitprune.evaluation.settings import EvalSettings
 from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
 
 DATA = "The benchmark's folder, for all: of a folder for each. The mini host needs none. Files: below."
@@ -65,13 +66,13 @@ def evaluate(
     from fitprune.commands.tables import eval_tables
     from fitprune.evaluation.run import run_eval
 
-    evaluations = run_eval(settings, seed, folder, say=typer.echo)
+    evaluations = run_eval(settings, seed, folder, say=echo)
     if evaluations:
         console().print(eval_tables(evaluations))
         for one in evaluations:
             folder = one.files[-1].parent  # that of run.json, which comes last
             names = ", ".join(str(file.relative_to(folder)) for file in one.files)
-            typer.echo(f"wrote {folder}: {names}")
+            echo(f"wrote {folder}: {names}")
 
 
 def add_to(app: typer.Typer) -> None:

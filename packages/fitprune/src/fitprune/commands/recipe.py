@@ -9,6 +9,7 @@ import typer
 
 from fitprune.recipe import open_recipe
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 
 RECIPE = "A recipe file, or NAME:PERCENT of a released one, such as llava-1.5-7b:60."
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE)]
@@ -31,7 +32,7 @@ def diff(recipe: RecipeArgument, other: RecipeArgument) -> None:
     """Print the layers in which two recipes differ."""
     from fitprune.recipe import open_recipe
 
-    typer.echo(open_recipe(recipe).diff(open_recipe(other)))
+    echo(open_recipe(recipe).diff(open_recipe(other)))
 
 
 @app.command(epilog="Example: [bold]fitprune recipe plot llava-1.5-7b:60 recipe.png[/bold]")
@@ -42,4 +43,4 @@ def plot(
     from fitprune.recipe import open_recipe
 
     open_recipe(recipe).plot(file)
-    typer.echo(f"wrote {file}")
+    echo(f"wrote {file}")

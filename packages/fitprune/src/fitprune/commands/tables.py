@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +26,7 @@ BAR = 36  # characters of a full bar
 
 def layers_table(recipes: Sequence[Recipe], title: str) -> Table:
     """Tokens that leave in each layer, and those that are left after it, one pair of columns per recipe."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("layer", justify="right")
     for recipe in recipes:
         table.add_column("removed" if len(recipes) == 1 else f"{_label(recipe)} removed", justify="right")
@@ -82,7 +81,7 @@ def _bar(share: float) -> str:
 
 
 def _label(recipe: Recipe) -> str:
-    return escape(recipe.model) if recipe.ratio is None else f"{recipe.ratio:.0%}"
+    return recipe.model if recipe.ratio is None else f"{recipe.ratio:.0%}"
 
 
 def bench_tables(figures: Mapping[str, Any]) -> Group:
@@ -106,7 +105,7 @@ def bench_tables(figures: Mapping[str, Any]) -> Group:
     knobs = "; ".join(f"{name} {knob}" for name, knob in figures.get("knobs", {}).items())
     equal = f"At the same visual FLOPs: {knobs}." if knobs else ""
     left_out = "\n".join(f"Left out: {name}: {reason}" for name, reason in figures.get("left_out", {}).items())
-    facts = "\n".join(escape(line) for line in (facts, pruning, equal, left_out) if line)
+    facts = "\n".join(line for line in (facts, pruning, equal, left_out) if line)
     prefill = _bench_table("Prefill", figures["prefill"], "GFLOPs", "flops")
     decode = _bench_table("Decode, per token", figures["decode"], "GB read", "bytes")
     return Group(facts, prefill, scored, decode, searched)
@@ -207,7 +206,7 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
     single benchmark, all its scores too."""
     first = evaluations[0]
     pruned = "unpruned" if first.recipe is None else f"recipe for {first.recipe.summary()}"
-    table = Table(title=escape(f"{first.model}, {pruned}"), title_justify="left")
+    table = Table(title=f"{first.model}, {pruned}", title_justify="left")
     for heading in ("benchmark", "split", "questions", "score"):
         table.add_column(heading)
     rows = [(one, *_scores(one)) for one in evaluations]
@@ -228,9 +227,9 @@ def _scores(one: Evaluation) -> tuple[str, str, str]:
     theirs = published(one.model, one.recipe, one.benchmark.name) if comparable else []
     papers = "\n".join(f"{number.value:g} {number.unit} ({number.source})" for number in theirs)
     if main is None or main not in one.metrics["scores"]:  # a server or a judge reads the submission
-        return "by its judge", "–", escape(papers)
+        return "by its judge", "–", papers
     value = one.metrics["scores"][main]
-    return main, f"{100 * value:.2f} %" if one.benchmark.percent else f"{value:.1f}", escape(papers)
+    return main, f"{100 * value:.2f} %" if one.benchmark.percent else f"{value:.1f}", papers
 
 
 def _costs(metrics: Any) -> tuple[str, str]:
@@ -244,11 +243,11 @@ def _costs(metrics: Any) -> tuple[str, str]:
 
 
 def _all_scores(one: Evaluation) -> Table:
-    table = Table(title=escape(f"{one.benchmark.title}, {one.metrics['split']}"), title_justify="left")
+    table = Table(title=f"{one.benchmark.title}, {one.metrics['split']}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in one.metrics["scores"].items():
-        table.add_row(escape(name), "–" if value is None else f"{value:.6g}")
+        table.add_row(name, "–" if value is None else f"{value:.6g}")
     return table
 
 
@@ -264,7 +263,7 @@ HEADINGS = {
 def analysis_table(found: Analysis) -> Table:
     """One row a layer: mean ± standard deviation over the samples, and what the recipe removes."""
     samples, visual = len(found.visual_tokens), sum(found.visual_tokens) / len(found.visual_tokens)
-    title = f"{escape(found.model)}: attention to the image, {samples} samples of {visual:.0f} visual tokens"
+    title = f"{found.model}: attention to the image, {samples} samples of {visual:.0f} visual tokens"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", justify="right")
     for measure in MEASURES:

@@ -23,7 +23,7 @@ class BenchSettings(BaseModel):
         methods: names in `fitprune.evaluation.baselines.METHODS`, measured at the visual FLOPs of the recipe.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     device: str = Field(default="auto", pattern=DEVICE)
     layers: int | None = Field(default=None, ge=1, le=32)

@@ -133,7 +133,7 @@ def read_config(folder: Path) -> FlashSlothConfig:
         UserError: values in it that no FlashSloth can have.
     """
     try:
-        return FlashSlothConfig.from_pretrained(folder, local_files_only=True)
+        return FlashSlothConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"unusable ({error})", folder / "config.json", "one as save_pretrained writes it") from error
 

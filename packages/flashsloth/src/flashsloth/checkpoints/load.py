@@ -19,7 +19,7 @@ from flashsloth.configuration import FlashSlothConfig
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from tenfold import UserError
-from tenfold.hosts.loading import HUB_ID, LOADING_ERRORS, first_sentence, quiet_transformers, refuse_misfits
+from tenfold.hosts.loading import HUB_ID, first_sentence, loading_from, quiet_transformers, refuse_misfits
 from tenfold.runs.ranks import choose_device
 from tenfold.weights import require_finite
 
@@ -120,19 +120,17 @@ def _open_ours(
     if settings.get("model_type") != FlashSlothConfig.model_type:
         what = f"not a FlashSloth (model_type {settings.get('model_type')!r})"
         raise UserError(what, folder / "config.json", f"{FlashSlothConfig.model_type}, or a release")
-    try:
-        with quiet_transformers():
-            found: Any = FlashSlothForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the first key that differs
-                local_files_only=True,
-            )
-            processor = FlashSlothProcessor.from_pretrained(folder, local_files_only=True)
-    except LOADING_ERRORS as error:
-        raise UserError(first_sentence(error), folder, "a FlashSloth with its processor") from error
+    with loading_from(folder, "a FlashSloth with its processor"):
+        found: Any = FlashSlothForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the first key that differs
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        processor = FlashSlothProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model, loading = found
     refuse_misfits(loading, folder, strict=True)
     if processor.query_token_id != model.config.query_token_id:

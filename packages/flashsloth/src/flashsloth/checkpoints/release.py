@@ -283,7 +283,7 @@ def read_tokenizer(folder: Path, config: FlashSlothConfig) -> PreTrainedTokenize
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise UserError("no tokenizer in it", path, "one that the tokenizers library wrote")
-        made = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        made = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     else:
         raise UserError("no tokenizer", folder, "vocab.json and merges.txt, or another folder (--tokenizer)")
     if (found := made.get_vocab().get(QUERY)) != config.query_token_id:

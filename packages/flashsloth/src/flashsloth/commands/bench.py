@@ -11,6 +11,7 @@ from flashsloth.evidence.settings import BenchSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 
 EPILOG = "Examples: [bold]flashsloth bench[/bold] · [bold]flashsloth bench --layers all --output bench.json[/bold]"
@@ -45,4 +46,4 @@ def bench(
 
     console().print(bench_tables(run_bench(chosen, seed, output)))
     if output is not None:
-        typer.echo(f"wrote {output}")
+        echo(f"wrote {output}")

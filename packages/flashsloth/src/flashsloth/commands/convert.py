@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 EPILOG = (
     "Examples: [bold]flashsloth convert FlashSloth-3.2B flashsloth-3.2b[/bold] · [bold]flashsloth convert "
@@ -45,10 +46,10 @@ def convert(
 
     made = work(source, target, to=to, words=tokenizer, siglip=siglip)
     parts = ", ".join(f"{part} {count:,}" for part, count in made.parameters.items())
-    typer.echo(f"wrote {made.output}: {sum(made.parameters.values()):,} parameters ({parts})")
+    echo(f"wrote {made.output}: {sum(made.parameters.values()):,} parameters ({parts})")
     if made.tower_difference is not None:
         said = "equal to SigLIP's: it was not trained" if made.tower_difference == 0 else "not SigLIP's: it was trained"
-        typer.echo(f"vision tower: largest difference {made.tower_difference:g}, {said}")
+        echo(f"vision tower: largest difference {made.tower_difference:g}, {said}")
 
 
 def _check() -> None:
@@ -61,9 +62,9 @@ def _check() -> None:
         raise UserError("the official list of weights does not travel in a wheel", expected="the source tree")
     report = key_report(read_json(folder / "official_keys.json"))
     for line in report.wrong:
-        typer.echo(line)
+        echo(line)
     verdict = f"{len(report.wrong)} differ" if report.wrong else "all agree by name and shape"
-    typer.echo(f"{report.count:,} weights, {report.parameters:,} parameters: {verdict}")
+    echo(f"{report.count:,} weights, {report.parameters:,} parameters: {verdict}")
     if report.wrong:
         raise typer.Exit(1)
 
@@ -79,7 +80,7 @@ def tokenizer(
     made = build(source)
     with atomic_directory(target) as folder:
         made.save_pretrained(folder)
-    typer.echo(f"wrote {target}: {len(made):,} tokens")
+    echo(f"wrote {target}: {len(made):,} tokens")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from flashsloth.evaluation.published import SOURCE, published
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
     """One row for each benchmark, the paper's value beside ours; for a single benchmark, all its scores too."""
-    table = Table(title=escape(evaluations[0].model), title_justify="left")
+    table = Table(title=evaluations[0].model, title_justify="left")
     for heading in ("benchmark", "split", "questions", "score"):
         table.add_column(heading)
     for heading in ("ours", "paper", "visual tokens", "new tokens"):
@@ -31,8 +30,8 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
         if value is not None and not one.benchmark.bench.percent:
             shown = f"{value:.1f}"
         table.add_row(
-            escape(one.benchmark.title),
-            escape(str(metrics["split"])),
+            one.benchmark.title,
+            str(metrics["split"]),
             f"first {metrics['questions']}" if one.limited else str(metrics["questions"]),
             main or "–",
             shown,
@@ -46,7 +45,7 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
     every.add_column("metric")
     every.add_column("value", justify="right")
     for name, value in evaluations[0].metrics["scores"].items():
-        every.add_row(escape(name), f"{value:.6g}")
+        every.add_row(name, f"{value:.6g}")
     return Group(table, every)
 
 
@@ -69,7 +68,7 @@ def bench_tables(figures: Mapping[str, Any]) -> Group:
             ratios = [f"{row[key]:.2f}" for key in ("predicted", "realised", "realised_over_predicted")]
             table.add_row(name, _time(row["seconds"]), f"{_time(row['fastest'])} – {_time(row['slowest'])}", *ratios)
         tables.append(table)
-    return Group(escape(facts), *tables, _memory_table(figures["ttft"]), escape(summary(dict(figures))))
+    return Group(facts, *tables, _memory_table(figures["ttft"]), summary(dict(figures)))
 
 
 def _memory_table(first: Mapping[str, Any]) -> Table:

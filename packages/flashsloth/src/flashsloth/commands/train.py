@@ -13,6 +13,7 @@ from flashsloth.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute_if_there, new_folder
 
@@ -82,7 +83,7 @@ def train(
         for stage in chosen.running:
             told = trained.metrics[stage]
             loss = "–" if told["loss"] is None else f"{told['loss']:.4f}"
-            typer.echo(f"{stage}: {told['steps']} steps, loss {loss}")
+            echo(f"{stage}: {told['steps']} steps, loss {loss}")
         for path in (trained.stage1, trained.model):
             if path is not None:
-                typer.echo(f"wrote {path}")
+                echo(f"wrote {path}")

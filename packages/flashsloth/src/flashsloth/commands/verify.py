@@ -8,8 +8,8 @@ from typing import Any
 
 from flashsloth.evaluation.settings import DemoSettings, EvalSettings
 from flashsloth.training.settings import TrainSettings
-from tenfold import UserError
 from tenfold.cli.settings import checked
+from tenfold.cli.verify import require_one_process
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip an answer:
@@ -52,10 +52,7 @@ def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     """
     from flashsloth.training.run import run_train
 
-    ranks = record.metrics.get("ranks", 1)
-    if ranks > 1:
-        expected = f"torchrun --nproc_per_node {ranks} -m flashsloth train with its config, into a new folder"
-        raise UserError(f"was trained by {ranks} ranks, and this is one process", record.id, expected)
+    require_one_process(record)
     return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics
 
 

@@ -38,9 +38,10 @@ from tenfold.runs import (
     read_jsonl,
     run,
 )
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
-from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.runs.record import METRICS_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 from tenfold.runs.stages import reset
 from tenfold.weights import StoredTensor, require_finite, write_weights
@@ -86,8 +87,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
             or weights that are missing, broken or do not fit; no CUDA where it is asked for; DeepSpeed without what it
             needs; a loss that is not finite.
     """
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     device = choose_device(settings.device)
     deepspeed = any(zero_of(settings.stage(name)) for name in settings.running)
     with threads(settings.threads), join(device, "flashsloth", deepspeed) as ranks:

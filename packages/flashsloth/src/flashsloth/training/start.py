@@ -221,7 +221,7 @@ def _tower(folder: Path, config: FlashSlothConfig, files: ExitStack) -> dict[str
 
 def _foreign(folder: Path, kind: str) -> dict[str, Any]:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no usable config.json ({error})", folder, "a model's folder") from error
     config = getattr(config, "vision_config", config)

@@ -24,7 +24,7 @@ from gamma_mod.storage import CONFIG, WEIGHTS, read_beside
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.hosts import structure
-from tenfold.hosts.loading import HUB_ID, LOADING_ERRORS, first_sentence, quiet_transformers, refuse_misfits
+from tenfold.hosts.loading import HUB_ID, first_sentence, loading_from, refuse_misfits
 from tenfold.runs.ranks import choose_device
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -122,8 +122,9 @@ def find_folder(name: str) -> Path | None:
 
 def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[Any, Any]:
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    expected = "a transformers vision-language model with its processor"
     try:
-        with quiet_transformers():
+        with loading_from(source, expected if local else f"{expected}, on a hub in reach"):
             model, report = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=dtype,
@@ -139,11 +140,6 @@ def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[
     except ImportError as error:
         raise UserError(
             first_sentence(error), source, "the library that is named; torchvision: gamma-mod[eval]"
-        ) from error
-    except LOADING_ERRORS as error:
-        expected = "a transformers vision-language model with its processor"
-        raise UserError(
-            first_sentence(error), source, expected if local else f"{expected}, on a hub in reach"
         ) from error
     refuse_misfits(report, source)
     return model, processor

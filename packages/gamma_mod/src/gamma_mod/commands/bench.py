@@ -10,6 +10,7 @@ import typer
 from gamma_mod.evidence.settings import BenchSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 
 EPILOG = (
@@ -41,4 +42,4 @@ def bench(
 
     console().print(bench_table(run_bench(settings, seed, output)))
     if output is not None:
-        typer.echo(f"wrote {output}")
+        echo(f"wrote {output}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 EPILOG = (
     "Examples: [bold]gamma-mod convert Gamma-MoD-llava-hr-7b-0.34 host --routing-ratio 0.34[/bold], then "
@@ -35,4 +36,4 @@ def convert(
         made = convert_back(source, target)
     else:
         made = convert_release(source, target, routing_ratio=routing_ratio)
-    typer.echo(f"wrote {made.output}: {made.parameters:,} parameters, {len(made.layers)} converted layers")
+    echo(f"wrote {made.output}: {made.parameters:,} parameters, {len(made.layers)} converted layers")

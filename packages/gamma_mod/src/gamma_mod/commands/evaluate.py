@@ -24,6 +24,7 @@ from gamma_mod.commands.options import (
 from gamma_mod.evaluation.settings import ArankSettings, DemoSettings, EvalSettings
 from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
 
@@ -84,11 +85,11 @@ def evaluate(
     from gamma_mod.commands.tables import eval_tables
     from gamma_mod.evaluation.run import run_eval
 
-    evaluations = run_eval(settings, seed, folder, say=typer.echo)
+    evaluations = run_eval(settings, seed, folder, say=echo)
     if evaluations:
         console().print(eval_tables(evaluations))
         for one in evaluations:
-            typer.echo(f"wrote {one.files[-1].parent}: {', '.join(file.name for file in one.files)}")
+            echo(f"wrote {one.files[-1].parent}: {', '.join(file.name for file in one.files)}")
 
 
 def demo(
@@ -143,9 +144,9 @@ def arank(
 
     ranking = run_arank(settings, seed, output or new_folder("gamma-mod", "arank"))
     console().print(ranking_table(ranking))
-    typer.echo(f"layers to convert: {','.join(map(str, ranking.layers))}")
+    echo(f"layers to convert: {','.join(map(str, ranking.layers))}")
     for file in ranking.files:
-        typer.echo(f"wrote {file}")
+        echo(f"wrote {file}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -14,6 +14,7 @@ from gamma_mod.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute_if_there, new_folder
 
@@ -77,9 +78,9 @@ def train(
             for name, key in (("in training", "training_skip"), ("of prompts afterwards", "prefill_skip"))
             if found[key] is not None
         )
-        typer.echo(f"{found['steps']} steps, loss {found['loss']:.4f}")
-        typer.echo(f"routing ratio {chosen.conversion.routing_ratio:g}; skipped {skips}")
-        typer.echo(f"wrote {trained.model}")
+        echo(f"{found['steps']} steps, loss {found['loss']:.4f}")
+        echo(f"routing ratio {chosen.conversion.routing_ratio:g}; skipped {skips}")
+        echo(f"wrote {trained.model}")
 
 
 def plan_tables(dry: "DryRun", settings: TrainSettings) -> "Group":

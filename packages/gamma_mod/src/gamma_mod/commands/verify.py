@@ -8,8 +8,8 @@ from typing import Any
 
 from gamma_mod.evaluation.settings import ArankSettings, DemoSettings, EvalSettings
 from gamma_mod.training.settings import TrainSettings
-from tenfold import UserError
 from tenfold.cli.settings import checked
+from tenfold.cli.verify import require_one_process
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip a token
@@ -62,8 +62,7 @@ def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     """
     from gamma_mod.training.run import run_train
 
-    if record.metrics.get("ranks", 1) != 1:
-        raise UserError("made by several ranks", record.id, "torchrun with as many, then a comparison by hand")
+    require_one_process(record)
     return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics
 
 

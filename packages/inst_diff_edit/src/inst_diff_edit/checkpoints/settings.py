@@ -23,7 +23,7 @@ class ModelSettings(BaseModel):
         offload: move each model to the GPU only while it works (needs accelerate).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = MINI
     inpaint: str | None = None

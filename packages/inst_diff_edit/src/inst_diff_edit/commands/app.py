@@ -14,6 +14,7 @@ from inst_diff_edit.evaluation.settings import DEMO, EditSettings
 from inst_diff_edit.evidence.findings import experiments
 from tenfold.cli import Package, SeedOption, SetOption, build_app, load_config
 from tenfold.cli import main as run_app
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import new_folder
 
@@ -87,9 +88,9 @@ def _edit(settings: EditSettings, seed: int, output: Path | None, verb: str) -> 
     folder = output or new_folder("inst-diff-edit", verb)
     metrics = run_edit(settings, seed, folder, verb).metrics
     words = ", ".join(f"{word.partition(':')[2]} ({role})" for word, role in metrics["words"].items())
-    typer.echo(f'"{metrics["prompt"]}": {words}')
-    typer.echo(f"the mask covers {metrics['mask_share']:.1%} of the picture after {metrics['steps']} steps")
-    typer.echo(f"wrote edited.png, mask.png, overlay.png and steps.png to {folder}")
+    echo(f'"{metrics["prompt"]}": {words}')
+    echo(f"the mask covers {metrics['mask_share']:.1%} of the picture after {metrics['steps']} steps")
+    echo(f"wrote edited.png, mask.png, overlay.png and steps.png to {folder}")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from tenfold import UserError
 from tenfold.cli import SeedOption
+from tenfold.cli.output import echo
 from tenfold.cli.verbs import new_folder
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ def train(
     chosen = {"steps": steps, "batch": batch, "threads": threads}
     settings = TrainSettings(**{name: value for name, value in chosen.items() if value is not None})
     if dry_run:
-        typer.echo("\n".join(plan(settings, seed)))
+        echo("\n".join(plan(settings, seed)))
         return
     output = output or new_folder("inst-diff-edit", "train")
     done = train(settings, seed, output, every=checkpoint_every, resume=resume, project=wandb)
     if done.metrics["resumed_from"]:
-        typer.echo(f"resumed after step {done.metrics['resumed_from']} of {settings.steps}")
-    typer.echo(f"wrote {output / 'model'}: loss {done.metrics['loss_of_the_last_100_steps']:.4f}")
+        echo(f"resumed after step {done.metrics['resumed_from']} of {settings.steps}")
+    echo(f"wrote {output / 'model'}: loss {done.metrics['loss_of_the_last_100_steps']:.4f}")
 
 
 def plan(settings: TrainSettings, seed: int) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inst_diff_edit.evaluation.settings import EditSettings, EvalSettings
-from tenfold.cli.settings import checked
+from tenfold.cli.settings import checked, checked_dataclass
 from tenfold.runs import RunRecord
 
 # Compared bit for bit where versions, device and threads are those of the record.
@@ -36,7 +36,7 @@ def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     """The metrics of the same training, from step 0 in a new folder."""
     from inst_diff_edit.training.run import TrainSettings, train
 
-    settings = TrainSettings(**record.config)
+    settings = checked_dataclass(TrainSettings, record.config, record.id)
     done = train(settings, record.seed, folder, every=settings.steps, resume=False, project=None)
     # Where the recorded run was resumed says nothing about its result.
     return {**done.metrics, "resumed_from": record.metrics.get("resumed_from")}

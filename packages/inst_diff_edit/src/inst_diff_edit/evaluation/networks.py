@@ -9,7 +9,6 @@ the original FID in its PyTorch port (`pt_inception-2015-12-05`); CLIP score a f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tenfold import UserError
+from tenfold.runs import read_json
 from tenfold.weights import read_weights
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -228,15 +228,14 @@ def load_clip(folder: Path, option: str = "--clip") -> ClipScore:
 
     expected = "a folder of openai/clip-vit-base-patch32 or -large-patch14 in transformers' layout"
     where = f"{option} {folder}"
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("no config.json to read", where, expected) from error
+    if not (folder / "config.json").is_file():
+        raise UserError("no config.json to read", where, expected)
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "clip":
         raise UserError("not a CLIP model", where, expected)
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        model = CLIPModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot be loaded ({str(error).strip().splitlines()[0]})", where, expected) from error
     return ClipScore(model, tokenizer)

@@ -38,12 +38,12 @@ from tenfold import UserError
 from tenfold.data.formats.editing import EditRecord, EditSample, list_file, read_edits, write_edits
 from tenfold.data.formats.records import Picture
 from tenfold.runs import atomic_write_bytes, atomic_write_json, fingerprint, track
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.evaluation import answer_left, open_log, shared_run
 from tenfold.runs.files import TEMPORARY_PREFIX
 from tenfold.runs.predictions import PredictionLog
 from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device, ranks
-from tenfold.runs.record import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,7 @@ def evaluate(
     settings: EvalSettings, seed: int, output: Path, group: Ranks, folder: Path, progress: Progress
 ) -> Evaluation | None:
     """`run_eval` among given ranks, on a folder of data."""
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     tasks = read_tasks(settings, folder)
     loaded: list[Networks] = []  # on the first rank, which measures; before the first edit, so that errors come early
 

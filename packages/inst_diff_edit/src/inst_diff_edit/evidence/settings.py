@@ -16,7 +16,7 @@ class BenchSettings(BaseModel):
         repeats: rounds that count, after one that does not.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     device: str = Field(default="auto", pattern=DEVICE)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -33,8 +33,19 @@ from inst_diff_edit.pipeline import InstDiffEditPipeline
 from tenfold import UserError
 from tenfold.data import miniworld
 from tenfold.data.miniworld import Draws
-from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, sample_rng, track, write_checkpoint
+from tenfold.runs import (
+    Run,
+    checkpoint_step,
+    last_complete_checkpoint,
+    read_jsonl,
+    run,
+    sample_rng,
+    track,
+    write_checkpoint,
+)
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.finite import require_finite_loss
+from tenfold.runs.record import METRICS_NAME
 
 PARTS = ("unet", "text_encoder")
 TIMES = 1000
@@ -212,6 +223,7 @@ def train(settings: TrainSettings, seed: int, output: Path, *, every: int, resum
     Raises:
         UserError: checkpoints without ``resume``, or none with it; a checkpoint of other settings; a finished run.
     """
+    require_unfinished(output)
     torch.set_num_threads(settings.threads)
     training = Training(settings, seed)
     checkpoint = last_complete_checkpoint(output) if output.is_dir() else None
@@ -224,14 +236,13 @@ def train(settings: TrainSettings, seed: int, output: Path, *, every: int, resum
     ) as current:
         done = training.load(checkpoint) if checkpoint is not None else 0
         current.metrics["resumed_from"] = done
-        losses = []
         for number in track(range(done, settings.steps), "training", settings.steps - done):
-            values = training.step(number)
-            losses.append(values["loss"])
-            current.log(number + 1, **values)
+            current.log(number + 1, **training.step(number))
             if (number + 1) % every == 0 and number + 1 < settings.steps:
                 write_checkpoint(output, number + 1, training.save)
-        current.metrics["loss_of_the_last_100_steps"] = sum(losses[-100:]) / len(losses[-100:]) if losses else None
+        # From the log, where also the steps before a kill stand.
+        losses = [row["loss"] for row in read_jsonl(output / METRICS_NAME)[-100:]]
+        current.metrics["loss_of_the_last_100_steps"] = sum(losses) / len(losses)
         write_model(current.file("model/training.json").parent, training)
     return current
 

@@ -204,7 +204,7 @@ def read_config(folder: Path) -> LlavaHrConfig:
         UserError: values in it that no LLaVA-HR can have.
     """
     try:
-        return LlavaHrConfig.from_pretrained(folder, local_files_only=True)
+        return LlavaHrConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"unusable ({error})", folder / "config.json", "one as save_pretrained writes it") from error
 

@@ -21,7 +21,7 @@ from llava_hr.configuration import LlavaHrConfig
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
-from tenfold.hosts.loading import HUB_ID, LOADING_ERRORS, first_sentence, quiet_transformers, refuse_misfits
+from tenfold.hosts.loading import HUB_ID, first_sentence, loading_from, quiet_transformers, refuse_misfits
 from tenfold.runs.ranks import choose_device
 
 logger = logging.getLogger(__name__)
@@ -141,19 +141,17 @@ def _open_ours(
     if settings.get("model_type") != LlavaHrConfig.model_type:
         what = f"not a LLaVA-HR (model_type {settings.get('model_type')!r})"
         raise UserError(what, folder / "config.json", f"{LlavaHrConfig.model_type}, or an official LLaVA-HR")
-    try:
-        with quiet_transformers():
-            found: Any = LlavaHrForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the first key that differs
-                local_files_only=True,
-            )
-            processor = LlavaHrProcessor.from_pretrained(folder, local_files_only=True)
-    except LOADING_ERRORS as error:
-        raise UserError(first_sentence(error), folder, "a LLaVA-HR with its processor") from error
+    with loading_from(folder, "a LLaVA-HR with its processor"):
+        found: Any = LlavaHrForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the first key that differs
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        processor = LlavaHrProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model, loading = found
     refuse_misfits(loading, folder, strict=True)
     return model, processor

@@ -169,7 +169,7 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise UserError("no tokenizer in it", path, "one that the tokenizers library wrote")
-        tokenizer = Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = Tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     else:
         tokenizer = _sentencepiece_tokenizer(path)
     words = {name: number for name, number in tokenizer.get_vocab().items() if name != IMAGE}
@@ -188,7 +188,7 @@ def _sentencepiece_tokenizer(path: Path) -> Tokenizer:
     if not all(importlib.util.find_spec(name) for name in ("sentencepiece", "google", "google.protobuf")):
         raise UserError("cannot be read here", path, "sentencepiece and protobuf: pip install 'llava-hr[convert]'")
     try:
-        llama = LlamaTokenizer.from_pretrained(path.parent, local_files_only=True)
+        llama = LlamaTokenizer.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
     except ValueError as error:
         # transformers takes what sentencepiece cannot parse for a tiktoken file, and says so.
         raise UserError("broken or truncated", path, "a SentencePiece model") from error

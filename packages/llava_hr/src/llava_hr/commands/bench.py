@@ -10,6 +10,7 @@ import typer
 from llava_hr.evidence.settings import BenchSettings
 from tenfold.cli import SeedOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 
 BENCH_EPILOG = "Examples: [bold]llava-hr bench[/bold] · [bold]llava-hr bench --device cuda --output bench.json[/bold]"
@@ -46,4 +47,4 @@ def bench(
 
     console().print(bench_tables(run_bench(chosen, seed, output)))
     if output is not None:
-        typer.echo(f"wrote {output}")
+        echo(f"wrote {output}")

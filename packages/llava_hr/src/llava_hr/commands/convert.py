@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tenfold import UserError
+from tenfold.cli.output import echo
 
 CONVERT_EPILOG = (
     "Examples: [bold]llava-hr convert llava-hr-7b-sft-1024 llava-hr-7b[/bold] · [bold]llava-hr convert llava-hr-7b "
@@ -46,12 +47,12 @@ def convert(
 
     made = work(source, target, to=to, tokenizer=tokenizer)
     parts = ", ".join(f"{part} {count:,}" for part, count in made.parameters.items() if count)
-    typer.echo(f"wrote {made.output}: {sum(made.parameters.values()):,} parameters ({parts})")
+    echo(f"wrote {made.output}: {sum(made.parameters.values()):,} parameters ({parts})")
     if made.kept_aside:
         place = "kept in its folder official" if to == "ours" else "taken from the folder official"
-        typer.echo(f"{len(made.kept_aside)} tensors that no computation uses: {place}")
+        echo(f"{len(made.kept_aside)} tensors that no computation uses: {place}")
     if made.made_up:
-        typer.echo(f"{len(made.made_up)} tensors that no computation uses: filled in, as {source} has none")
+        echo(f"{len(made.made_up)} tensors that no computation uses: filled in, as {source} has none")
 
 
 def _check(model: str) -> None:
@@ -64,8 +65,8 @@ def _check(model: str) -> None:
         raise UserError("the official list of weights does not travel in a wheel", expected="the source tree")
     report = key_report(model, read_json(folder / "official_keys.json"))
     for line in report.wrong:
-        typer.echo(line)
+        echo(line)
     verdict = f"{len(report.wrong)} differ" if report.wrong else "all agree by name and shape"
-    typer.echo(f"{report.model}: {report.count:,} weights, {report.parameters:,} parameters: {verdict}")
+    echo(f"{report.model}: {report.count:,} weights, {report.parameters:,} parameters: {verdict}")
     if report.wrong:
         raise typer.Exit(1)

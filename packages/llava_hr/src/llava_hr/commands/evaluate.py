@@ -11,6 +11,7 @@ import typer
 from llava_hr.evaluation.settings import DemoSettings, EvalSettings
 from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import absolute, chosen, command_with, new_folder
 
@@ -65,13 +66,13 @@ def evaluate(
     from llava_hr.commands.tables import eval_tables
     from llava_hr.evaluation.run import run_eval
 
-    evaluations = run_eval(settings, seed, folder, say=typer.echo)
+    evaluations = run_eval(settings, seed, folder, say=echo)
     if evaluations:
         console().print(eval_tables(evaluations))
         for one in evaluations:
             folder = one.files[-1].parent  # that of run.json, which comes last
             names = ", ".join(str(file.relative_to(folder)) for file in one.files)
-            typer.echo(f"wrote {folder}: {names}")
+            echo(f"wrote {folder}: {names}")
 
 
 def demo(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from llava_hr.evaluation.published import published
@@ -19,7 +18,7 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
     """One row for each benchmark: the score that the paper reports, its value beside ours; for a single benchmark, all
     its scores too."""
     first = evaluations[0]
-    table = Table(title=escape(f"{first.model}, {first.pixels} pixels"), title_justify="left")
+    table = Table(title=f"{first.model}, {first.pixels} pixels", title_justify="left")
     for heading in ("benchmark", "split", "questions", "score"):
         table.add_column(heading)
     for heading in ("ours", "paper", "visual tokens", "new tokens"):
@@ -38,17 +37,17 @@ def _scores(one: Evaluation) -> tuple[str, str, str]:
     theirs = published(one.paper_model, one.pixels, bench.name) if comparable else []
     paper = "\n".join(f"{number.value:g} {number.unit} ({number.source})" for number in theirs) or "–"
     if bench.main is None or bench.main not in one.metrics["scores"]:  # a server or a judge reads the submission
-        return "by its judge", "–", escape(paper)
+        return "by its judge", "–", paper
     value = one.metrics["scores"][bench.main]
-    return bench.main, f"{100 * value:.2f} %" if bench.percent else f"{value:.1f}", escape(paper)
+    return bench.main, f"{100 * value:.2f} %" if bench.percent else f"{value:.1f}", paper
 
 
 def _all_scores(one: Evaluation) -> Table:
-    table = Table(title=escape(f"{one.benchmark.title}, {one.metrics['split']}"), title_justify="left")
+    table = Table(title=f"{one.benchmark.title}, {one.metrics['split']}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in one.metrics["scores"].items():
-        table.add_row(escape(name), "–" if value is None else f"{value:.6g}")
+        table.add_row(name, "–" if value is None else f"{value:.6g}")
     return table
 
 
@@ -81,7 +80,7 @@ def bench_tables(figures: Mapping[str, Any]) -> Group:
         "decoding by the bytes that are read."
     )
     tables = [_table(part, title, figures, dimensions) for part, title in TITLES.items() if part in figures]
-    return Group(escape(facts), *tables, *map(escape, _lines(figures)))
+    return Group(facts, *tables, *_lines(figures))
 
 
 def _table(part: str, title: str, figures: Mapping[str, Any], dimensions: Mapping[str, Any]) -> Table:
@@ -103,7 +102,7 @@ def _table(part: str, title: str, figures: Mapping[str, Any], dimensions: Mappin
             cells.append(f"{row['tokens_per_second']:.1f}")
         if peak:
             cells.append(f"{row['peak_bytes'] / 2**30:.2f} GiB")
-        table.add_row(escape(name), *cells)
+        table.add_row(name, *cells)
     return table
 
 

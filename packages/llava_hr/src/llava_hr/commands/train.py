@@ -13,6 +13,7 @@ from llava_hr.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
+from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 from tenfold.cli.verbs import new_folder
 
@@ -88,10 +89,10 @@ def train(
     if int(os.environ.get("RANK", 0)) == 0:
         for stage in chosen.running:
             values = trained.metrics[stage]
-            typer.echo(f"{stage}: {values['steps']} steps, loss {values['loss']:.4f}")
+            echo(f"{stage}: {values['steps']} steps, loss {values['loss']:.4f}")
         for path in (trained.projector, trained.model):
             if path is not None:
-                typer.echo(f"wrote {path}")
+                echo(f"wrote {path}")
 
 
 def plan_tables(dry: "DryRun", size: str) -> "Group":

@@ -27,7 +27,7 @@ class BenchSettings(BaseModel):
         overlap: also measure both pathways on two CUDA streams, and the adapters' three products in one; None: on CUDA.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     device: str = Field(default="auto", pattern=DEVICE)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

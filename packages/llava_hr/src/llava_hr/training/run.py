@@ -41,9 +41,10 @@ from tenfold.runs import (
     read_jsonl,
     run,
 )
+from tenfold.runs.context import require_unfinished
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
-from tenfold.runs.record import METRICS_NAME, RECORD_NAME
+from tenfold.runs.record import METRICS_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 from tenfold.weights import StoredTensor, write_weights
 
@@ -90,8 +91,7 @@ def run_train(
             or weights that are missing, broken or do not fit; no CUDA where it is asked for; DeepSpeed without what it
             needs.
     """
-    if (output / RECORD_NAME).exists():
-        raise UserError("holds a finished run", output, "a new folder")
+    require_unfinished(output)
     device = choose_device(settings.device)
     deepspeed = any(zero_stage(settings.stage(name)) for name in settings.running)
     with threads(settings.threads), join(device, "llava-hr", deepspeed) as ranks, _readable_workers():

@@ -272,6 +272,6 @@ def _clip_config(folder: Path) -> Any:
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no usable config.json ({error})", folder, "a model's folder") from error

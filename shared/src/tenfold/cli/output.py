@@ -1,0 +1,61 @@
+"""What reaches a terminal or a log: text from files never steers it, and no encoding breaks it."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tenfold.errors import printable
+
+# What our own tables hold beyond ASCII, for an output that is ASCII.
+_PLAIN = {
+    "–": "-", "—": "-", "−": "-", "·": "*", "…": "...", "±": "+-", "×": "x", "≤": "<=", "≥": ">=", "→": "->",
+    "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "≈": "~", "²": "^2", "°": " degrees", "’": "'",
+}  # fmt: skip
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """A line or several on standard output; control characters from files are shown as escapes."""
+    typer.echo("\n".join(printable(line) for line in str(text).split("\n")), err=err)
+
+
+class _Console(Console):
+    """Reads no markup in texts, which may be anybody's, and shows control characters as escapes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(printable(line) for line in text.split("\n")), **options)
+
+
+def console() -> Console:
+    """Standard output; where that is no terminal, wide enough for a table in a log."""
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    terminal = _Console(**plain)
+    return terminal if terminal.is_terminal else _Console(width=140, **plain)
+
+
+class LogLines(logging.Formatter):
+    """Log messages on one line each, with control characters as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(" ".join(super().format(record).split()))
+
+
+def take_any_text() -> None:
+    """Let standard output and error take every character, whatever their encoding."""
+    codecs.register_error("tenfold", _instead)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="tenfold")
+
+
+def _instead(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(one) or one.encode("ascii", "backslashreplace").decode() for one in letters), error.end
