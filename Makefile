@@ -32,7 +32,13 @@ help:  ## show this
 	@echo "    PAPER:   $(or $(strip $(HERE)),none yet)"
 	@echo "    planned: $(filter-out $(HERE),$(PAPERS))"
 
+# A recipe's first line: the Python is there.
+define python_is_there
+@command -v "$(PYTHON)" >/dev/null || { echo "error: no such Python: $(PYTHON) (expected Python 3.11 or newer, such as make PYTHON=python3.12)" >&2; exit 2; }
+endef
+
 setup:  ## make or repair .venv (instant when it stands)
+	$(python_is_there)
 	@"$(PYTHON)" bootstrap.py
 
 demo: setup  ## every paper's demo, its claims, and the report
@@ -77,10 +83,12 @@ wheels: setup  ## release wheels, in dist/
 	@ls dist/*.whl
 
 lmms:  ## lmms-eval in .venv-lmms, and the tests of our plug-ins with it
+	$(python_is_there)
 	@"$(PYTHON)" bootstrap.py lmms
 	@OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest packages/fitprune/tests/test_lmms.py packages/llava_hr/tests/test_lmms.py $(ARGS)
 
 lock:  ## derive requirements.lock again from the pyproject.toml files
+	$(python_is_there)
 	@"$(PYTHON)" bootstrap.py lock
 
 clean:  ## remove what make made, but for runs/

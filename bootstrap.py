@@ -63,7 +63,7 @@ def setup() -> None:
         uv = ensure_uv(held)
         environment = uv_environment(uv)
         python = VENV / "bin" / "python"
-        if not (python.exists() and _read(WHOLE) == _made_for()):
+        if not (_is_environment() and _read(WHOLE) == _made_for()):
             say(f"making .venv with Python {VERSION}")
             command = [uv, "venv", "--quiet", "--clear", "--no-project", "--python", PYTHON, VENV]
             call(command, "making .venv", environment, held)
@@ -119,7 +119,8 @@ def derive_lock(folder: Path = ROOT) -> str:
     with exclusive() as held:
         uv = ensure_uv(held)
     environment = uv_environment(uv)
-    call([uv, "lock", "--upgrade", "--python", PYTHON], "resolving the dependencies", environment, cwd=folder)
+    # Refreshed: an index that was looked up some days ago may lack what had been released by then.
+    call([uv, "lock", "--upgrade", "--refresh", "--python", PYTHON], "resolving the dependencies", environment, cwd=folder)
     command = [uv, "export", "--quiet", "--frozen", "--all-packages", "--all-extras", "--no-emit-local"]
     command += ["--no-header", "--no-annotate", "--python", PYTHON]
     return call(command, "exporting the dependencies", environment, cwd=folder, capture=True)
@@ -193,7 +194,12 @@ def pyprojects() -> "list[Path]":
 
 def stands() -> bool:
     """Whether `.venv` is complete and made from the files as they are now."""
-    return (VENV / "bin" / "python").exists() and _read(STAMP) == _digest()
+    return _is_environment() and _read(STAMP) == _digest()
+
+
+def _is_environment() -> bool:
+    # Without pyvenv.cfg its Python runs all the same, as the one below it, and finds none of the packages.
+    return (VENV / "bin" / "python").exists() and (VENV / "pyvenv.cfg").is_file()
 
 
 def _digest() -> str:

@@ -368,3 +368,11 @@ def test_uv_does_not_get_another_environment_to_install_into(bootstrap, uv, monk
     found = bootstrap.uv_environment(uv)
     assert not {"VIRTUAL_ENV", "CONDA_PREFIX", "UV_SYSTEM_PYTHON", "PYTHONPATH"} & set(found)
     assert found["UV_PYTHON_DOWNLOADS"] == "never"
+
+
+def test_an_environment_without_its_settings_is_made_anew(workspace, setup):
+    """Fails if .venv/bin/python is enough: without pyvenv.cfg it is the Python below, without packages."""
+    assert setup(workspace).returncode == 0
+    (workspace / ".venv" / "pyvenv.cfg").unlink()
+    assert "setup: .venv is ready" in setup(workspace).stdout
+    assert (workspace / ".venv" / "pyvenv.cfg").is_file()

@@ -65,6 +65,14 @@ def test_whatever_a_project_asks_for_is_pinned_within_its_bounds():
         assert any(requirement.specifier.contains(version) for version in pinned), (file, str(requirement), pinned)
 
 
+def test_every_tool_of_the_dev_group_has_a_floor():
+    """Fails if a requirement is added without the lowest version that it was used with."""
+    group = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
+    outside = [Requirement(text) for text in group if Requirement(text).name not in LOCAL]
+    bare = [one.name for one in outside if not {part.operator for part in one.specifier} & {">=", "=="}]
+    assert len(outside) > 15 and not bare, bare
+
+
 def test_no_build_of_a_private_channel_is_pinned():
     """Fails if a build of another channel (such as 2.15.0+cpu) is pinned: nobody else could install it."""
     assert not [pin for pin in pins().items() if any("+" in version for version in pin[1])]

@@ -128,3 +128,11 @@ def test_ci_installs_a_browser_and_a_compiler_where_it_can_and_goes_on_where_it_
     (folder / "apt").unlink()
     run(folder / ".ci" / "run", env={"PATH": str(programs)})
     assert not (folder / "apt").exists()
+
+
+@pytest.mark.parametrize("target", ["setup", "lock"])
+def test_a_python_that_is_not_there_is_named(run, target):
+    """Fails if the shell's own words, without a remedy, are all there is."""
+    refused = run("make", "PYTHON=/nonexistent", target, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[0].startswith("error: no such Python: /nonexistent (expected Python 3.11")

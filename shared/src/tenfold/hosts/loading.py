@@ -148,7 +148,8 @@ def loading_from(source: str | Path, expected: str) -> Iterator[None]:
 
 def _said(error: BaseException) -> str:
     plain = isinstance(error, OSError | ValueError | SafetensorError | StrictDataclassError)
-    return first_sentence(error) if plain else f"{type(error).__name__}: {first_sentence(error)}"
+    reason = first_sentence(error) if plain else f"{type(error).__name__}: {first_sentence(error)}"
+    return f"cannot be loaded ({reason})"
 
 
 @contextmanager

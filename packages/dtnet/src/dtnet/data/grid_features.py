@@ -164,7 +164,7 @@ def _whole(path: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
         reason = str(error).strip().strip("'\"").partition("\n")[0][:120] or type(error).__name__
-        raise UserError(f"{what} cannot be read ({reason})", path, "a whole h5 file") from error
+        raise UserError(f"cannot read {what} ({reason})", path, "a whole h5 file") from error
 
 
 def _open_h5(path: Path) -> h5py.File:
