@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dtnet.data.mini import write_mini_coco
 from dtnet.training import run as train
 from dtnet.training.settings import TrainSettings
+from tenfold.testing.processes import fork, in_ranks, killed
+
+__all__ = [
+    "STEPS", "TINY", "XE_STEPS", "die_after", "fork", "in_ranks", "killed", "sha256", "tiny_settings", "weights",
+    "write_tiny_data",
+]  # fmt: skip
 
 # Two epochs of five steps with cross entropy, two of three steps self-critical.
 TINY: dict[str, Any] = {
@@ -70,26 +72,6 @@ def weights(run: Path) -> str:
     return sha256(run / "model" / "model.safetensors")
 
 
-def fork(work: Callable[[], object], **environment: str) -> int:
-    """Run `work` in a fork of this process; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.environ.update(environment)
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def killed(work: Callable[[], object]) -> bool:
-    """Whether `work`, in a fork, was ended by SIGKILL."""
-    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1]) == -signal.SIGKILL
-
-
 def die_after(step: int, settings: TrainSettings, folder: Path, resume: bool = False) -> bool:
     """Train in a fork that kills itself when so many steps are done."""
 
@@ -104,14 +86,3 @@ def die_after(step: int, settings: TrainSettings, folder: Path, resume: bool = F
         train.run_train(settings, 0, folder, resume)
 
     return killed(work)
-
-
-def in_ranks(work: Callable[[], object], world: int = 2) -> None:
-    """Run `work` in so many forks that `torch.distributed` takes for the ranks of one machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = [fork(work, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(world)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes == [0] * world, codes

@@ -8,8 +8,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
-import traceback
 
 import numpy as np
 import pytest
@@ -33,6 +31,7 @@ from tenfold.data.formats.editing import EditRecord, EditSample, read_edits, wri
 from tenfold.data.formats.records import Picture
 from tenfold.ledger import load_ledger
 from tenfold.runs import RunRecord, read_jsonl
+from tenfold.testing.processes import fork
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +67,6 @@ def whole(options, tmp_path_factory):
 
 def silent(items, label):
     return items
-
-
-def fork(work, **environment):
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.environ.update(environment)
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def status(child):

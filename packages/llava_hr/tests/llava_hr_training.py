@@ -8,11 +8,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
-import sys
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,8 @@ from llava_hr.miniature import model as mini
 from llava_hr.training import run as train
 from llava_hr.training import stages
 from llava_hr.training.settings import TrainSettings
+from tenfold.testing.processes import in_ranks as in_ranks
+from tenfold.testing.processes import killed
 
 # Three steps of stage 1, two epochs of three steps of stage 2; each of two forward passes.
 SAMPLES, PRETRAIN_STEPS, STEPS = 24, 3, 9
@@ -119,26 +116,6 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def fork(work: Callable[[], object], **environment: str) -> int:
-    """Run `work` in a fork of this process; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.environ.update(environment)
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def killed(work: Callable[[], object]) -> bool:
-    """Whether `work`, in a fork, was ended by SIGKILL."""
-    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1]) == -signal.SIGKILL
-
-
 def die_after(stage: str, step: int, settings: TrainSettings, folder: Path, resume: bool = False) -> bool:
     """Train in a fork that kills itself when so many steps of a stage are done, before they are logged or kept."""
 
@@ -153,27 +130,3 @@ def die_after(stage: str, step: int, settings: TrainSettings, folder: Path, resu
         train.run_train(settings, 0, folder, resume)
 
     return killed(work)
-
-
-def in_ranks(work: Callable[[], object], world: int = 2) -> None:
-    """Run `work` in so many forks that `torch.distributed` takes for the ranks of one machine.
-
-    A rank that fails leaves the others waiting for it: they are ended then.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = [fork(work, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(world)]
-    codes: dict[int, int] = {}
-    deadline = time.monotonic() + 300
-    while len(codes) < world:
-        for child in set(children) - codes.keys():
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-                deadline = min(deadline, time.monotonic() + 20) if codes[child] else deadline
-            elif time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-    assert set(codes.values()) == {0}, [codes[child] for child in children]

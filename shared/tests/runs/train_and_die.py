@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tenfold import UserError
 from tenfold.runs import AtomicCheckpointMixin, fingerprint, last_complete_checkpoint, seed_everything
+from tenfold.testing.processes import killed
 
 STEPS = 9
 
@@ -98,11 +99,7 @@ def names(folder: Path) -> list[str]:
 
 def die(make) -> bool:
     """Train in a fork; True when it was killed by SIGKILL."""
-    child = os.fork()
-    if child == 0:
-        make().train()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return killed(lambda: make().train())
 
 
 def resume(folder: Path, how=True) -> dict:
