@@ -120,7 +120,8 @@ def derive_lock(folder: Path = ROOT) -> str:
         uv = ensure_uv(held)
     environment = uv_environment(uv)
     # Refreshed: an index that was looked up some days ago may lack what had been released by then.
-    call([uv, "lock", "--upgrade", "--refresh", "--python", PYTHON], "resolving the dependencies", environment, cwd=folder)
+    command = [uv, "lock", "--upgrade", "--refresh", "--python", PYTHON]
+    call(command, "resolving the dependencies", environment, cwd=folder)
     command = [uv, "export", "--quiet", "--frozen", "--all-packages", "--all-extras", "--no-emit-local"]
     command += ["--no-header", "--no-annotate", "--python", PYTHON]
     return call(command, "exporting the dependencies", environment, cwd=folder, capture=True)

@@ -149,11 +149,11 @@ def test_other_weights_are_refused(state: dict[str, torch.Tensor], tmp_path: Pat
         with pytest.raises(UserError, match="holds something else"):
             BackboneFeatures("resnet18", path)
     torch.save({"a": Path("x")}, path)
-    with pytest.raises(UserError, match="cannot read|broken, truncated"):
+    with pytest.raises(UserError, match=r"cannot read|broken, truncated"):
         BackboneFeatures("resnet18", path)
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(b"broken")
-        with pytest.raises(UserError, match="cannot read|broken, truncated"):
+        with pytest.raises(UserError, match=r"cannot read|broken, truncated"):
             BackboneFeatures("resnet18", tmp_path / name)
     with pytest.raises(UserError, match="no such file"):
         BackboneFeatures("resnet18", tmp_path / "nowhere.pth")

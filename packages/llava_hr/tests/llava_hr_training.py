@@ -22,8 +22,9 @@ from llava_hr.miniature import model as mini
 from llava_hr.training import run as train
 from llava_hr.training import stages
 from llava_hr.training.settings import TrainSettings
+from tenfold.testing.processes import fork as fork
 from tenfold.testing.processes import in_ranks as in_ranks
-from tenfold.testing.processes import killed
+from tenfold.testing.processes import killed as killed
 
 # Three steps of stage 1, two epochs of three steps of stage 2; each of two forward passes.
 SAMPLES, PRETRAIN_STEPS, STEPS = 24, 3, 9
