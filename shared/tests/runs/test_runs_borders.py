@@ -100,7 +100,7 @@ def test_text_from_elsewhere_is_shown_as_it_is(capsys):
 
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
-def test_an_output_of_ascii_takes_the_claims_of_a_package(environment):
+def test_an_output_of_ascii_takes_the_claims_of_a_package(tmp_path, environment):
     """Fails if a dash or a Greek letter of a table ends in a UnicodeEncodeError."""
     script = (
         "import typer\nfrom tenfold.cli import main\nfrom tenfold.cli.output import console, echo\n"
@@ -109,7 +109,8 @@ def test_an_output_of_ascii_takes_the_claims_of_a_package(environment):
         "main(app)\n"
     )
     environment = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, timeout=120)
+    (tmp_path / "show.py").write_text(script, encoding="utf-8")
+    done = subprocess.run([sys.executable, tmp_path / "show.py"], capture_output=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode("ascii").split("\n")[:2] == ["0.5 - 0.7 +- 0.1 beta \\u6f22", "alpha -> x"]
 

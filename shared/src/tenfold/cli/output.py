@@ -8,7 +8,6 @@ import sys
 from io import TextIOWrapper
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -23,7 +22,9 @@ _PLAIN = {
 
 def echo(text: object = "", *, err: bool = False) -> None:
     """A line or several on standard output; control characters from files are shown as escapes."""
-    typer.echo("\n".join(printable(line) for line in str(text).split("\n")), err=err)
+    lines = "\n".join(printable(line) for line in str(text).split("\n"))
+    # Not click's: to an output that says it is ASCII that one writes UTF-8.
+    print(lines, file=sys.stderr if err else sys.stdout, flush=True)
 
 
 class _Console(Console):
