@@ -76,7 +76,7 @@ def load_pickled(path: str | Path, expected: str, *, mmap: bool = False, numpy: 
         with torch.serialization.safe_globals(list(_NUMPY) if numpy else []):
             return load_saved(path, mmap=mmap)
     except BROKEN as error:
-        reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0][:120] or type(error).__name__
         raise UserError(f"broken, truncated or no plain weights ({reason})", path, expected) from error
 
 

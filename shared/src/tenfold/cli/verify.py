@@ -97,7 +97,7 @@ def require_one_process(record: RunRecord) -> None:
     if ranks > 1:
         command = f"torchrun --nproc_per_node {ranks} -m {record.package} {record.verb}"
         raise UserError(
-            f"was made by {ranks} ranks, and this is one process",
+            f"was trained by {ranks} ranks, and this is one process",
             record.id,
             f"{command} with its config, into a new folder",
         )
