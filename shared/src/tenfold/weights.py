@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tenfold.errors import UserError
-from tenfold.pickled import load_pickled
+from tenfold.pickled import load_pickled as load_pickled
 from tenfold.runs import atomic_write_json, read_json, track
 
 # (index, single file) in the order in which transformers prefers them; open_clip's releases are single files.

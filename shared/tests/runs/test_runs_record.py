@@ -65,7 +65,7 @@ def test_a_run_that_fails_leaves_only_its_metrics_and_when_it_began(tmp_path):
         r.log(1, loss=1.0)
         r.file("recipe.json").write_text("{}")
         raise ZeroDivisionError
-    assert names(tmp_path / "r") == ["checkpoint-legs.json", "metrics.jsonl"]
+    assert names(tmp_path / "r") == ["checkpoint-legs", "metrics.jsonl"]
 
 
 def test_a_run_that_fails_before_its_first_metric_leaves_no_folder(tmp_path):

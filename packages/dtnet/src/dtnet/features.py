@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tenfold import UserError
-from tenfold.pickled import load_pickled
 from tenfold.runs import fingerprint
+from tenfold.weights import load_pickled
 
 
 class FeatureExtractor(Protocol):

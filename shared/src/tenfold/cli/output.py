@@ -24,7 +24,9 @@ def echo(text: object = "", *, err: bool = False) -> None:
     """A line or several on standard output; control characters from files are shown as escapes."""
     lines = "\n".join(printable(line) for line in str(text).split("\n"))
     # Not click's: to an output that says it is ASCII that one writes UTF-8.
-    print(lines, file=sys.stderr if err else sys.stdout, flush=True)
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{lines}\n")
+    stream.flush()
 
 
 class _Console(Console):

@@ -14,7 +14,7 @@ from pathlib import Path
 from tenfold.errors import UserError
 from tenfold.runs.files import TEMPORARY_PREFIX, atomic_write_json, read_json
 
-LEGS = "checkpoint-legs.json"  # by its name no part of a run's outcome
+LEGS = "checkpoint-legs"  # by its name no part of a run's outcome
 
 
 def begin_leg(folder: Path) -> float:

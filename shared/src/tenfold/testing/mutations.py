@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tenfold.runs.unpickling import unpickle
 from tenfold.testing.weights import Calls
 
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -47,7 +48,8 @@ def mutated(path: Path, content: bytes, rng: random.Random) -> tuple[str, bytes]
     name = rng.choice(sorted(table))
     try:
         return name, table[name](content, rng)
-    except Exception:  # noqa: BLE001: another kind under that name, which its own damage cannot read
+    except Exception:
+        # Another kind under that name, which its own damage cannot read.
         return "cut off", cut_off(content, rng)
 
 
@@ -336,7 +338,7 @@ def _hostile_pickle(content: bytes, rng: random.Random) -> bytes:
 
 
 def _pickle_value(content: bytes, rng: random.Random) -> bytes:
-    return pickle.dumps(alter_value(pickle.loads(content, encoding="latin1"), rng), protocol=rng.choice((0, 2, 4)))
+    return pickle.dumps(alter_value(unpickle(content, "a pickle", latin1=True), rng), protocol=rng.choice((0, 2, 4)))
 
 
 def _saved_tensors(content: bytes, rng: random.Random) -> bytes:
