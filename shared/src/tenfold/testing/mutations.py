@@ -187,8 +187,7 @@ def _yaml_text(content: bytes, rng: random.Random) -> bytes:
     return content + b"\n" + rng.choice(YAML).encode() + b"\n"
 
 
-_JSON: dict[str, Mutation] = {"a value": _json, "nesting": _json_deep, "a number": _json_number}
-_JSON["another value"] = _json
+_JSON: dict[str, Mutation] = {"a value": _json, "a place": _json, "nesting": _json_deep, "a number": _json_number}
 _JSONL: dict[str, Mutation] = {name: partial(_lines, change=change) for name, change in _JSON.items()}
 _YAML: dict[str, Mutation] = {"a value": _yaml, "another value": _yaml, "a tag": _yaml_text}
 
