@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic import BaseModel
 
 from tenfold.cli.config import load_config
@@ -330,16 +331,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     readings = module.readings(made)
     start, count = time.monotonic(), 0
     for finding in undamaged(readings, keep):
-        print(finding, flush=True)
-        print(finding.more, flush=True)
+        typer.echo(finding)
+        typer.echo(finding.more)
     for number in range(options.first, options.inputs):
         for finding in try_one(readings, keep, number, options.seed):
             count += 1
-            print(finding, flush=True)
+            typer.echo(finding)
             if options.verbose:
-                print(finding.more, flush=True)
+                typer.echo(finding.more)
     seconds = time.monotonic() - start
-    print(f"{options.inputs - options.first} inputs, {count} findings, {seconds:.0f} s; in {keep}", flush=True)
+    typer.echo(f"{options.inputs - options.first} inputs, {count} findings, {seconds:.0f} s; in {keep}")
     return int(count > 0)
 
 
