@@ -179,3 +179,22 @@ def test_links_between_the_texts_lead_somewhere(folder):
     for file in folder.glob("*.md"):
         for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", file.read_text()):
             assert (folder / target).exists(), (relative(file), target)
+
+
+HEADINGS = (
+    "Install",
+    "Ten lines of Python",
+    "Commands",
+    "What works with what",
+    "What is reproduced",
+    "Cite",
+    "Licences",
+)
+
+
+def test_readmes_have_the_same_headings_in_the_same_order(root):
+    """What is a paper's own stands after its commands. Fails if a README calls one otherwise, or moves it."""
+    for path in sorted(root.glob("packages/*/README.md")):
+        found = [line[3:].strip() for line in path.read_text().splitlines() if line.startswith("## ")]
+        assert tuple(name for name in found if name in HEADINGS) == HEADINGS, path
+        assert tuple(found[:3]) == HEADINGS[:3] and tuple(found[-4:]) == HEADINGS[-4:], path
