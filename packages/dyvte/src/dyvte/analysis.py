@@ -67,7 +67,11 @@ def profile(
         surprise = torch.special.entr(attention)  # - a ln a
         from_v, from_t = (mask[:, None, start:stop] for mask in (v, t))
         to_v, to_t = (mask[:, :stop, None] for mask in (v, t))
-        parts = ((from_v, attention, to_v), (from_t, attention, to_v), (from_t, attention, to_t))
+        parts: tuple[tuple[Tensor, Tensor, Tensor], ...] = (
+            (from_v, attention, to_v),
+            (from_t, attention, to_v),
+            (from_t, attention, to_t),
+        )
         parts += ((from_t, surprise, to_v), (from_t, surprise, to_t))
         sums += torch.stack([(left @ values @ right)[:, 0, 0] for left, values, right in parts], dim=1)
     counts = torch.stack([v.sum(1)] + [t.sum(1)] * 4, dim=1)

@@ -171,7 +171,8 @@ def run_branches(
     # A branch starts after layer k; at layer j all branches with k < j are one batch.
     branches: list[Tensor] = []
     real_keys = survivors.real if survivors.padded else None
-    implementation = model.config.get_text_config()._attn_implementation
+    whole: Any = model.config
+    implementation = whole.get_text_config()._attn_implementation
     for number, module in enumerate(modules):
         if branches:
             arguments = recorder.arguments[number]

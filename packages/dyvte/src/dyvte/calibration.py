@@ -43,7 +43,8 @@ def margins(model: nn.Module, gates: Gates, samples: Iterable[Mapping[str, Any]]
     exit = VisualExit(gates, threshold=torch.inf)
     with exit(model):
         for inputs in samples:
-            exit.trace = trace = []
+            trace: list[Any] = []
+            exit.trace = trace
             model(**inputs, use_cache=False)
             images = exit.images()
             if not all(images):

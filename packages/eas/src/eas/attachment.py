@@ -155,7 +155,8 @@ class AttachedLayer:
         self.adapter, self.pia = adapter, pia
         self.skipped = False
         self.folded = False  # set by `Skipper.folded`: the module is in the matrices behind it
-        self._own_slot = self.module.self_attn.layer_idx
+        attention: Any = self.module.self_attn
+        self._own_slot = attention.layer_idx
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[2:]
         for name, part in (("eas_adapter", adapter), ("eas_pia", pia)):
             if part is not None:  # a part of the model: its parameters, state_dict, device and mode

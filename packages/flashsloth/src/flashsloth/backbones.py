@@ -148,7 +148,7 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False  # the prefill reads its ids on the host
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         """Phi's and SigLIP's parts by their own rules; EmbQ by N(0, 0.02) as the official code (section 3.6)."""
         rule = getattr(module, "init_rule", None)  # of a single layer: these are visited before what holds them
         if rule == "default":  # torch's own, as the official code leaves it

@@ -14,6 +14,8 @@ no map of the whole sequence. Sections in comments are those that this package w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,9 +96,9 @@ class EmbeddedQuery(nn.Module):
         self.down_projector_image = nn.Linear(vision, width)
         self.layers = nn.ModuleList([EmbqLayer(width, vision)])
         self.up_projector = nn.Linear(vision, hidden)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                layer.init_rule = "embq"
+        linears: list[Any] = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+        for layer in linears:
+            layer.init_rule = "embq"
 
     @property
     def layer(self) -> EmbqLayer:

@@ -132,7 +132,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         if dummy is not None:
             inputs_embeds = inputs_embeds + 0 * dummy.visual_tokens.mean().to(inputs_embeds)
         if self.dummy_image and step is None and not past:
-            step = partial(self._dummy_step, dummy or image_features)
+            step = partial(self._dummy_step, dummy or image_features)  # type: ignore[arg-type]
         if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
             # Plain 0..n-1 over each row's own tokens, wherever its padding is.
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]

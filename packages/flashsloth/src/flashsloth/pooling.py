@@ -13,6 +13,7 @@ Sections in comments are those that this package was specified by.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ class SpatialAttentionPooling(nn.Module):
         self.pool = pool
         # Layer 0 and 3 hold weights, as in the official checkpoints.
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1))
+        layer: Any
         for layer in (self.mlp[0], self.mlp[3]):
             layer.init_rule = "default"
 
@@ -63,7 +65,9 @@ class Projector(nn.Module):
         self.linear_1 = nn.Linear(vision, width)
         self.act = ACT2FN[act]
         self.linear_2 = nn.Linear(width, width)
-        self.linear_1.init_rule = self.linear_2.init_rule = "default"
+        layer: Any
+        for layer in (self.linear_1, self.linear_2):
+            layer.init_rule = "default"
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``[images, Nv, dv] -> [images, Nv, d]``."""

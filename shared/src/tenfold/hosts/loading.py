@@ -71,7 +71,7 @@ def load_host(settings: HostSettings) -> Host:
     layout = "a transformers vision-language model with its processor"
     try:
         with loading_from(source, layout if folder else reachable):
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            opened: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation=settings.attention,
@@ -79,6 +79,7 @@ def load_host(settings: HostSettings) -> Host:
                 ignore_mismatched_sizes=True,  # reported below, with the first key that differs
                 **local,
             )
+            model, report = opened
             processor = AutoProcessor.from_pretrained(source, **local)
             # Not asked of the processor as a whole: video processors have no such backend. Without torchvision
             # Pillow is what there is, and AutoImageProcessor cannot be called in transformers 5.17.

@@ -110,7 +110,8 @@ ANY: dict[str, Mutation] = {
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) in a parsed value, at most some thousands."""
-    found, left = [], [value]
+    found: list[tuple[Any, Any]] = []
+    left: list[Any] = [value]
     while left and len(found) < 5000:
         one = left.pop()
         keys = one.keys() if isinstance(one, dict) else range(len(one)) if isinstance(one, list) else ()

@@ -106,7 +106,8 @@ def to_host(
         try:
             config = _llava_config(release, _tower_config(release, source, vision_tower), source)
             names = host_from_official(stored, source)
-            words = config.text_config.vocab_size
+            text: Any = config.text_config
+            words = text.vocab_size
             tensors = {new: _grown(stored[old], old, words) for old, new in names.items()}
             _check({old: stored[old] for old in names}, config, release["vocab_size"], source)
             with atomic_directory(folder) as new:
@@ -130,15 +131,14 @@ def to_official(host: str | Path, gates: str | Path, folder: str | Path) -> int:
     if settings.get("model_type") != "llava":
         raise UserError(f"model_type {settings.get('model_type')!r}", host, "llava, in transformers' layout")
     config = LlavaConfig.from_dict(settings)
-    if config.text_config.model_type != "llama":
-        raise UserError(
-            f"a decoder of type {config.text_config.model_type}", host, "llama: the official code has no other"
-        )
+    text: Any = config.text_config
+    if text.model_type != "llama":
+        raise UserError(f"a decoder of type {text.model_type}", host, "llama: the official code has no other")
     own = load_gates(gates)
-    own.validate(config.text_config.num_hidden_layers, config.text_config.hidden_size, str(host))
+    own.validate(text.num_hidden_layers, text.hidden_size, str(host))
     weights = {name: StoredTensor.of(tensor) for name, tensor in own.state_dict().items()}
     inside = {official: weights[name] for name, official in gates_to_official(weights, gates).items()}
-    words = getattr(config, "official_vocab_size", config.text_config.vocab_size)
+    words: int = getattr(config, "official_vocab_size", text.vocab_size)
     with WeightFiles(host) as files:
         spelled = {_present(name): tensor for name, tensor in files.tensors.items() if not RECOMPUTED.search(name)}
         names = host_to_official(spelled, host)
@@ -201,12 +201,13 @@ def _llava_config(release: dict[str, Any], tower: dict[str, Any], source: Path) 
         vision_feature_select_strategy="default",
         dtype=release.get("torch_dtype", "float16"),
         architectures=["LlavaForConditionalGeneration"],
-        official_vocab_size=words,
+        official_vocab_size=words,  # type: ignore[call-arg]
     )
 
 
 def official_config(config: LlavaConfig, words: int) -> dict[str, Any]:
-    llama = config.text_config
+    llama: Any = config.text_config
+    tower: Any = config.vision_config
     return {name: getattr(llama, name) for name in LLAMA} | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
@@ -215,7 +216,7 @@ def official_config(config: LlavaConfig, words: int) -> dict[str, Any]:
         "pad_token_id": 0,
         "torch_dtype": str(config.dtype or "float16").removeprefix("torch."),
         "image_aspect_ratio": "pad",
-        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_hidden_size": tower.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,8 @@ def convert(
         echo(f"wrote {target}: {len(made)} gates, {total:,} parameters")
     elif to == "host":
         config = release.to_host(source, target, vision_tower=vision_tower, processor=processor)
-        echo(f"wrote {target}: {config.text_config.num_hidden_layers} decoder layers, {config.dtype}")
+        text: Any = config.text_config
+        echo(f"wrote {target}: {text.num_hidden_layers} decoder layers, {config.dtype}")
     else:
         assert gates is not None
         echo(f"wrote {target}: {release.to_official(source, gates, target):,} parameters")

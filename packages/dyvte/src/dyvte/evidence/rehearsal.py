@@ -96,7 +96,7 @@ def host_config(layers: int, hidden: int, tower: int) -> LlavaConfig:
         vision_config=clip,
         image_token_index=WORDS,
         vision_feature_layer=-2,
-        official_vocab_size=WORDS,
+        official_vocab_size=WORDS,  # type: ignore[call-arg]
         dtype="bfloat16",
     )
 
@@ -105,7 +105,8 @@ def write_official(folder: Path, config: LlavaConfig) -> int:
     """An official checkpoint of random weights with gates inside, a shard in memory at a time; its parameters."""
     with torch.device("meta"):
         state = LlavaForConditionalGeneration(config).state_dict()
-    text = config.text_config
+    text: Any = config.text_config
+    vision: Any = config.vision_config
     gates = Gates(GateConfig(text.num_hidden_layers, text.hidden_size), device="meta").state_dict()
     shapes = {new: tuple(state[old].shape) for old, new in host_to_official(state).items()}
     shapes |= {new: tuple(gates[old].shape) for old, new in gates_to_official(gates).items()}
@@ -123,7 +124,7 @@ def write_official(folder: Path, config: LlavaConfig) -> int:
     stored = {n: StoredTensor(shape, torch.bfloat16, drawn(n, shape)) for n, shape in shapes.items()}
     with atomic_directory(folder) as new:
         atomic_write_json(new / "config.json", release.official_config(config, WORDS) | {"torch_dtype": "bfloat16"})
-        tower = {"model_type": "clip_vision_model", **config.vision_config.to_dict()}
+        tower = {"model_type": "clip_vision_model", **vision.to_dict()}
         (new / "vision_tower").mkdir()
         atomic_write_json(new / "vision_tower" / "config.json", tower)
         write_weights(new, stored, SHARD_BYTES)

@@ -72,7 +72,7 @@ def run_bench(settings: BenchSettings, seed: int, output: Path | None = None) ->
         for e, g in ((None, None), (exit_layer, gates.config))
     ]
     read = [decode_bytes(tokens, settings.visual, exits, shape) for exits in ([None] * settings.batch, rows)]
-    found = {
+    found: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "layers": layers,
         "exit_layer": exit_layer,
@@ -111,7 +111,7 @@ def bench_host(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=4, patch_size=2
     )
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision)).to(dtype)
+        model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision)).to(dtype)  # type: ignore[arg-type]
     model = model.to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -157,7 +157,7 @@ def _prefill(model: nn.Module, embeds: Tensor, exit: VisualExit | None) -> Calla
 
 
 def _decode(model: nn.Module, cache: Any, settings: BenchSettings) -> Callable[[], None]:
-    token = torch.ones(settings.batch, 1, dtype=torch.int64, device=model.device)
+    token = torch.ones(settings.batch, 1, dtype=torch.int64, device=next(model.parameters()).device)
 
     def work() -> None:
         for _ in range(settings.decode_tokens):

@@ -56,7 +56,7 @@ def make_table(model: Any, processor: Any, questions: Sequence[Asked], slacks: S
         questions: one-word answers.
         slacks: of the label rule.
     """
-    parts = [
+    parts: list[Any] = [
         _part(model, processor, questions[start : start + BATCH], slacks) for start in range(0, len(questions), BATCH)
     ]
     x, right, same = (torch.cat([part[i] for part in parts]) for i in range(3))

@@ -161,7 +161,7 @@ class Training:
     ) -> None:
         self.settings, self.seed, self.output, self.host, self.samples = settings, seed, output, host, samples
         self.group, self.current = group, current
-        self.device = host.model.device
+        self.device: Any = host.model.device
         config = gate_config(settings, host.model.config)
         self.plan = plan(settings, len(samples), config, sum(p.numel() for p in host.model.parameters()))
         self.gates = Gates(config).initialise(seed, half=True)
@@ -170,7 +170,7 @@ class Training:
             if start.config != config:
                 raise UserError(f"gates {start.config}", settings.start, f"{config}")
             self.gates.load_state_dict(start.state_dict())
-        self.gates = self.gates.to(self.device).train().requires_grad_(True)
+        self.gates = self.gates.to(self.device).train().requires_grad_(True)  # type: ignore[arg-type]
         self.optimizer = torch.optim.AdamW(
             self.gates.parameters(), lr=settings.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay
         )

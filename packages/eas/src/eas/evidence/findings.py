@@ -61,7 +61,8 @@ def conduct(folder: Path, design: Design | None = None, workers: int = WORKERS) 
     from eas.evidence.experiments import Design
 
     design = design or Design()
-    hosts = sorted(path for path in (folder / "hosts").glob("*") if path.is_dir()) or [None]
+    own = sorted(path for path in (folder / "hosts").glob("*") if path.is_dir())
+    hosts: list[Path | None] = [*own] or [None]
     places = [(number, seed) for number in range(len(hosts)) for seed in SEEDS]
     missing = [place for place in places if not kept(folder, "host", place[0], "seed", place[1]).exists()]
     run_each([(measure, number, hosts[number], seed, folder, design) for number, seed in missing], workers)
@@ -121,7 +122,8 @@ def percentile(one: Mapping[str, Any]) -> float:
     Pairs with layer 0, which no host does without, do not count as beaten.
     """
     order = np.argsort(-np.asarray(one["preferences"]), kind="stable")
-    chosen = tuple(sorted(int(site) for site in order[:2]))
+    first, second = sorted(int(site) for site in order[:2])
+    chosen = (first, second)
     values = dict(zip(combinations(range(one["layers"]), 2), one["pairs"], strict=True))
     others = np.array([value for pair, value in values.items() if pair != chosen and 0 not in pair])
     own = values[chosen]

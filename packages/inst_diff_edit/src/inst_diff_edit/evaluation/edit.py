@@ -79,6 +79,7 @@ def describe(found: InstDiffEditOutput, row: int) -> dict[str, Any]:
     """What a run's record says of one picture: words by role, and how much of the picture the mask covers."""
     words: Words = found.words[row]
     roles = found.roles[row].tolist()[1:]
+    assert found.step_masks is not None  # `edit` keeps them
     covered = found.step_masks[row, -1].float().mean().item() / 255
     return {
         "words": {f"{number}:{word}": ROLES[roles[number]] for number, word in enumerate(words.text)},

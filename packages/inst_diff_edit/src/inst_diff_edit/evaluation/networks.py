@@ -207,7 +207,7 @@ class ClipScore:
             scale = self.edge / min(picture.size)
             size = tuple(max(self.edge, round(edge * scale)) for edge in picture.size)
             left, top = ((edge - self.edge) // 2 for edge in size)
-            resized = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+            resized = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
             arrays.append(np.asarray(resized.crop((left, top, left + self.edge, top + self.edge))))
         values = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(three).view(1, 3, 1, 1) for three in (CLIP_MEAN, CLIP_STD))

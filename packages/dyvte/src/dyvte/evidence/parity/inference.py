@@ -51,7 +51,9 @@ def _prefill_decode(case: Mapping[str, Any], tensors: Mapping[str, Tensor], comp
         compare.equal(f"positions {sample}", positions, tensors[f"out/decode_position_{sample}"])
         with exit(model, visual_mask=visual):
             for cached in (True, False):
-                made = model.generate(inputs_embeds=embeds, max_new_tokens=len(ids), do_sample=False, use_cache=cached)
+                made = model.generate(  # type: ignore[misc]
+                    inputs_embeds=embeds, max_new_tokens=len(ids), do_sample=False, use_cache=cached
+                )
                 compare.equal(f"generate(use_cache={cached}) {sample}", made[0], tensors[f"out/tokens_{sample}"])
         dense = model(inputs_embeds=embeds, use_cache=True)
         steps, ids = _decode(model, dense, config["decode_steps"])
