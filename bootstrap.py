@@ -65,6 +65,8 @@ def setup() -> None:
         python = VENV / "bin" / "python"
         if not (_is_environment() and _read(WHOLE) == _made_for()):
             say(f"making .venv with Python {VERSION}")
+            if (VENV / "bin" / "python").exists() and not _is_environment():
+                shutil.rmtree(VENV)  # what is left of one; uv clears only what is whole
             command = [uv, "venv", "--quiet", "--clear", "--no-project", "--python", PYTHON, VENV]
             call(command, "making .venv", environment, held)
         for mark in (STAMP, WHOLE):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import tenfold.testing.processes  # noqa: F401  # forks of tests get a thread pool of their own
+
 ALLOWED_SKIPS = Path(__file__).parent / "tests" / "allowed_skips.txt"
 
 

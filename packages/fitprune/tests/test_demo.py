@@ -1,5 +1,6 @@
 """The demonstration: two answers, what was saved, and the picture of the patches that are left."""
 
+import contextlib
 import io
 from dataclasses import replace
 
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fitprune.commands.tables import demo_tables
@@ -18,6 +18,7 @@ from fitprune.evaluation.settings import DemoSettings
 from fitprune.pruner import Pruner
 from fitprune.recipe import Recipe
 from tenfold import UserError
+from tenfold.cli.app import console
 from tenfold.data import mini_host, miniworld
 from tenfold.data.miniworld import flags
 from tenfold.hosts.loading import load_host
@@ -35,7 +36,8 @@ def shown(tmp_path_factory):
 
 def printed(demonstration):
     text = io.StringIO()
-    Console(file=text, width=140).print(demo_tables(demonstration))
+    with contextlib.redirect_stdout(text):
+        console().print(demo_tables(demonstration))
     return text.getvalue()
 
 

@@ -23,7 +23,6 @@ def fork(work: Callable[[], object], **environment: str) -> int:
         return child
     try:
         os.environ.update(environment)
-        _renew_thread_pool()
         work()
     except SystemExit as exit:
         os._exit(exit.code if isinstance(exit.code, int) else 1)
@@ -43,6 +42,10 @@ def _renew_thread_pool() -> None:
     """
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(torch.get_num_threads())
+
+
+# In every fork of a test's process, multiprocessing's too.
+os.register_at_fork(after_in_child=_renew_thread_pool)
 
 
 def killed(work: Callable[[], object]) -> bool:
