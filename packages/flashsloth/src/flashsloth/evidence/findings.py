@@ -161,7 +161,8 @@ def judge(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Finding]:
         Finding(
             "mini-near-uncompressed", float(behind.mean()), near,
             f"{CROWDED}: sap+embq {show(crowded['sap+embq'])} % with 9 visual tokens, uncompressed "
-            f"{show(crowded['none'])} % with 81, {paired(behind)} behind; at most {NEAR:g} allowed, spread included; {seeds}",
+            f"{show(crowded['none'])} % with 81, {paired(behind)} behind; at most {NEAR:g} allowed, "
+            f"spread included; {seeds}",
         ),
         Finding(
             "mini-controls", float(min(drop.mean() for drop in drops.values())), used,
