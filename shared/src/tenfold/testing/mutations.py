@@ -110,8 +110,7 @@ ANY: dict[str, Mutation] = {
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) in a parsed value, at most some thousands."""
-    found: list[tuple[Any, Any]] = []
-    left: list[Any] = [value]
+    found, left = list[tuple[Any, Any]](), [value]
     while left and len(found) < 5000:
         one = left.pop()
         keys = one.keys() if isinstance(one, dict) else range(len(one)) if isinstance(one, list) else ()
