@@ -47,16 +47,13 @@ _COLOURS = tuple(miniworld.COLOURS)
 PICTURE, ONE_WORD, TWO_WORDS, CHAIN = 0, 2, 3, (5, 7, 9, 11)
 # Where a look may see the picture: words that name in the layers before EARLY, the last token from layer LATE on. From
 # step FREE on looks are free in every second step.
-EARLY, LATE, FREE = 3, 5, 750
+EARLY, LATE, FREE = 3, 5, 1500
 
 # Kinds of questions as often as they are drawn, where flags may be followed and where they may not.
 DRAWN = ("shape", "colour", "place", "count") * 2 + ("yes_no", "three_hop") * 3 + ("two_hop", "follow") * 4
 DRAWN_PLAIN = tuple(kind for kind in DRAWN if kind in PLAIN)
 # Steps of the whole training of the decoder, of the linear rise of the learning rates, and over which scenes grow.
-STEPS, WARMUP, RAMP = 1300, 50, 300
-# The rates follow a cosine with a horizon of SLOW steps; besides, from the first step of each pair on, they go down in
-# a line that meets zero at the second.
-SLOW, FALLS = 2500, ((750, 1500), (1050, STEPS))
+STEPS, WARMUP, RAMP = 2500, 50, 300
 # Steps of the tower alone, its pictures a step, and the last step of the tower at a share of the highest rates.
 TOWER_STEPS, TOWER_PICTURES, TOWER_END = 350, 24, 0.3
 TRAINED_NOISE = 27  # the noise of a picture is uniform from 0 to this, in grey levels
@@ -104,13 +101,10 @@ def scene_size(step: int) -> tuple[int, int]:
 
 
 def schedule(step: int) -> float:
-    """The share of the highest learning rates at a step, counted from 0: a linear warm-up, then a slow fall to zero."""
+    """The share of the highest learning rates at a step, counted from 0: a linear warm-up, then a cosine to zero."""
     if step < WARMUP:
         return (step + 1) / WARMUP
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (SLOW - WARMUP)))
-    for start, end in FALLS:
-        cosine *= min(1.0, (end - step) / (end - start))
-    return cosine
+    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
 
 
 def tower_schedule(step: int, steps: int) -> float:
