@@ -32,10 +32,11 @@ from llava_hr.miniature import model as mini
 from llava_hr.training import stages
 from llava_hr.training.plan import plan
 from llava_hr.training.run import run_train
-from llava_hr.training.settings import StageName, TrainSettings
+from llava_hr.training.settings import TrainSettings
 from llava_hr.training.stages import data_of, order_of
 from llava_hr.training.start import make_processor, model_config
 from tenfold import UserError
+from tenfold.cli.stages import StageName
 from tenfold.runs import launch
 from tenfold.runs.launch import missing_tools
 

@@ -10,9 +10,10 @@ from math import ceil, cos, pi
 from pathlib import Path
 from typing import Any
 
-from flashsloth.training.settings import StageName, StageSettings, TrainSettings
+from flashsloth.training.settings import StageSettings, TrainSettings
 from tenfold import UserError
 from tenfold.cli import package_file
+from tenfold.cli.stages import StageName
 from tenfold.runs.plan import count_records, deepspeed_config, zero_stage
 
 # What stage 1 trains, by our names: SAP and projector.

@@ -25,10 +25,11 @@ from flashsloth.configuration import FlashSlothConfig, write_card
 from flashsloth.data.instruct import InstructData
 from flashsloth.data.mini import write_mini_data
 from flashsloth.training.plan import StagePlan, plan, zero_of
-from flashsloth.training.settings import StageName, TrainSettings
+from flashsloth.training.settings import TrainSettings
 from flashsloth.training.stages import arguments, train_stage
 from flashsloth.training.start import build, make_processor, model_config, resolved, starting_weights
 from tenfold import UserError
+from tenfold.cli.stages import StageName
 from tenfold.runs import (
     Run,
     atomic_write_bytes,

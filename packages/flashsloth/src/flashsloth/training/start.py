@@ -26,8 +26,9 @@ from flashsloth.miniature import model as mini
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from flashsloth.training.plan import STAGE_1
-from flashsloth.training.settings import StageName, TrainSettings
+from flashsloth.training.settings import TrainSettings
 from tenfold import UserError
+from tenfold.cli.stages import StageName
 from tenfold.runs import sample_generator
 from tenfold.weights import StoredTensor, WeightFiles
 

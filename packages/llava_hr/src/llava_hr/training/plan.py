@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_hr.checkpoints.projector import TRAINED
-from llava_hr.training.settings import StageName, StageSettings, TrainSettings
+from llava_hr.training.settings import StageSettings, TrainSettings
 from tenfold.cli import package_file
+from tenfold.cli.stages import StageName
 from tenfold.runs.plan import StagePlan as Plan
 from tenfold.runs.plan import count_records, plan_stages, state_bytes
 from tenfold.runs.plan import deepspeed_config as read_deepspeed

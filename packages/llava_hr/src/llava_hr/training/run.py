@@ -27,10 +27,11 @@ from llava_hr.checkpoints import release
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.miniature import model as mini
 from llava_hr.training.plan import StagePlan, is_trained, plan, zero_stage
-from llava_hr.training.settings import StageName, TrainSettings
+from llava_hr.training.settings import TrainSettings
 from llava_hr.training.stages import ModelFactory, arguments, data_of, reset, train_stage
 from llava_hr.training.start import Start, build, handed_on, make_processor, model_config, resolved, starting_weights
 from tenfold import UserError
+from tenfold.cli.stages import StageName
 from tenfold.data.instruct import InstructData
 from tenfold.runs import (
     Run,

@@ -27,9 +27,10 @@ from llava_hr.configuration import HIGH_RES_ENCODERS, LlavaHrConfig
 from llava_hr.miniature import encoders
 from llava_hr.miniature import model as mini
 from llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrProjector
-from llava_hr.training.settings import StageName, TrainSettings
+from llava_hr.training.settings import TrainSettings
 from llava_hr.vision import FinalAlign, MRAdapter
 from tenfold import UserError
+from tenfold.cli.stages import StageName
 from tenfold.weights import StoredTensor, WeightFiles
 
 if TYPE_CHECKING:
