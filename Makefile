@@ -20,7 +20,7 @@ TESTS := shared/tests $(wildcard packages/*/tests) tests
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format claims bench report wheels lmms lock clean
+.PHONY: help setup demo test test-all lint format claims bench report wheels lmms peers lock clean
 
 help:  ## show this
 	@echo "Tenfold: ten vision-language papers, each one install away."
@@ -86,6 +86,9 @@ lmms:  ## lmms-eval in .venv-lmms, and the tests of our plug-ins with it
 	$(python_is_there)
 	@"$(PYTHON)" bootstrap.py lmms
 	@OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest packages/fitprune/tests/test_lmms.py packages/llava_hr/tests/test_lmms.py $(ARGS)
+
+peers: setup  ## the libraries' common tests on ours: PEERS=FOLDER with checkouts of transformers and diffusers
+	@$(BIN)/python benchmarks/peers.py $(PEERS) --output benchmarks/results/peers.json $(ARGS)
 
 lock:  ## derive requirements.lock again from the pyproject.toml files
 	$(python_is_there)

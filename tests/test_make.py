@@ -23,6 +23,7 @@ TARGETS = [
     "report",
     "wheels",
     "lmms",
+    "peers",
     "lock",
     "clean",
 ]

@@ -34,6 +34,15 @@ def test_many_sentences_are_as_many_calls(variant):
         assert np.allclose(together.low_res[i], low_res[0], atol=1e-4)
 
 
+def test_a_prediction_is_used_like_sams_tuple(tiny):
+    """Fails if it only unpacks: people write ``predict(...)[0]``."""
+    predictor = DitPredictor(tiny)
+    predictor.set_image(photo(40, 60))
+    prediction = predictor.predict(text="a red square")
+    masks, scores, low_res = prediction
+    assert len(prediction) == 3 and prediction[0] is masks and prediction[1] is scores and prediction[-1] is low_res
+
+
 def test_pictures_of_other_sizes_in_one_call(tiny):
     """Fails if a picture got another one's frame or sentences."""
     predictor = DitPredictor(tiny)

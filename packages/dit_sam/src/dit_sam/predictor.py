@@ -45,7 +45,7 @@ KEPT_SENTENCES = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one picture; unpacks like SAM's: ``masks, scores, low_res = prediction``.
+    """What was found in one picture; used like SAM's tuple: ``masks, scores, low_res = prediction``, ``prediction[0]``.
 
     Attributes:
         masks: bool [sentences, height, width] in the picture's own size; float32 logits where these were asked for.
@@ -67,6 +67,12 @@ class Prediction:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter((self.masks, self.scores, self.low_res))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return (self.masks, self.scores, self.low_res)[index]
+
+    def __len__(self) -> int:
+        return 3
 
 
 @dataclass
