@@ -23,6 +23,7 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (default), float16 or float32.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 1.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Pairs of rounds that count; default 5.")] = None,
+    decode_tokens: Annotated[int | None, typer.Option(help="Decoding steps of a round; default 8.")] = None,
     compact_every: CompactEvery = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="For the record with all figures.")] = None,
     seed: SeedOption = 0,
@@ -30,7 +31,7 @@ def bench(
     """Measure prefill and decoding at the full width of LLaVA-1.5-7B, beside what FLOPs and bytes promise."""
     given = {"device": device, "layers": int(layers) if layers and layers.isdigit() else layers}
     given |= {"exit_layer": exit_layer, "dtype": dtype, "batch": batch, "repeats": repeats}
-    settings = checked(BenchSettings, given | {"compact_every": compact_every})
+    settings = checked(BenchSettings, given | {"decode_tokens": decode_tokens, "compact_every": compact_every})
 
     from dyvte.commands.tables import bench_table
     from dyvte.evidence.speed import run_bench
