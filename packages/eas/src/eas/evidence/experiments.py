@@ -1,9 +1,8 @@
 """The miniature's runs: search, sensitivity and tunings of many skip lists on a frozen host, all arms alike.
 
 Arms of one seed share the start of their adapters, the order of the data and every batch. The host is frozen, so what
-its tower and projector make of the pictures is computed once. An answer is chosen among the four letters, in training
-(cross entropy over their four logits) and in the test: without that, most of a short tuning only raises letters above
-the words that the host would say.
+its tower and projector make of the pictures is computed once. An answer is chosen among the task's four, in training
+(cross entropy over their four logits) and in the test.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Design:
     steps: int = 60
     search_steps: int = 80
     batch: int = 16
-    rate: float = 2e-2
+    rate: float = 1e-2
     randoms: int = 2
     asked: int = 40
     worlds: tuple[int, int] = (task.TRAIN_WORLD, task.TEST_WORLD)
@@ -66,17 +65,17 @@ class Cached:
         self.embeds: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.answers: list[int] = []
-        for picture, text, letter in task.questions(world, count):
+        for picture, text, answer in task.questions(world, count):
             mark = f"{processor.image_token}\n"
             prompt = f"{encoder.system}USER: {mark}{text} ASSISTANT:"
-            encoded = processor(images=[picture], text=[f"{prompt} {letter}{end}"], return_tensors="pt")
+            encoded = processor(images=[picture], text=[f"{prompt} {answer}{end}"], return_tensors="pt")
             length = len(processor(images=[picture], text=[prompt], return_tensors="pt")["input_ids"][0])
             labels = encoded["input_ids"][0].clone()
-            labels[:length] = labels[length + 1 :] = -100  # the letter alone, without the end behind it
+            labels[:length] = labels[length + 1 :] = -100  # the answer alone, without the end behind it
             self.embeds.append(_embedded(model, encoded))
             self.labels.append(labels)
-            self.answers.append(task.LETTERS.index(letter))
-        self.options = torch.tensor([tokenizer(one, add_special_tokens=False)["input_ids"][0] for one in task.LETTERS])
+            self.answers.append(task.ANSWERS.index(answer))
+        self.options = torch.tensor([tokenizer(one, add_special_tokens=False)["input_ids"][0] for one in task.ANSWERS])
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -107,19 +106,19 @@ def _embedded(model: Any, encoded: Mapping[str, Tensor]) -> Tensor:
 
 
 class OptionStage(Stage):
-    """A stage whose loss is that of the right letter among the four."""
+    """A stage whose loss is that of the right answer among the four."""
 
     options: Tensor
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         logits, places = option_logits(self.model, batch, self.options)
-        letters = batch["labels"][torch.arange(len(places)), places]
-        wanted = (letters[:, None] == self.options).int().argmax(1)
+        answers = batch["labels"][torch.arange(len(places)), places]
+        wanted = (answers[:, None] == self.options).int().argmax(1)
         return nn.functional.cross_entropy(logits, wanted, reduction="sum")
 
 
 def option_logits(model: Any, batch: Mapping[str, Tensor], options: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``[batch, 4]`` of the letters, and the places ``[batch]`` where they stand."""
+    """Logits ``[batch, 4]`` of the answers, and the places ``[batch]`` where they stand."""
     places = (batch["labels"] != -100).int().argmax(1)
     logits = model(**batch, use_cache=False).logits
     return logits[torch.arange(len(places)), places - 1][:, options].float(), places
@@ -211,18 +210,18 @@ class Bench:
 
     @torch.no_grad()
     def right(self, samples: Cached, numbers: Sequence[int]) -> list[bool]:
-        """Of these questions, whether the most likely of the four letters is the answer."""
+        """Of these questions, whether the most likely of the four answers is the right one."""
         found: list[bool] = []
         self.model.eval()
         for at in range(0, len(numbers), 50):
             part = list(numbers)[at : at + 50]
             logits, _ = option_logits(self.model, samples.batch(part), samples.options)
             chosen = logits.argmax(-1).tolist()
-            found += [letter == samples.answers[number] for letter, number in zip(chosen, part, strict=True)]
+            found += [answer == samples.answers[number] for answer, number in zip(chosen, part, strict=True)]
         return found
 
     def dense(self) -> float:
-        """Accuracy of the host as it is: it knows no letters."""
+        """Accuracy of the host as it is: it does not know the names."""
         right = self.right(self.test, range(len(self.test)))
         return 100 * sum(right) / len(right)
 
