@@ -188,7 +188,7 @@ from tenfold.data.miniworld.flag_questions import asked
 model = AutoModelForImageTextToText.from_pretrained(mini_host.path())
 processor = AutoProcessor.from_pretrained(mini_host.path())
 (scene, question), = asked("shape", 0, 1)
-picture = flags.render(scene, noise=0)
+picture = flags.render(scene)
 answer = mini_host.answer(model, processor, [picture], [mini_host.prompt(question.text)])
 print(type(processor.image_processor).__name__, *answer, question.answer)
 """
