@@ -10,6 +10,8 @@ import pytest
 
 from llava_hr.evidence.parity import COMPUTATIONS, TOLERANCES
 from tenfold.ledger.goldens import check_case, find_cases
+from tenfold.runs import read_json
+from tenfold.testing import goldens
 
 OWN = Path(__file__).parent / "goldens"
 FOLDER = Path(os.environ["TENFOLD_GOLDENS"]) / "llava_hr" if os.environ.get("TENFOLD_GOLDENS") else OWN
@@ -21,3 +23,10 @@ def test_golden_case(path):
     preprocessing, the prompts and labels, the metrics or the names of the weights differ."""
     outcome = check_case(path, COMPUTATIONS, TOLERANCES)
     assert outcome.passed, outcome.detail
+
+
+def test_a_case_without_outputs_is_no_agreement(tmp_path):
+    """Fails if an empty comparison passes."""
+    case = FOLDER / "final_align.json"
+    empty = {"config": {**read_json(case)["config"], "subcases": {}}}
+    goldens.compares_nothing(case, tmp_path, empty, COMPUTATIONS)

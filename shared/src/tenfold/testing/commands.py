@@ -9,12 +9,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import typer
+
+from tenfold.runs import RunRecord, atomic_write_json, read_json
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,45 @@ def refused(outcome: Outcome, *words: str) -> None:
     assert outcome.code == 2 and len(lines) == 1 and not outcome.out.strip(), outcome
     assert all(word in lines[0] for word in words), (words, lines[0])
     assert outcome.made == (), outcome.made
+
+
+def all_refused(main: Callable[[], None], folder: Path, expected: Mapping[str, str]) -> None:
+    """Every command line is `refused`, each in an empty folder of its own.
+
+    Args:
+        expected: words of the command line, without the command itself -> words of the one line that it says.
+    """
+    for number, (line, words) in enumerate(expected.items()):
+        (where := folder / f"{number}").mkdir()
+        try:
+            refused(run(main, *line.split(), where=where), words)
+        except AssertionError as error:
+            raise AssertionError(f"{line}: {error}") from error
+
+
+def verified_and_cited(main: Callable[[], None], run_folder: Path, *arguments: object, metric: str) -> RunRecord:
+    """A verb's run is verified bit for bit and cited by its id; one whose record was changed is not.
+
+    Args:
+        main: as for `run`.
+        run_folder: for the run.
+        arguments: the verb and its options, but for --output.
+        metric: a number of the record, which is falsified in the end.
+
+    Returns:
+        The record.
+    """
+    outcome = run(main, *arguments, "--output", run_folder)
+    assert outcome.code == 0, outcome.err
+    outcome = run(main, "verify", run_folder)
+    assert outcome.code == 0 and "bit for bit" in outcome.out, outcome.out + outcome.err
+    record = RunRecord.load(run_folder)
+    assert record.id in run(main, "cite", run_folder).out
+    assert metric in record.metrics, sorted(record.metrics)
+    kept = read_json(run_folder / "run.json")
+    atomic_write_json(run_folder / "run.json", {**kept, "metrics": {**record.metrics, metric: -1.0}})
+    assert run(main, "verify", run_folder).code, f"{metric} was changed, and nobody noticed"
+    return record
 
 
 def readme_commands(readme: Path, command: str) -> list[list[str]]:

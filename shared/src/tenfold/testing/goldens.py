@@ -47,6 +47,27 @@ def noticed(path: Path, name: str, computations: Computations, tolerances: Mappi
     assert not outcome.passed and name in outcome.detail, outcome
 
 
+def one_number_counts(
+    package: str,
+    computations: Computations,
+    tolerances: Mapping[str, Tolerance],
+    folder: Path,
+    numbers: Mapping[tuple[str, str], str],
+    factor: float = 1.003,
+) -> None:
+    """The frame is strict (`frame_is_strict`), and a case with one number a hair off fails there, saying where.
+
+    Args:
+        folder: for broken cases.
+        numbers: (a golden case's name, one of its tensors) -> words of the failure: which comparison it was.
+        factor: as for `altered`.
+    """
+    frame_is_strict(package, computations, folder)
+    paths = {path.stem: path for path in cases(package)}
+    for (case, tensor), detail in numbers.items():
+        noticed(altered(paths[case], folder, tensor, factor), detail, computations, tolerances)
+
+
 def frame_is_strict(package: str, computations: Computations, folder: Path) -> None:
     """No case, an unknown computation, and a case without its tensors are failures, never agreement."""
     (folder / "notes.json").write_text("{}")
