@@ -101,7 +101,7 @@ def test_each_claim_is_a_row_with_the_paper_s_value_ours_status_and_evidence(rep
 def test_text_from_a_ledger_is_shown_not_interpreted(report):
     """Fails if the templates do not escape."""
     text = (report / "glass_beads.html").read_text()
-    assert "JAR-Bench &lt;test&gt;, 60 % &amp; above" in text
+    assert "JAR-Bench &lt;test&gt;, 60\N{NO-BREAK SPACE}% &amp; above" in text
     assert "<test>" not in text
 
 

@@ -78,6 +78,7 @@ def render_report(entries: Sequence[Entry], output_dir: str | Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_unbroken,
     )
     templates.globals["written"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     with atomic_directory(output, replace=True) as folder:
@@ -90,6 +91,11 @@ def render_report(entries: Sequence[Entry], output_dir: str | Path) -> Path:
             page = templates.get_template("paper.html").render(**paper, statuses=STATUSES)
             (folder / paper["page"]).write_text(page, encoding="utf-8")
     return output / "index.html"
+
+
+def _unbroken(shown: Any) -> Any:
+    """A text whose percent signs stay with their numbers where a line ends; what is HTML already is left alone."""
+    return shown.replace(" %", "\N{NO-BREAK SPACE}%") if type(shown) is str else shown
 
 
 def _refuse_foreign(output: Path) -> None:

@@ -60,7 +60,8 @@ def evidence(result: Result) -> str:
         result.date,
         result.commit[:10] if result.commit else "commit unknown",
         result.device,
-        result.run_id,
+        # The end of a run's id tells runs apart; all of it stands in the recorded file.
+        f"run {result.run_id.rpartition('-')[2]}" if result.run_id else None,
     ]
     return ", ".join(part for part in parts if part)
 
