@@ -128,8 +128,16 @@ def _origin(place: Path) -> str | None:
     return " ".join(path.read_text().split()) if path.is_file() else None
 
 
-def run(glue: Path, library: str, folder: Path | None, limit: float, without: Sequence[str] = ()) -> Outcomes:
+def run(
+    glue: Path,
+    library: str,
+    folder: Path | None,
+    limit: float,
+    without: Sequence[str] = (),
+    reports: Path | None = None,
+) -> Outcomes:
     """Run a file of glue in a process of its own, without tests that carry one of some marks; what it has by side.
+    pytest's own report is kept in ``reports``.
 
     Raises:
         Refused: pytest could not run it.
@@ -161,6 +169,9 @@ def run(glue: Path, library: str, folder: Path | None, limit: float, without: Se
         if done.returncode not in (0, 1) or not report.is_file():
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise Refused(f"pytest could not run {glue.name}: {said[-1] if said else done.returncode}")
+        if reports:
+            reports.mkdir(parents=True, exist_ok=True)
+            (reports / f"{glue.stem}.xml").write_bytes(report.read_bytes())
         return outcomes(report)
 
 
@@ -258,6 +269,10 @@ def main(arguments: Sequence[str], suites: Sequence[Suite] = SUITES, reasons: Pa
     )
     parser.add_argument("--output", type=Path, help="json; suites that are not run keep what it says")
     parser.add_argument("--without", action="append", default=[], metavar="MARK", help="leave out tests with this mark")
+    parser.add_argument("--reports", type=Path, help="a folder that keeps pytest's reports")
+    parser.add_argument(
+        "--judge", action="store_true", help="read the reports that --reports has kept: reasons changed"
+    )
     parser.add_argument("--limit", type=float, default=7200, help="seconds a suite may take")
     options = parser.parse_args(arguments)
     try:
@@ -285,7 +300,12 @@ def _run_all(options: argparse.Namespace, suites: Sequence[Suite], reasons: Mapp
     for suite in chosen:
         print(f"{suite.name}: {suite.library}'s tests on {suite.package} and {suite.beside}", flush=True)
         for glue in {suite.ours, suite.theirs} - set(done):
-            done[glue] = run(glue, suite.library, options.folder, options.limit, options.without)
+            kept = options.reports / f"{glue.stem}.xml" if options.judge and options.reports else None
+            done[glue] = (
+                outcomes(kept)
+                if kept and kept.is_file()
+                else run(glue, suite.library, options.folder, options.limit, options.without, options.reports)
+            )
         found = compare(done[suite.ours]["Ours"], done[suite.theirs]["Theirs"], reasons.get(suite.name, ()))
         about = {
             "package": suite.package,

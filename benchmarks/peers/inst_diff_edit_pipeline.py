@@ -8,6 +8,8 @@ from tests.pipelines.pipeline_params import TEXT_GUIDED_IMAGE_VARIATION_BATCH_PA
 
 from inst_diff_edit import InstDiffEditPipeline
 
+# Theirs take the picture's size; ours the models', unless told.
+OPTIONS = {"num_inference_steps": 4, "final": "latents", "num_masks": 1, "height": 32, "width": 32}
 OURS = ("unet", "scheduler", "vae", "text_encoder", "tokenizer", "feature_extractor", "image_encoder")
 
 
@@ -22,7 +24,7 @@ class OurConfig(img2img.Config):
         return {name: parts[name] for name in OURS if name in taken} | {"attention_stride": 2}
 
     def get_dummy_inputs(self):
-        return super().get_dummy_inputs() | {"num_inference_steps": 4, "final": "latents", "num_masks": 1}
+        return super().get_dummy_inputs() | OPTIONS
 
 
 class OursPipeline(OurConfig, img2img.PipelineTesterMixin):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer
 
 from tenfold.testing.tokenizers import tokenizer
 
@@ -14,10 +14,12 @@ PACKAGES = Path(__file__).resolve().parents[2] / "packages"
 
 
 def llama():
-    """Llama's kind, with 420 pieces and single bytes."""
+    """Llama's kind, with 420 pieces and single bytes; it puts BOS in front, as Vicuna's does."""
     pieces = load_file(PACKAGES / "llava_hr" / "tests" / "goldens" / "conversation.safetensors")
     with tempfile.TemporaryDirectory() as folder:
-        return tokenizer("fast legacy", Path(folder), pieces["in/tokenizer_model"].numpy().tobytes())
+        made = tokenizer("fast legacy", Path(folder), pieces["in/tokenizer_model"].numpy().tobytes())
+        made.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, add_bos_token=True)
 
 
 def clip(length=77):

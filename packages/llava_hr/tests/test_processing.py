@@ -120,7 +120,7 @@ def test_a_prompt_beyond_the_model_is_refused(tmp_path):
         made([picture()], ["short", made.prompt("what?")])
 
 
-@pytest.mark.parametrize("options", [{"truncation": True}, {"text_kwargs": {"truncation": True}}, {"videos": ["a"]}])
+@pytest.mark.parametrize("options", [{"stride": 1}, {"text_kwargs": {"stride": 1}}, {"videos": ["a"]}])
 def test_unknown_options_are_refused(options, made):
     """Fails if an option is taken and passed over."""
     with pytest.raises(UserError, match="unknown option"):

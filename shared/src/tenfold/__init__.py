@@ -4,9 +4,9 @@ Data formats, metrics, run records, the claims ledger and the command-line frame
 a method's mathematics never does. Importing `tenfold` needs no torch.
 """
 
-from tenfold.errors import UserError
+from tenfold.errors import InputError, UserError
 from tenfold.exports import lazy
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "__version__", "lazy"]
+__all__ = ["InputError", "UserError", "__version__", "lazy"]

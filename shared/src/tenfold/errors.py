@@ -37,3 +37,10 @@ class UserError(Exception):
             line += f" (expected {self.expected})"
         # Texts of other libraries (yaml, pydantic, the OS) may span lines; a message never does.
         return " ".join(line.split())
+
+
+class InputError(UserError, ValueError):
+    """What a caller handed to a model, a processor or a pipeline cannot be used.
+
+    Also a ValueError, which is what transformers and diffusers raise there, and what their users catch.
+    """

@@ -26,7 +26,7 @@ from flashsloth.configuration import FlashSlothConfig
 from flashsloth.image_processing import FlashSlothImageProcessor
 from flashsloth.prompts import CHAT_TEMPLATE, QUERY, question_prompt, template
 from flashsloth.questions import with_placeholders
-from tenfold import UserError
+from tenfold import InputError, UserError
 from tenfold.data.conversation import (
     IGNORE,
     IMAGE,
@@ -39,7 +39,15 @@ from tenfold.data.conversation import (
 )
 from tenfold.data.formats import Turn
 from tenfold.data.instruct import pad_rows
-from tenfold.hosts.processing import as_list, call_options, check_counts, flat_images, padding_of, read_turn
+from tenfold.hosts.processing import (
+    as_list,
+    call_options,
+    check_counts,
+    check_lengths,
+    flat_images,
+    padding_of,
+    read_turn,
+)
 
 # A question, or a question with its answer.
 Exchange = str | tuple[str, str | None]
@@ -52,6 +60,7 @@ class CallOptions(TypedDict, total=False):
         padding: True or "longest" (default), False, or "max_length": rows are at least `max_length` long.
         padding_side: "left" (for generation; default) or "right".
         max_length: see padding.
+        truncation: True refuses a row beyond `max_length` (default False): nothing is ever cut.
         add_special_tokens: without effect; the models have no BOS.
         image_aspect_ratio: "square", "pad" or "crop", instead of the image processor's.
         return_tensors: "pt", "np", or None for lists.
@@ -60,6 +69,7 @@ class CallOptions(TypedDict, total=False):
     padding: bool | str
     padding_side: str
     max_length: int | None
+    truncation: bool | str
     add_special_tokens: bool
     image_aspect_ratio: str | None
     return_tensors: str | None
@@ -134,6 +144,8 @@ class FlashSlothProcessor(ProcessorMixin):
             UserError: another number of images than of `<image>`, a broken image, a row beyond `max_positions`, an
                 option that it does not know.
         """
+        if images is None and text is None:
+            raise InputError("nothing to process", type(self).__name__, "images, text or both")
         options = self._options(kwargs)
         pictures = flat_images(images)
         data: dict[str, Any] = {}
@@ -142,6 +154,7 @@ class FlashSlothProcessor(ProcessorMixin):
             check_counts(texts, images)
             rows = [self.ids(one) for one in texts]
             self._check_positions(rows)
+            check_lengths(rows, options)
             data |= pad_rows(rows, self.tokenizer.pad_token_id, **padding_of(options))
         if pictures:
             of_images = {name: options[name] for name in ("image_aspect_ratio", "return_tensors")}
@@ -153,6 +166,7 @@ class FlashSlothProcessor(ProcessorMixin):
             "padding": True,
             "padding_side": self.tokenizer.padding_side,
             "max_length": None,
+            "truncation": False,
             "add_special_tokens": True,
             "image_aspect_ratio": None,
             "return_tensors": None,
@@ -251,7 +265,7 @@ class FlashSlothProcessor(ProcessorMixin):
     def _check_positions(self, rows: Sequence[Sequence[int]]) -> None:
         for number, row in enumerate(rows):
             if self.max_positions is not None and len(row) > self.max_positions:
-                raise UserError(
+                raise InputError(
                     f"prompt {number} has {len(row)} tokens, visual ones included",
                     None,
                     f"at most {self.max_positions}, which is as far as the model was trained",

@@ -161,6 +161,8 @@ class LlavaHrConfig(PreTrainedConfig):
         projector_hidden_act: activation between the projector's two layers.
         image_aspect_ratio: ``pad`` to a square, or ``square`` (resize the short side and crop, stage 1).
         conversation: name of the prompt template.
+        allow_missing_images: let placeholders stand for nothing where no image is given, as transformers' LLaVA does;
+            by default that is refused.
 
     Raises:
         UserError: a language model that transformers does not have.
@@ -179,6 +181,7 @@ class LlavaHrConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     image_aspect_ratio: str = "pad"
     conversation: str = "vicuna_v1"
+    allow_missing_images: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

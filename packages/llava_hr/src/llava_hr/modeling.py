@@ -33,7 +33,7 @@ from transformers.utils.generic import can_return_tuple
 
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, initialised
-from tenfold import UserError
+from tenfold import InputError
 
 LAYER_SCALE = 1e-6  # where a ConvNeXt block's layer scale starts without pretrained weights, timm's value
 
@@ -131,9 +131,9 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
     ) -> LlavaHrModelOutput:
         """Arguments as in :meth:`LlavaHrForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("one of two inputs is needed", "forward", "either input_ids or inputs_embeds")
+            raise InputError("one of two inputs is needed", "forward", "either input_ids or inputs_embeds")
         if pixel_values is not None and visual_tokens is not None:
-            raise UserError("images are given twice", "forward", "either pixel_values or visual_tokens")
+            raise InputError("images are given twice", "forward", "either pixel_values or visual_tokens")
         if pixel_values is not None and len(pixel_values):
             visual_tokens = self.encode_images(pixel_values)
         # Releases of transformers differ in the cache's name; the language model gets it under the one it came by.
@@ -145,12 +145,11 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
             dummy = self._dummy_term((input_ids if inputs_embeds is None else inputs_embeds).device)
 
         if inputs_embeds is None:
-            is_image = input_ids == self.config.image_token_id
-            # The placeholder may lie beyond the vocabulary; what is looked up for it is overwritten.
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-            inputs_embeds = self._insert(inputs_embeds, is_image, visual_tokens)
+            is_image = self.image_places(input_ids)
+            words = input_ids if self._placeholder_is_a_word() else input_ids.masked_fill(is_image, 0)
+            inputs_embeds = self._insert(self.get_input_embeddings()(words), is_image, visual_tokens)
         elif visual_tokens is not None:
-            raise UserError("images cannot be placed in inputs_embeds", "forward", "input_ids with placeholders")
+            inputs_embeds = self._insert(inputs_embeds, self.image_places(None, inputs_embeds), visual_tokens)
 
         if dummy is not None:
             inputs_embeds = inputs_embeds + dummy.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -167,23 +166,46 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         )
         return LlavaHrModelOutput(**outputs, image_hidden_states=visual_tokens)
 
+    def image_places(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Where visual tokens go, ``[batch, tokens]`` bool: by ids, or where an embedding is the placeholder's.
+
+        Raises:
+            InputError: only embeddings are given, and the placeholder lies beyond the vocabulary.
+        """
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        if not self._placeholder_is_a_word():
+            where = f"placeholder {self.config.image_token_id} lies beyond the vocabulary, it has no embedding"
+            raise InputError("images cannot be placed in inputs_embeds", where, "input_ids with placeholders")
+        assert inputs_embeds is not None
+        placeholder = torch.full((1, 1), self.config.image_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(dim=-1)
+
+    def _placeholder_is_a_word(self) -> bool:
+        embedding: Any = self.get_input_embeddings()
+        return self.config.image_token_id < embedding.num_embeddings
+
     def _insert(self, embeds: Tensor, is_image: Tensor, visual_tokens: Tensor | None) -> Tensor:
         """Put the visual tokens ``[images, N, D]`` where ``is_image`` ``[batch, tokens]`` says, in reading order."""
         available = 0 if visual_tokens is None else visual_tokens.shape[0] * visual_tokens.shape[1]
         # A decoding step brings no image, and counting would make the device wait.
-        if not torch.compiler.is_compiling() and (available or is_image.shape[1] > 1):
-            wanted = int(is_image.sum())
-            if wanted != available:
-                raise UserError(
-                    "image placeholders and visual tokens differ in number",
-                    f"{wanted} placeholders in input_ids, {available} visual tokens",
-                    f"{self.config.num_image_tokens} placeholders for each image",
-                )
+        asked = available or (is_image.shape[1] > 1 and not self.config.allow_missing_images)
+        if asked and not torch.compiler.is_compiling():
+            self.check_count(int(is_image.sum()), available)
         if not available:
             return embeds
         visual_tokens = visual_tokens.to(embeds.device, embeds.dtype)
         is_image = is_image[..., None].to(embeds.device)
         return embeds.masked_scatter(is_image.expand_as(embeds), visual_tokens)
+
+    def check_count(self, wanted: int, available: int) -> None:
+        """Raise an InputError unless there are as many placeholders as visual tokens."""
+        if wanted != available:
+            raise InputError(
+                "image placeholders and visual tokens differ in number",
+                f"{wanted} placeholders in input_ids, {available} visual tokens",
+                f"{self.config.num_image_tokens} placeholders for each image",
+            )
 
     def _dummy_term(self, device: torch.device) -> Tensor:
         # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
@@ -248,10 +270,11 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
             position_ids: ``[batch, tokens]``; by default 0, 1, ... over each row's tokens without its padding.
             past_key_values: KV cache of earlier tokens. Images are those of the new ones only.
             cache: its name since transformers 5.24.
-            inputs_embeds: ``[batch, tokens, D]`` instead of ``input_ids``, images already inside.
+            inputs_embeds: ``[batch, tokens, D]`` instead of ``input_ids``, images already inside; with images where it
+                is the placeholder's embedding, if the vocabulary has one.
             pixel_values: ``[images in the batch, 3, R, R]``, in reading order; rows without image need none.
             visual_tokens: ``[images in the batch, N, D]`` of :meth:`encode_images`, instead of ``pixel_values``.
-            labels: ``[batch, tokens]``, -100 where no loss is taken.
+            labels: ``[batch, tokens]``, -100 where no loss is taken; none is taken at placeholders.
             use_cache: return a KV cache.
             logits_to_keep: how many of the last positions get logits (0: all), or their indices.
 
@@ -275,20 +298,36 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             vocabulary = self.config.text_config.vocab_size
+            labels = labels.masked_fill(labels == self.config.image_token_id, -100)  # trainers copy input_ids
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return LlavaHrOutput(loss=loss, logits=logits, **rest)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        *args: Any,
+        inputs_embeds: Tensor | None = None,  # by its name here transformers knows that it may be given
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """As transformers' own, with the images at the prefill only."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        """As transformers' own, with the images wherever the whole prompt is read: at the prefill only, also an
+        assistant's, which is no first iteration to transformers."""
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            *args,
+            inputs_embeds=inputs_embeds,
+            next_sequence_length=next_sequence_length,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            inputs.pop("pixel_values", None)
-            inputs.pop("visual_tokens", None)
+        whole = inputs_embeds is None and (next_sequence_length or input_ids.shape[1]) >= input_ids.shape[1]
+        for name in ("pixel_values", "visual_tokens"):
+            if is_first_iteration or whole or not kwargs.get("use_cache", True):
+                inputs |= {name: kwargs[name]} if kwargs.get(name) is not None else {}
+            else:
+                inputs.pop(name, None)
         return inputs
 
     def _expand_inputs_for_generation(
@@ -300,8 +339,10 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         if expand_size > 1 and pixel_values is not None:
             pixel_values, visual_tokens = None, self.encode_images(pixel_values)
         if expand_size > 1 and visual_tokens is not None:
-            images = (input_ids == self.config.image_token_id).sum(dim=1) // visual_tokens.shape[1]
-            rows = visual_tokens.split(images.tolist())
+            given = input_ids if input_ids is not None and input_ids.shape[1] else None
+            places = self.model.image_places(given, kwargs.get("inputs_embeds")).sum(dim=1)
+            self.model.check_count(int(places.sum()), visual_tokens.shape[0] * visual_tokens.shape[1])
+            rows = visual_tokens.split((places // visual_tokens.shape[1]).tolist())
             visual_tokens = torch.cat([row.repeat(expand_size, 1, 1) for row in rows])
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, input_ids=input_ids, **kwargs

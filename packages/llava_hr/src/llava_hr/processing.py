@@ -24,7 +24,7 @@ from transformers.tokenization_utils_base import AddedToken
 
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.image_processing import LlavaHrImageProcessor
-from tenfold import UserError
+from tenfold import InputError, UserError
 from tenfold.data.conversation import (
     IMAGE,
     IMAGE_MARKER,
@@ -38,7 +38,15 @@ from tenfold.data.conversation import (
 )
 from tenfold.data.formats import Turn
 from tenfold.data.instruct import pad_rows
-from tenfold.hosts.processing import as_list, call_options, check_counts, flat_images, padding_of, read_turn
+from tenfold.hosts.processing import (
+    as_list,
+    call_options,
+    check_counts,
+    check_lengths,
+    flat_images,
+    padding_of,
+    read_turn,
+)
 
 # A question, or a question with its answer.
 Exchange = str | tuple[str, str | None]
@@ -51,6 +59,7 @@ class CallOptions(TypedDict, total=False):
         padding: True or "longest" (default), False, or "max_length": rows are at least `max_length` long.
         padding_side: "left" (for generation; default) or "right".
         max_length: see padding.
+        truncation: True refuses a row beyond `max_length` (default False): nothing is ever cut.
         add_special_tokens: BOS in front (default True).
         image_aspect_ratio: "pad" or "square", instead of the image processor's.
         size: R in pixels, instead of the image processor's.
@@ -60,6 +69,7 @@ class CallOptions(TypedDict, total=False):
     padding: bool | str
     padding_side: str
     max_length: int | None
+    truncation: bool | str
     add_special_tokens: bool
     image_aspect_ratio: str | None
     size: int | None
@@ -134,6 +144,8 @@ class LlavaHrProcessor(ProcessorMixin):
             UserError: another number of images than of `<image>`, a broken image, a row beyond `max_positions`, an
                 option that it does not know.
         """
+        if images is None and text is None:
+            raise InputError("nothing to process", type(self).__name__, "images, text or both")
         options = self._options(kwargs)
         pictures = flat_images(images)
         data: dict[str, Any] = {}
@@ -142,6 +154,7 @@ class LlavaHrProcessor(ProcessorMixin):
             check_counts(texts, images)
             rows = [self._ids(one, options["add_special_tokens"]) for one in texts]
             self._check_positions(rows)
+            check_lengths(rows, options)
             data |= pad_rows(rows, self.tokenizer.pad_token_id, **padding_of(options))
         if pictures:
             of_images = {name: options[name] for name in ("image_aspect_ratio", "size", "return_tensors")}
@@ -153,6 +166,7 @@ class LlavaHrProcessor(ProcessorMixin):
             "padding": True,
             "padding_side": self.tokenizer.padding_side,
             "max_length": None,
+            "truncation": False,
             "add_special_tokens": True,
             "image_aspect_ratio": None,
             "size": None,
@@ -248,7 +262,7 @@ class LlavaHrProcessor(ProcessorMixin):
     def _check_positions(self, rows: Sequence[Sequence[int]]) -> None:
         for number, row in enumerate(rows):
             if self.max_positions is not None and len(row) > self.max_positions:
-                raise UserError(
+                raise InputError(
                     f"prompt {number} has {len(row)} tokens, visual ones included",
                     None,
                     f"at most {self.max_positions}, which is as far as the model can read",

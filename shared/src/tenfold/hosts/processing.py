@@ -18,7 +18,7 @@ from tenfold.data.conversation import IMAGE
 from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
 from tenfold.data.pictures import open_picture, require_size
-from tenfold.errors import UserError
+from tenfold.errors import InputError
 
 ImageLike = str | PathLike[str] | Image.Image | np.ndarray
 
@@ -27,7 +27,7 @@ def open_image(image: ImageLike) -> Image.Image:
     """An image as RGB.
 
     Raises:
-        UserError: a missing, broken or empty file, an array of another shape or type, something that is no image.
+        InputError: a missing, broken or empty file, an array of another shape or type, something that is no image.
     """
     if isinstance(image, (str, PathLike)):
         return open_picture(fspath(image))
@@ -36,13 +36,13 @@ def open_image(image: ImageLike) -> Image.Image:
         try:
             return image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:  # opened lazily and cut off, or a mode that cannot be RGB
-            raise UserError(
+            raise InputError(
                 f"an image that cannot become RGB ({error})", getattr(image, "filename", None) or repr(image)
             ) from error
     if not isinstance(image, np.ndarray):
-        raise UserError(f"an image of type {type(image).__name__}", None, "a path, a PIL image or an array")
+        raise InputError(f"an image of type {type(image).__name__}", None, "a path, a PIL image or an array")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"array {list(image.shape)} of {image.dtype}", None, "[height, width, 3] of uint8")
+        raise InputError(f"array {list(image.shape)} of {image.dtype}", None, "[height, width, 3] of uint8")
     return Image.fromarray(image)
 
 
@@ -68,7 +68,7 @@ def padding_of(options: Mapping[str, Any]) -> dict[str, Any]:
     padding, side = options["padding"], options["padding_side"]
     lengths = {True: None, "longest": None, False: 0, "do_not_pad": 0, "max_length": options["max_length"]}
     if padding not in lengths or side not in ("left", "right"):
-        raise UserError(f"padding {padding!r} on the {side!r}", None, f"{', '.join(map(str, lengths))}; left or right")
+        raise InputError(f"padding {padding!r} on the {side!r}", None, f"{', '.join(map(str, lengths))}; left or right")
     return {"side": side, "length": lengths[padding]}
 
 
@@ -77,12 +77,28 @@ def check_counts(texts: Sequence[str], images: Any) -> None:
     rows = as_list(images) if images is not None else []
     if rows and all(isinstance(row, (list, tuple)) for row in rows):
         if len(rows) != len(texts):
-            raise UserError(f"{len(rows)} lists of images for {len(texts)} prompts", None, "one list for each prompt")
+            raise InputError(f"{len(rows)} lists of images for {len(texts)} prompts", None, "one list for each prompt")
         for number, (mark, row) in enumerate(zip(marks, rows, strict=True)):
             if mark != len(row):
-                raise UserError(f"{mark} {IMAGE} and {len(row)} images", f"prompt {number}", "as many of both")
+                raise InputError(f"{mark} {IMAGE} and {len(row)} images", f"prompt {number}", "as many of both")
     elif sum(marks) != len(rows):
-        raise UserError(f"{sum(marks)} {IMAGE} and {len(rows)} images", None, "as many of both")
+        raise InputError(f"{sum(marks)} {IMAGE} and {len(rows)} images", None, "as many of both")
+
+
+def check_lengths(rows: Sequence[Sequence[int]], options: Mapping[str, Any]) -> None:
+    """With `truncation`, rows must fit `max_length` as they are: cutting would lose an image or the question.
+
+    Raises:
+        InputError: a row that would be cut, or another kind of truncation.
+    """
+    if options["truncation"] not in (True, False, "longest_first", "do_not_truncate"):
+        raise InputError(f"truncation {options['truncation']!r}", None, "True or False")
+    if options["truncation"] in (False, "do_not_truncate") or options["max_length"] is None:
+        return
+    for number, row in enumerate(rows):
+        if len(row) > options["max_length"]:
+            where = f"prompt {number} of {len(row)} tokens, visual ones included"
+            raise InputError("prompts are not cut", where, f"at most {options['max_length']}, or truncation=False")
 
 
 def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -94,14 +110,18 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         where: the processor, for messages.
 
     Raises:
-        UserError: an option that there is not; names those that there are.
+        InputError: an option that there is not (names those that there are), or one that is given twice.
     """
     options = dict(defaults)
+    seen: set[str] = set()
     grouped = [dict(given.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs")]
     plain = {name: value for name, value in given.items() if not name.endswith("_kwargs")}
     for group in (*grouped, plain):
         asked = {name: value for name, value in group.items() if value is not None}
         if unknown := sorted(set(asked) - set(options)):
-            raise UserError(f"unknown option {unknown[0]!r}", where, ", ".join(options))
+            raise InputError(f"unknown option {unknown[0]!r}", where, ", ".join(options))
+        if twice := sorted(set(asked) & seen):
+            raise InputError(f"option {twice[0]!r} is given twice", where, "once, plain or in a group")
+        seen |= set(asked)
         options |= asked
     return options
