@@ -232,7 +232,8 @@ def compare(ours: Tests, theirs: Tests, reasons: Sequence[Mapping[str, str]]) ->
 def _reason(test: str, outcome: str, message: str, reasons: Sequence[Mapping[str, str]]) -> tuple[int | None, str, str]:
     for number, one in enumerate(reasons):
         if fnmatchcase(test, one["test"]):
-            if one["kind"] == "refused by name" and outcome == "failed" and "UserError" not in message:
+            refused = any(f"{error}:" in message for error in ("UserError", "InputError"))
+            if one["kind"] == "refused by name" and outcome == "failed" and not refused:
                 continue  # a crash is no refusal
             return number, one["kind"], one["why"]
     lines = [line for line in message.splitlines() if line.strip()]
