@@ -34,7 +34,7 @@ def official_names_are_the_models(package: str) -> None:
         assert outcome.passed, f"{name}: {outcome.detail}"
 
 
-def reads_well(package: str, authors: int, unshown: Collection[str] = ("report",)) -> None:
+def reads_well(package: str, authors: int, unshown: Collection[str] = ("report",), announced: str = "") -> None:
     """README, citation and ledger are whole and in step with the code; what ships is small.
 
     Every command line of README and ledger is one that the package's command takes, and the README shows every verb.
@@ -42,13 +42,22 @@ def reads_well(package: str, authors: int, unshown: Collection[str] = ("report",
     Args:
         authors: of the paper.
         unshown: verbs that the README does not show.
+        announced: an option that commands of the ledger have before it is built; their claims' notes say so.
     """
     readme_and_citation_are_whole(package, authors)
     claims_have_their_evidence(package)
     shipped_files_are_small(package)
-    app = importlib.import_module(f"{package}.commands.app").app
-    commands_are_known(app, [shlex.split(claim.command) for claim in ledger_of(package).claims if claim.command])
-    shown = commands_are_known(app, readme_commands(package_file(package, "README.md"), package.replace("_", "-")))
+    app, command = importlib.import_module(f"{package}.commands.app").app, package.replace("_", "-")
+    claims = [claim for claim in ledger_of(package).claims if claim.command]
+    later = [claim for claim in claims if announced and announced in str(claim.command)]
+    silent = [claim.id for claim in later if not re.search("not (built|offered) here", str(claim.note))]
+    assert not silent, f"commands that do not work, and no note says so: {silent}"
+    told = [line for claim in claims if claim not in later for line in str(claim.command).split("&&")]
+    lines = [shlex.split(line) for line in told]
+    foreign = {words[0] for words in lines} - {command, "lmms-eval"}
+    assert not foreign, f"commands of somebody else: {foreign}"
+    commands_are_known(app, [words for words in lines if words[0] == command])
+    shown = commands_are_known(app, readme_commands(package_file(package, "README.md"), command))
     assert shown == verbs(app) - set(unshown), shown ^ (verbs(app) - set(unshown))
 
 

@@ -99,6 +99,7 @@ def generates_alike(
     there = build()
     with stand_in_cuda() as device:
         there.to("cuda")
-        found = run(there, *device.move((dict(inputs), step, mask)), device)
+        moved, step, mask = device.move((dict(inputs), step, mask))
+        found = run(there, moved, step, mask, device)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(device.values(ours), theirs, atol=1e-5, rtol=1e-4)
