@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIP
 import llava_hr
 from llava_hr.checkpoints import projector
 from llava_hr.miniature import model as mini
-from llava_hr.training import stages
+from llava_hr.training import stages, start
 from llava_hr.training.plan import plan
 from llava_hr.training.run import run_train
 from llava_hr.training.settings import TrainSettings
@@ -267,9 +267,15 @@ def test_recomputed_activations_and_bf16_train_close_to_the_rest(
 
 
 def test_stage_2_alone_starts_from_a_projector_or_from_a_whole_model(
-    finished: Path, data: Path, parts: dict[str, str], tmp_path: Path, seen: list[dict[str, Any]]
+    finished: Path,
+    data: Path,
+    parts: dict[str, str],
+    tmp_path: Path,
+    seen: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fails if a projector that is given is not taken, or a whole model begins with other weights than its own."""
+    """Fails if a projector that is given is not taken, or a whole model begins with other weights than its own, or is
+    opened more than once."""
     short = {"stages": ["finetune"], "finetune": {"epochs": 1, "steps": 1}}
     settings = tiny_settings(data, parts, **short, model={"projector": str(finished / "mm_projector.bin")})
     run_train(settings, 0, tmp_path / "projector")
@@ -278,7 +284,10 @@ def test_stage_2_alone_starts_from_a_projector_or_from_a_whole_model(
     seen.clear()
     values = tiny_settings(data, {}, **short).model_dump()
     values["model"] = {"start": str(finished / "model")}
+    opened, whole = [], start._whole
+    monkeypatch.setattr(start, "_whole", lambda folder, files: opened.append(folder) or whole(folder, files))
     run_train(TrainSettings.model_validate(values), 0, tmp_path / "whole")
+    assert opened == [finished / "model"]
     stored = weights(finished)
     assert all(torch.equal(seen[0]["weights"][name], value) for name, value in stored.items())
 

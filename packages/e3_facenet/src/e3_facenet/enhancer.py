@@ -115,8 +115,9 @@ class StyleEnhancer(nn.Module):
         scale = (x.var(dim=(1, 2, 3), correction=0)[:, None, None] + self.norm.eps).rsqrt()
         pixels = x.permute(0, 2, 3, 1).reshape(batch, -1, channels)
         weight, bias = (part.permute(1, 2, 0).reshape(-1, channels) for part in (self.norm.weight, self.norm.bias))
-        squeeze = self.squeeze.weight.flatten()
-        constant = squeeze @ self.to_out.bias + self.squeeze.bias
+        squeeze, offset = self.squeeze.weight.flatten(), self.squeeze.bias
+        assert offset is not None  # this convolution is made with one
+        constant = squeeze @ self.to_out.bias + offset
         parts = []
         for start in range(0, pixels.shape[1], CHUNK):
             part = slice(start, start + CHUNK)

@@ -119,6 +119,7 @@ class Generator(nn.Module):
     def channels_last(self) -> None:
         """Keep the enhancers' per-element affines channels last in memory, as inference reads them; values stay."""
         for enhancer in self.enhancers.values():
+            assert isinstance(enhancer, StyleEnhancer)
             for parameter in enhancer.norm.parameters():
                 parameter.data = parameter.data.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 

@@ -59,7 +59,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.clip = clip.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.length: int = clip.config.text_config.max_position_embeddings
+        words: Any = clip.config.text_config
+        self.length: int = words.max_position_embeddings
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Frozen: stays in evaluation mode."""
@@ -128,7 +129,7 @@ def load_text_encoder(
     from tenfold.hosts.loading import loading_from
 
     with loading_from(source, "a CLIP in transformers' format"):
-        clip = CLIPModel.from_pretrained(source, trust_remote_code=False)
+        clip: Any = CLIPModel.from_pretrained(source, trust_remote_code=False)
         words = AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=False)
     if any(not bool(p.isfinite().all()) for p in clip.parameters()):
         raise UserError("weights that are not finite", source, "a trained CLIP")

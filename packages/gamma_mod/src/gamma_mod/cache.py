@@ -29,6 +29,9 @@ class KeptTokens(DynamicLayer):
     """
 
     is_croppable = False
+    # Until the first pass (`is_initialized`) there are none.
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,14 +129,16 @@ def kept_tokens(cache: Cache, layer: int, where: str) -> KeptTokens:
         raise UserError("this kind of KV cache", where, "a dynamic cache: layers hold different numbers of tokens")
     if part.get_seq_length():
         raise UserError("a cache made by an unconverted model", where, "a new cache")
-    cache.layers[layer] = KeptTokens()
-    return cache.layers[layer]
+    made = KeptTokens()
+    cache.layers[layer] = made
+    return made
 
 
 def kv_lengths(cache: Cache) -> list[list[int]]:
     """Tokens in the cache of every layer, per row: ``[layers][batch]``; dense layers count padding too."""
-    lengths = []
-    for part in cache.layers:
+    lengths: list[list[int]] = []
+    parts: Sequence[Any] = cache.layers
+    for part in parts:
         if isinstance(part, KeptTokens):
             lengths.append(list(part.lengths))
         else:

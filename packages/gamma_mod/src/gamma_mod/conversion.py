@@ -85,7 +85,7 @@ class Conversion:
         hidden: width of the tokens.
     """
 
-    def __init__(self, model: nn.Module, config: GammaModConfig) -> None:
+    def __init__(self, model: Any, config: GammaModConfig) -> None:
         layers = structure.decoder_layers(model)
         name = type(model).__name__
         if hasattr(model, "gamma_mod"):
@@ -101,7 +101,7 @@ class Conversion:
         self.decoder = next(module for module in model.modules() if layers in module.children())
         self.positions = Positions(self.decoder, self.text_config, config.positions)
         self._parameters = list(inspect.signature(model.forward).parameters)
-        norm = layers[config.layers[0]].input_layernorm
+        norm: Any = layers[config.layers[0]].input_layernorm
         weight, device = norm.weight, norm.weight.device
         if device.type == "meta" and hasattr(norm, "_hf_hook"):  # offloaded: its weights come when it is called
             device = torch.device(getattr(norm._hf_hook, "execution_device", None) or "cpu")

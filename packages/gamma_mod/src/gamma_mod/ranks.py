@@ -61,7 +61,7 @@ class _Ranking:
 
 
 def ranking_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Eager attention that hands its maps to the ranking of this pass, and then forgets them."""
     groups = query.shape[1] // key.shape[1]
@@ -80,9 +80,9 @@ AttentionMaskInterface.register(RANKING, AttentionMaskInterface()["eager"])
 
 
 @contextmanager
-def _ranked(model: nn.Module, real: Tensor | None) -> Iterator[_Ranking]:
+def _ranked(model: Any, real: Tensor | None) -> Iterator[_Ranking]:
     ranking = _Ranking(real)
-    attentions = [layer.self_attn for layer in structure.decoder_layers(model)]
+    attentions: list[Any] = [layer.self_attn for layer in structure.decoder_layers(model)]
     configs = {id(config): config for config in (model.config.get_text_config(), *(a.config for a in attentions))}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:

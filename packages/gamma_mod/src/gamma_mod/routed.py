@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gamma_mod import report
 from gamma_mod.cache import KeptTokens, PassCache, kept_tokens
@@ -34,7 +34,7 @@ class RoutedLayer:
         block: the host's decoder block.
     """
 
-    def __init__(self, conversion: Conversion, index: int, number: int, block: nn.Module) -> None:
+    def __init__(self, conversion: Conversion, index: int, number: int, block: Any) -> None:
         self.conversion, self.index, self.number, self.block = conversion, index, number, block
         self._names = list(inspect.signature(inspect.unwrap(type(block).forward)).parameters)[1:]
         # Accelerate's hooks (device_map) keep the forward they wrap under another name.

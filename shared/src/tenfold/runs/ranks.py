@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -78,6 +78,10 @@ class Ranks:
         if failed:
             raise SystemExit(2)
         return result
+
+    def from_lead(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on rank 0, where alone it is called, on all ranks. Raises UserError as `lead` does."""
+        return cast(Result, self.tell(self.lead(work)))
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """This rank's contiguous part of a batch; parts differ by one item at most."""

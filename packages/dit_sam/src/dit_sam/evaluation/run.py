@@ -84,10 +84,10 @@ def run_eval(settings: EvalSettings, output: Path, seed: int = 0, progress: Prog
     """
     config = settings.model_dump(mode="json")
     with ranks() as group:
-        folder = Path(group.tell(str(group.lead(lambda: _data_folder(settings, output)))))
+        folder = group.from_lead(lambda: _data_folder(settings, output))
         data = ReferringSet(folder, "mini" if settings.data is None else settings.set, settings.split)
         samples = {sample.id: sample for sample in data.samples(settings.part)[: settings.limit]}
-        prints = group.tell(group.lead(lambda: _fingerprints(settings, data)) or {})
+        prints = group.from_lead(lambda: _fingerprints(settings, data))
         before = finished_before(group, output, "eval", config, seed, prints)
         if before is not None:
             return _evaluation(settings, before.metrics, output) if group.leads else None

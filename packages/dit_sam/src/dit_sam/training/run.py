@@ -93,7 +93,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     device = choose_device(settings.device)
     with threads(settings.threads), ranks(device) as group:
         group.lead(lambda: require_new(output, resume, (DATA, POINTS)))
-        folder = Path(group.tell(str(group.lead(lambda: find_data(settings, output)))))
+        folder = group.from_lead(lambda: find_data(settings, output))
         data = ReferringSet(folder, settings.data.set, settings.data.split)
         samples = data.samples("train")
         val = data.samples(settings.validation.part)[: settings.validation.limit]

@@ -119,7 +119,7 @@ class _Task:
 
     def run(self, questions: Sequence[Question], say: Callable[[str], None], *, again: bool) -> list[Evaluation]:
         group, config = self.group, self.settings.model_dump(mode="json")
-        digest = group.tell(group.lead(lambda: questions_fingerprint(questions)))
+        digest = group.from_lead(lambda: questions_fingerprint(questions))
         data: dict[str, Any] = {"model": self.answering.host.fingerprint, "questions": digest, "gates": self._gates()}
         if again and (record := finished_before(group, self.output, "eval", config, self.seed, data)):
             say(f"{self.benchmark.title}: done before, in {self.output}")

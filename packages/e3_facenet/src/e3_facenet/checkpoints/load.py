@@ -21,7 +21,7 @@ from tenfold import UserError
 DISCRIMINATOR = "discriminator.safetensors"
 
 
-def generator_config(state: Mapping[str, Tensor], where: object = None, heads: int = 8) -> GeneratorConfig:
+def generator_config(state: Mapping[str, Tensor], where: str | Path | None = None, heads: int = 8) -> GeneratorConfig:
     """The dimensions of an official generator's weights.
 
     Args:
@@ -65,7 +65,7 @@ def generator_config(state: Mapping[str, Tensor], where: object = None, heads: i
     return config
 
 
-def discriminator_config(state: Mapping[str, Tensor], where: object = None) -> DiscriminatorConfig:
+def discriminator_config(state: Mapping[str, Tensor], where: str | Path | None = None) -> DiscriminatorConfig:
     """The dimensions of an official discriminator's weights. Raises UserError where it has no text head."""
     blocks = sorted(int(found[1]) for name in state if (found := re.fullmatch(r"b(\d+)\.conv0\.weight", name)))
     if not blocks or "b4_text.out.weight" not in state or "mapping.embed.weight" not in state:

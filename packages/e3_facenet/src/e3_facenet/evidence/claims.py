@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tenfold.ledger import Figure, Outcome
 from tenfold.ledger.goldens import NO_GOLDENS, goldens
@@ -132,23 +133,23 @@ def gflops_counter() -> Outcome:
             work()
         return counter.get_total_flops() // 2
 
-    enhancer, block = model.enhancers[str(resolution)], model.blocks[str(resolution)]
+    enhancer: Any = model.enhancers[str(resolution)]
+    block: Any = model.blocks[str(resolution)]
     points = torch.rand(1, rays * 2 * config.ray_samples, 3)
     outside = torch.rand(1, rays * config.bg_samples, 4)
     code = torch.randn(1, config.bg_dim)
     rows = (config.nerf_resolution, config.nerf_resolution)
     # Styles come from w by small products of their own, which the formulas leave out: they are taken off.
-    affine = config.w_dim * (sum(layer.weight.shape[1] for layer in (block.conv0, block.conv1, block.torgb)))  # type: ignore[union-attr]
-    foreground = model.field.foreground
+    affine = config.w_dim * (sum(layer.weight.shape[1] for layer in (block.conv0, block.conv1, block.torgb)))
+    foreground: Any = model.field.foreground
     styles = config.w_dim * sum(
-        layer.weight.shape[1]
-        for layer in (*foreground.layers, foreground.sigma, foreground.feature)  # type: ignore[union-attr]
+        layer.weight.shape[1] for layer in (*foreground.layers, foreground.sigma, foreground.feature)
     )
     fields = field_macs(config)
     found = {
         "enhancer": (counted(lambda: enhancer(x, tokens, False)), enhancer_macs(config, resolution)),
         "block": (
-            counted(lambda: _rgb(block.torgb, _conv(block.conv1, _conv(block.conv0, x, ws[:, 0]), ws[:, 1]), ws[:, 2]))  # type: ignore[arg-type, union-attr]
+            counted(lambda: _rgb(block.torgb, _conv(block.conv1, _conv(block.conv0, x, ws[:, 0]), ws[:, 1]), ws[:, 2]))
             - affine,
             block_macs(config, resolution),
         ),
@@ -159,7 +160,7 @@ def gflops_counter() -> Outcome:
     return Outcome(f"{len(found) - len(wrong)} of {len(found)} equal", not wrong, "; ".join(wrong) or ", ".join(found))
 
 
-def small_config():  # type: ignore[no-untyped-def]
+def small_config() -> Any:
     """A generator of two blocks, for checks that run one."""
     from e3_facenet.miniature.model import mini_generator
 

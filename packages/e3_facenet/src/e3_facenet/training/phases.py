@@ -127,11 +127,11 @@ class Step:
         """Dmain: L_D on made and real pictures; the NeRF-path value counts as a constant (as released)."""
         with torch.no_grad():
             made = self.make(faces)
-        logits = self.discriminator(made.image, faces.text.t)
+        logits: tuple[Tensor, Tensor] = self.discriminator(made.image, faces.text.t)
         false = adversarial(*logits, sign=1.0)
         if made.path_loss is not None:
             false = false + made.path_loss.detach()
-        real_logits = self.discriminator(real, real_text.t)
+        real_logits: tuple[Tensor, Tensor] = self.discriminator(real, real_text.t)
         true = adversarial(*real_logits, sign=-1.0)
         return Phase(false.mean() + true.mean(), {"made": false, "real": true}, (logits, real_logits))
 

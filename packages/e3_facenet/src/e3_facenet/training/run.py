@@ -77,7 +77,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         raise UserError("holds checkpoints of an earlier run", output, "--resume, or a new folder")
     device = choose_device(settings.device)
     with threads(settings.threads), ranks(device) as group:
-        folder = Path(str(group.tell(group.lead(lambda: str(_data(settings, output))))))
+        folder = Path(group.from_lead(lambda: str(_data(settings, output))))
         split = open_split(settings.data, folder, "train")
         prints = {"captions": split.fingerprint()}
         options: dict[str, Any] = {"output": None, "data": {}}

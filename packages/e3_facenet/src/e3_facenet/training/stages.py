@@ -184,8 +184,8 @@ class Players:
         with torch.no_grad():
             for ours, theirs in zip(self.average.parameters(), self.generator.parameters(), strict=True):
                 ours.copy_(theirs.lerp(ours, decay))
-            for ours, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                ours.copy_(theirs)
+            for buffer, newer in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                buffer.copy_(newer)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next iteration depends on."""

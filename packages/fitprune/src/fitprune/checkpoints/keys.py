@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -197,7 +197,7 @@ def _to_hf(source: Path, output: Path, vision_tower: Path | None, shard_bytes: i
         stored = stored | _clip_tower(vision_tower, release.mm_vision_tower, source, files)
     names = renamed(stored, "hub", source)
     _check({name: stored[name] for name in names}, config, release.vocab_size, source)
-    words = config.text_config.vocab_size
+    words = cast(Any, config.text_config).vocab_size
     tensors = {new: _resized(stored[old], old, words) for old, new in sorted(names.items(), key=itemgetter(1))}
 
     with atomic_directory(output) as folder:
@@ -222,7 +222,7 @@ def _to_official(source: Path, output: Path, shard_bytes: int, files: ExitStack)
     stored = files.enter_context(WeightFiles(source)).tensors
     names = renamed(stored, "official", source)
     official = {new: stored[old] for old, new in names.items()}
-    _check(official, config, config.text_config.vocab_size, source)
+    _check(official, config, cast(Any, config.text_config).vocab_size, source)
     tensors = {name: _resized(tensor, name, words) for name, tensor in sorted(official.items())}
 
     settings = llava_release.official_config(config, words, pads=llava_release.pads_images(source))
@@ -237,7 +237,7 @@ def _to_official(source: Path, output: Path, shard_bytes: int, files: ExitStack)
             )
         llava_release.copy_tokenizer(source, folder)
         write_weights(folder, tensors, shard_bytes)
-    return _conversion(output, tensors, (config.text_config.vocab_size, words), stored.keys() - names.keys())
+    return _conversion(output, tensors, (cast(Any, config.text_config).vocab_size, words), stored.keys() - names.keys())
 
 
 def _clip_tower(folder: Path | None, name: str, release: Path, files: ExitStack) -> dict[str, StoredTensor]:

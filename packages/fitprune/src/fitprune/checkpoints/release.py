@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -195,7 +195,7 @@ def transformers_config(config: OfficialConfig, tower: TowerConfig, image_token:
         tie_word_embeddings=config.tie_word_embeddings,
         dtype=config.torch_dtype,
         architectures=["LlavaForConditionalGeneration"],
-        **{OFFICIAL_WORDS: config.vocab_size},
+        **dict[str, Any]({OFFICIAL_WORDS: config.vocab_size}),
     )
 
 
@@ -211,7 +211,7 @@ def read_transformers_config(folder: Path) -> LlavaConfig:
         what = "an official release" if "mm_vision_tower" in content else f"model_type {content.get('model_type')!r}"
         raise UserError(f"not LLaVA-1.5 in transformers' layout ({what})", path, "model_type 'llava', llava-hf's")
     try:
-        config = LlavaConfig.from_dict(content)
+        config: Any = LlavaConfig.from_dict(content)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"not a LLaVA config ({error})", path, "one as save_pretrained writes it") from error
     for part, kind, wanted in (
@@ -234,8 +234,8 @@ def official_vocabulary(config: LlavaConfig) -> int:
     recorded = getattr(config, OFFICIAL_WORDS, None)
     if isinstance(recorded, int):
         return recorded
-    appended = config.text_config.vocab_size == -(-(config.image_token_index + 2) // 64) * 64
-    return config.image_token_index if appended else config.text_config.vocab_size
+    words = cast(Any, config.text_config).vocab_size
+    return config.image_token_index if words == -(-(config.image_token_index + 2) // 64) * 64 else words
 
 
 def official_config(config: LlavaConfig, vocabulary: int, *, pads: bool) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def official_config(config: LlavaConfig, vocabulary: int, *, pads: bool) -> dict
         vocabulary: see `official_vocabulary`.
         pads: images are padded to squares.
     """
-    llama, tower = config.text_config, config.vision_config
+    llama, tower = cast(Any, config.text_config), cast(Any, config.vision_config)
     clip = tower_dimensions(config) == CLIP_L_336_DIMENSIONS
     dtype = str(getattr(config, "dtype", None) or "float16").removeprefix("torch.")
     pad = llama.pad_token_id
@@ -336,13 +336,13 @@ def processor(tokenizer: Tokenizer, config: LlavaConfig, *, pads: bool) -> Llava
     Args:
         pads: pad images to squares with CLIP's mean colour (`image_aspect_ratio: pad`); else crop the centre.
     """
-    side = config.vision_config.image_size
+    side = cast(Any, config.vision_config).image_size
     return LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
             do_pad=pads, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         ),
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
+        patch_size=cast(Any, config.vision_config).patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1,  # CLIP's class token
         chat_template=CHAT_TEMPLATE,

@@ -86,7 +86,7 @@ class Task:
         Args:
             again: a finished run of the same settings and data is not an error, but the result.
         """
-        digest = self.group.tell(self.group.lead(lambda: questions_fingerprint(questions)))
+        digest = self.group.from_lead(lambda: questions_fingerprint(questions))
         data = {"model": self.host.fingerprint, "questions": digest or ""}
         config = self.settings.model_dump()
         if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):
@@ -208,7 +208,7 @@ def run_eval(
             own["split"] = settings.split or one.split
             asked.append((one, settings.model_copy(update=own), one.read(place, own["split"])[: settings.limit]))
         # One rank reads (or fetches) the weights for the fingerprint.
-        known_by = group.tell(group.lead(lambda: model_fingerprint(settings)))
+        known_by = group.from_lead(lambda: model_fingerprint(settings))
         host = open_host(settings.model_copy(update={"device": str(choose_device(settings.device))}), known_by)
         found = []
         for one, chosen, questions in asked:

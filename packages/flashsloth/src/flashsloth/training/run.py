@@ -94,9 +94,9 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     with threads(settings.threads), join(device, "flashsloth", deepspeed) as ranks:
         ranks.lead(lambda: require_new(output, resume, own=(DATA,)))
         named = settings
-        settings = ranks.tell(ranks.lead(lambda: resolved(named))) or named
-        folder = Path(ranks.tell(ranks.lead(lambda: str(_find_data(settings, output)))) or "")
-        prints = ranks.tell(ranks.lead(lambda: _fingerprints(settings, folder))) or {}
+        settings = ranks.from_lead(lambda: resolved(named))
+        folder = Path(ranks.from_lead(lambda: str(_find_data(settings, output))))
+        prints = ranks.from_lead(lambda: _fingerprints(settings, folder))
         options: dict[str, Any] = {"output": None, "data": {}}
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}

@@ -125,7 +125,7 @@ def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[
     expected = "a transformers vision-language model with its processor"
     try:
         with loading_from(source, expected if local else f"{expected}, on a hub in reach"):
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -133,6 +133,7 @@ def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[
                 ignore_mismatched_sizes=True,  # reported below, with the first key that differs
                 **options,
             )
+            model, report = loaded
             processor = AutoProcessor.from_pretrained(source, **options)
             # Pillow also where torchvision is installed: the two resize differently in the last bits.
             if is_torchvision_available() and hasattr(processor, "image_processor"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gamma_mod.checkpoints.load import find_folder, load
 from gamma_mod.conversion import convert
@@ -116,7 +116,7 @@ def answer(
     return found
 
 
-def on_device(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def on_device(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inputs on the model's device, pixels in its dtype."""
     device, dtype = model.device, model.dtype
     return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in inputs.items()}

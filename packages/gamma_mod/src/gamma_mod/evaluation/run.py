@@ -81,7 +81,7 @@ class Task:
         Args:
             again: a finished run of the same settings and data is not an error, but the result.
         """
-        digest = self.group.tell(self.group.lead(lambda: questions_fingerprint(questions)))
+        digest = self.group.from_lead(lambda: questions_fingerprint(questions))
         data = {"model": self.host.fingerprint, "questions": digest}
         config = self.settings.model_dump(mode="json")
         if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):

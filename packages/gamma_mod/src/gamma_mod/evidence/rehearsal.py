@@ -201,7 +201,8 @@ def _load(folder: Path, shape: ReleaseShape) -> LlavaForConditionalGeneration:
     image_token = mini_host.config().image_token_id
     config = LlavaConfig(text_config=llama_config(shape), vision_config=clip, image_token_index=image_token)
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
+        model: Any = LlavaForConditionalGeneration(config)
+        model.to(torch.bfloat16)
     model.to_empty(device="cpu")
     text, vision = model.model.language_model, model.model.vision_tower.embeddings
     text.rotary_emb = type(text.rotary_emb)(text.config)
@@ -226,7 +227,7 @@ def official_name(name: str) -> str:
 
 
 @torch.inference_mode()
-def _answer(model: LlavaForConditionalGeneration, shape: ReleaseShape, tokens: int) -> dict[str, Any]:
+def _answer(model: Any, shape: ReleaseShape, tokens: int) -> dict[str, Any]:
     embeds = torch.randn(1, tokens, shape.hidden, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     mask = torch.ones(1, tokens, dtype=torch.long)
     calibrate(model, [{"inputs_embeds": embeds[:, :64], "attention_mask": mask[:, :64]}], 0.5, rounds=3)

@@ -81,7 +81,7 @@ class Bench:
         self.settings, self.shape, self.device, self.seed = settings, shape, device, seed
         self.clock = Clock(device)
         self.layers = place("arank_mod", shape.layers)
-        self.model = build(shape, getattr(torch, settings.dtype), device, seed)
+        self.model: Any = build(shape, getattr(torch, settings.dtype), device, seed)
         generator = torch.Generator().manual_seed(seed)
         embeds = torch.randn(settings.batch, settings.tokens, shape.hidden, generator=generator)
         self.embeds = embeds.to(device, self.model.dtype)

@@ -95,8 +95,8 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
     zero = zero_stage(settings.stage)
     with threads(settings.threads), join(device, "gamma-mod", bool(zero)) as ranks, _readable_workers():
         ranks.lead(lambda: require_new(output, resume, (DATA,)))
-        folder = Path(ranks.tell(ranks.lead(lambda: str(_find_data(settings, output)))))
-        prints = ranks.tell(ranks.lead(lambda: _fingerprints(settings, folder))) or {}
+        folder = Path(ranks.from_lead(lambda: str(_find_data(settings, output))))
+        prints = ranks.from_lead(lambda: _fingerprints(settings, folder))
         options: dict[str, Any] = {"output": None, "data": {}}
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
@@ -196,7 +196,7 @@ class Training:
         num_layers = len(structure.decoder_layers(structure.unwrap(self.model)))
         if chosen != "arank":
             return place(chosen, num_layers) if isinstance(chosen, str) else tuple(chosen)
-        found = self.ranks.tell(self.ranks.lead(self._measured))
+        found = self.ranks.from_lead(self._measured)
         return select_layers(found, num_dense=self.settings.conversion.num_dense)
 
     def _measured(self) -> list[float]:

@@ -122,7 +122,7 @@ def evaluate(
         loaded.append(Networks.load(settings))
         return fingerprints(settings) | data_fingerprints(settings, folder, tasks), weight_fingerprints(settings)
 
-    read, weights = group.tell(group.lead(look))
+    read, weights = group.from_lead(look)
     pipe = load_pipeline(settings.model_copy(update={"device": str(choose_device(settings.device))}))
     kept = {name: value for name, value in settings.model_dump().items() if name not in _NOT_OF_EDITS}
     # A folder's fingerprint stands for its name: it may be moved between two halves of an evaluation.

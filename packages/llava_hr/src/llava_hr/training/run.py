@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,10 +29,9 @@ from llava_hr.miniature import model as mini
 from llava_hr.training.plan import StagePlan, is_trained, plan, zero_stage
 from llava_hr.training.settings import TrainSettings
 from llava_hr.training.stages import ModelFactory, arguments, data_of, reset, train_stage
-from llava_hr.training.start import Start, build, handed_on, make_processor, model_config, resolved, starting_weights
+from llava_hr.training.start import Start, build, handed_on, make_processor, open_model, resolved, starting_weights
 from tenfold import UserError
 from tenfold.cli.stages import StageName
-from tenfold.data.instruct import InstructData
 from tenfold.runs import (
     Run,
     atomic_write_bytes,
@@ -100,9 +99,9 @@ def run_train(
         ranks.lead(lambda: _check_folder(settings))
         named = settings
         if factory is None:
-            settings = ranks.tell(ranks.lead(lambda: resolved(named)))
-        folder = Path(ranks.tell(ranks.lead(lambda: str(_find_data(settings, output)))))
-        prints = ranks.tell(ranks.lead(lambda: _fingerprints(settings, folder))) or {}
+            settings = ranks.from_lead(lambda: resolved(named))
+        folder = Path(ranks.from_lead(lambda: str(_find_data(settings, output))))
+        prints = ranks.from_lead(lambda: _fingerprints(settings, folder))
         options: dict[str, Any] = {"output": None, "data": {}}
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
@@ -145,13 +144,13 @@ class Training:
         self.settings, self.seed, self.output, self.folder = settings, seed, output, folder
         self.device, self.ranks, self.current, self.factory = device, ranks, current, factory
         # All is opened now, so that what is wrong with the second stage does not show after hours of the first.
-        opened = {name: self._data(name) for name in settings.running}
-        self.plans = plan(settings, {name: len(data) for name, (_, data) in opened.items()}, ranks.world)
+        opened = {name: self._open(name, files.enter_context(ExitStack())) for name in settings.running}
+        self.plans = plan(settings, {name: len(start.data) for name, start in opened.items()}, ranks.world)
         # The first rank before the others: what is wrong is said once.
-        weights = ranks.lead(lambda: self._weights(opened, files)) if factory is None else {}
+        weights = ranks.lead(lambda: self._weights(opened)) if factory is None else {}
         if weights is None:
-            weights = self._weights(opened, files)
-        self.starts = {name: Start(*opened[name], *weights.get(name, (None, ExitStack()))) for name in opened}
+            weights = self._weights(opened)
+        self.starts = {name: replace(start, weights=weights.get(name)) for name, start in opened.items()}
 
     def done(self) -> int:
         """Optimiser steps that checkpoints hold, over both stages."""
@@ -193,21 +192,19 @@ class Training:
         checkpoint = last_complete_checkpoint(self._checkpoints(stage.name))
         return stage.first + checkpoint_step(checkpoint) if checkpoint is not None else 0
 
-    def _data(self, name: StageName) -> tuple[LlavaHrConfig, InstructData]:
-        config = model_config(self.settings, name)
-        return config, data_of(self.settings.stage(name), self.folder, make_processor(self.settings, config))
+    def _open(self, name: StageName, files: ExitStack) -> Start:
+        config, whole = open_model(self.settings, name, files)
+        data = data_of(self.settings.stage(name), self.folder, make_processor(self.settings, config))
+        return Start(config, data, whole, files)
 
-    def _weights(
-        self, opened: Mapping[StageName, tuple[LlavaHrConfig, InstructData]], files: ExitStack
-    ) -> dict[StageName, tuple[Mapping[str, StoredTensor], ExitStack]]:
-        """For every stage its weights, and what is open for them; of ZeRO-3's stages on the first rank alone."""
+    def _weights(self, opened: Mapping[StageName, Start]) -> dict[StageName, Mapping[str, StoredTensor]]:
+        """For every stage its weights; of ZeRO-3's stages on the first rank alone."""
         given = self.settings.model.projector
         earlier = Path(given) if given and "pretrain" not in self.settings.running else None
         found = {}
-        for name, (config, _) in opened.items():
+        for name, start in opened.items():
             if self.ranks.leads or zero_stage(self.settings.stage(name)) < 3:
-                own = files.enter_context(ExitStack())
-                found[name] = (starting_weights(self.settings, config, self.seed, earlier, own), own)
+                found[name] = starting_weights(self.settings, start, self.seed, earlier)
         return found
 
     def _run_stage(self, stage: StagePlan) -> None:

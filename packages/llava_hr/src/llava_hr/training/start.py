@@ -77,17 +77,29 @@ def resolved(settings: TrainSettings) -> TrainSettings:
 
 
 def model_config(settings: TrainSettings, name: StageName) -> LlavaHrConfig:
-    """The config of a stage's model: its image size, and adapters in stage 2 only.
+    """The config of a stage's model alone; arguments and errors as for `open_model`."""
+    with ExitStack() as files:
+        return open_model(settings, name, files)[0]
+
+
+def open_model(
+    settings: TrainSettings, name: StageName, files: ExitStack
+) -> tuple[LlavaHrConfig, dict[str, StoredTensor] | None]:
+    """The config of a stage's model (its image size, and adapters in stage 2 only), and the weights of a whole model.
 
     Dimensions are those of `size`, or of the language model and CLIP where these are folders.
+
+    Returns:
+        The config; the weights of `model.start`, None where the stage starts from parts. They are read when asked for,
+        while `files` is open.
 
     Raises:
         UserError: a folder without a usable config; sizes that do not fit each other.
     """
     model, stage = settings.model, settings.stage(name)
+    whole: dict[str, StoredTensor] | None = None
     if model.start is not None and Path(model.start).is_dir():
-        with ExitStack() as files:
-            config = _whole(Path(model.start), files)[0]
+        config, whole = _whole(Path(model.start), files)
     else:
         config = mini.mini_config() if model.size == "mini" else LlavaHrConfig.named(model.size)
     values = config.to_dict()
@@ -102,7 +114,7 @@ def model_config(settings: TrainSettings, name: StageName) -> LlavaHrConfig:
     _merge(values, model.config)
     values["vision_config"] |= {"image_size": stage.image_size, "adapters": name == "finetune"}
     values |= {"image_aspect_ratio": stage.image_aspect_ratio, "conversation": stage.conversation}
-    return LlavaHrConfig.from_dict(values)
+    return LlavaHrConfig.from_dict(values), whole
 
 
 def make_processor(settings: TrainSettings, config: LlavaHrConfig) -> LlavaHrProcessor:
@@ -125,23 +137,25 @@ class Start:
     Attributes:
         config: of its model.
         data: its samples, with the processor that they go through.
-        weights: a value for every weight, read when asked for while `files` is open; None where another rank has them.
+        whole: the weights of the whole model that it starts from; None where it starts from parts.
         files: what is open for them.
+        weights: a value for every weight, read when asked for while `files` is open; None where another rank has them.
     """
 
     config: LlavaHrConfig
     data: InstructData
-    weights: Mapping[str, StoredTensor] | None
+    whole: Weights | None
     files: ExitStack
+    weights: Weights | None = None
 
 
 def starting_weights(
-    settings: TrainSettings, config: LlavaHrConfig, seed: int, projector: Path | None, files: ExitStack
+    settings: TrainSettings, start: Start, seed: int, projector: Path | None
 ) -> dict[str, StoredTensor]:
-    """Every weight that a stage starts from, by our names; they are read when asked for, while `files` is open.
+    """Every weight that a stage starts from, by our names; they are read when asked for, while `start.files` is open.
 
     Args:
-        settings: where language model and encoders come from. config: of the stage's model.
+        settings: where language model and encoders come from. start: of the stage.
         seed: of what is new.
         projector: what an earlier stage 1 trained, or None.
 
@@ -149,9 +163,9 @@ def starting_weights(
         UserError: a folder or file that is missing, broken, or of another model.
     """
     weights: dict[str, StoredTensor] = {}
-    model = settings.model
-    if model.start is not None:
-        weights = _whole(Path(model.start), files)[1]
+    model, config = settings.model, start.config
+    if start.whole is not None:
+        weights = dict(start.whole)
         if projector is not None:
             weights |= _stored(stage1.read(projector))
     elif model.size == "mini":
@@ -165,7 +179,7 @@ def starting_weights(
         assert model.language_model is not None and model.clip is not None
         weights = initial(
             config,
-            files,
+            start.files,
             language_model=model.language_model,
             clip=model.clip,
             convnext=model.convnext,

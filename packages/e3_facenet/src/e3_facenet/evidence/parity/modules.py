@@ -135,12 +135,12 @@ def layers(case: Case, tensors: Tensors, compare: Comparison) -> None:
     compare.close("downsample2d", downsample2d(x), tensors["out/downsample2d"], near)
     biased = lrelu(x + tensors["in/b"][:, None, None], gain=2**0.5 * 0.5, clamp=0.4)
     compare.close("lrelu", biased, tensors["out/lrelu_clamp"], near)
-    conv = {"padding": tensors["in/w"].shape[-1] // 2}
-    fused = modulated_conv2d(x, tensors["in/w"], tensors["in/styles"], **conv)
+    padding = tensors["in/w"].shape[-1] // 2
+    fused = modulated_conv2d(x, tensors["in/w"], tensors["in/styles"], padding)
     compare.close("modulated, fused", fused, tensors["out/modconv_fused"], near)
-    unfused = modulated_conv2d(x, tensors["in/w"], tensors["in/styles"], **conv, fused=False)
+    unfused = modulated_conv2d(x, tensors["in/w"], tensors["in/styles"], padding, fused=False)
     compare.close("modulated, unfused", unfused, tensors["out/modconv_unfused"], near)
-    plain = modulated_conv2d(x, tensors["in/w"], tensors["in/styles"], **conv, demodulate=False)
+    plain = modulated_conv2d(x, tensors["in/w"], tensors["in/styles"], padding, demodulate=False)
     compare.close("not demodulated", plain, tensors["out/modconv_nodemod"], near)
 
     d_out, d_in, kernel, _ = tensors["weights/conv_down.weight"].shape

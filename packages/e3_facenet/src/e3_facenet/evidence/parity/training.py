@@ -78,8 +78,8 @@ def train_step(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: 
 def _forward(
     work: Step, faces: Any, batch: int, tensors: Mapping[str, Tensor], compare: Comparison, near: tuple[float, float]
 ) -> None:
+    assert isinstance(work.draws, Replay)
     draws = work.draws.left
-    assert isinstance(draws, list)
     recorded = list(draws)
     for _ in range(3):  # the reference's buffers moved three times
         draws[:] = recorded

@@ -42,6 +42,7 @@ def weights_of(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def llama_config(config: Mapping[str, Any], layers: int) -> LlamaConfig:
+    attention: dict[str, Any] = {"attn_implementation": "sdpa"}  # taken by every config, declared by none
     return LlamaConfig(
         vocab_size=config.get("vocab_size", 4),
         hidden_size=config["hidden_size"],
@@ -53,13 +54,13 @@ def llama_config(config: Mapping[str, Any], layers: int) -> LlamaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
         max_position_embeddings=4096,
         pad_token_id=None,
-        attn_implementation="sdpa",
+        **attention,
     )
 
 
-def one_layer(case: Case, tensors: Tensors, router: Tensor | None = None, **knobs: Any) -> LlamaModel:
-    """A decoder of the case's single layer: token states go in and come out as they leave the layer."""
-    model = LlamaModel(llama_config(case["config"], 1))
+def one_layer(case: Case, tensors: Tensors, router: Tensor | None = None, **knobs: Any) -> Any:
+    """A decoder (LlamaModel) of the case's single layer: token states go in and come out as they leave the layer."""
+    model: Any = LlamaModel(llama_config(case["config"], 1))
     model.norm = nn.Identity()
     weights, routers = weights_of(tensors), {}
     routers = {"model.layers.0.router.weight": weights.pop("router.weight") if router is None else router}
@@ -122,7 +123,7 @@ def mod_layer_infer(case: Case, tensors: Tensors, compare: Comparison) -> None:
     config = case["config"]
     thresholds = {name: config[name] for name in ("prefill_threshold", "decode_threshold")}
     model = one_layer(case, tensors, **thresholds).eval()
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     with measure_skips(keep_tensors=True) as skips:
         states = model(inputs_embeds=tensors["in/prefill_hidden"], past_key_values=cache).last_hidden_state
         compare.close("prompt p", skips.probabilities["prefill", 0][0], tensors["out/prefill_keep_prob"], "forward")
@@ -142,12 +143,12 @@ def mod_layer_infer(case: Case, tensors: Tensors, compare: Comparison) -> None:
     compare.close("final keys", cache.layers[0].keys, tensors["out/final_key_cache"], "forward")
 
 
-def tiny_model(case: Case, tensors: Tensors, **knobs: Any) -> tuple[LlamaForCausalLM, nn.Sequential]:
+def tiny_model(case: Case, tensors: Tensors, **knobs: Any) -> tuple[Any, nn.Sequential]:
     """The case's model: a converted Llama, and the projector of its image features."""
     config = case["config"]
     host, routers = keys.split(weights_of(tensors))
     layers = tuple(config["mod_layers_idx"])
-    model = LlamaForCausalLM(llama_config(config, config["num_hidden_layers"]))
+    model: Any = LlamaForCausalLM(llama_config(config, config["num_hidden_layers"]))
     projector = nn.Sequential(
         nn.Linear(config["mm_hidden_size"], config["hidden_size"]),
         nn.GELU(),
@@ -161,7 +162,7 @@ def tiny_model(case: Case, tensors: Tensors, **knobs: Any) -> tuple[LlamaForCaus
     return model, projector
 
 
-def expand(model: nn.Module, features: Tensor, ids: Tensor, image: int, *rows: tuple[Tensor, Any]) -> list[Tensor]:
+def expand(model: Any, features: Tensor, ids: Tensor, image: int, *rows: tuple[Tensor, Any]) -> list[Tensor]:
     """Put image features where the placeholder stands, ``[batch, tokens + image - 1, ...]``.
 
     Args:
@@ -277,7 +278,7 @@ def arank(case: Case, tensors: Tensors, compare: Comparison) -> None:
 
 
 def _train(
-    model: LlamaModel, hidden: Tensor, mask: Tensor, cotangent: Tensor, prefix: int, answers: Tensor | None = None
+    model: Any, hidden: Tensor, mask: Tensor, cotangent: Tensor, prefix: int, answers: Tensor | None = None
 ) -> dict[str, Any]:
     batch, tokens = mask.shape
     model.train()
@@ -332,9 +333,7 @@ def _columns(kept: Tensor) -> Tensor:
     return torch.stack([row.nonzero()[:, 0] for row in kept])
 
 
-def _tiny_forward(
-    case: Case, tensors: Tensors, model: LlamaForCausalLM, projector: nn.Module
-) -> tuple[Tensor, Tensor, Tensor, Any]:
+def _tiny_forward(case: Case, tensors: Tensors, model: Any, projector: nn.Module) -> tuple[Tensor, Tensor, Tensor, Any]:
     config = case["config"]
     embeds, mask, labels = expand(
         model,
@@ -353,10 +352,12 @@ def _tiny_forward(
 
 
 @contextmanager
-def _silent_padding(model: nn.Module, mask: Tensor) -> Iterator[None]:
+def _silent_padding(model: Any, mask: Tensor) -> Iterator[None]:
     """Dense layers give padded queries no attention output; converted ones do so by themselves."""
     converted = model.gamma_mod.config.layers
-    dense = [layer for number, layer in enumerate(structure.decoder_layers(model)) if number not in converted]
+    dense: list[Any] = [
+        layer for number, layer in enumerate(structure.decoder_layers(model)) if number not in converted
+    ]
     handles = [
         layer.self_attn.register_forward_hook(lambda _m, _a, output: (output[0] * mask[..., None], *output[1:]))
         for layer in dense
@@ -369,7 +370,7 @@ def _silent_padding(model: nn.Module, mask: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
+def _eager(model: Any) -> Iterator[None]:
     before = model.config._attn_implementation
     model.config._attn_implementation = "eager"
     try:
