@@ -163,6 +163,48 @@ def test_other_contents_are_refused(name: str, values: np.ndarray, message: str,
         GridFeatures(tmp_path / "o.h5")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_features_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    """1e300 becomes infinity in float32. Fails if a caption is made, or a model trained, of them."""
+    values = np.zeros((49, 6))
+    values[3, 2] = value
+    with h5py.File(tmp_path / "n.h5", "w") as file:
+        file["1_grids"], file["2_grids"] = grid(1), values
+    features = GridFeatures(tmp_path / "n.h5")
+    assert bool(features[1].isfinite().all())
+    with pytest.raises(UserError, match="image 2: 1 of 294 numbers are not finite"):
+        features[2]
+    with pytest.raises(UserError, match="not finite"):
+        write_grid_features(tmp_path / "w.h5", [(2, values)])
+    assert not (tmp_path / "w.h5").exists()
+
+
+def test_a_damaged_object_is_one_line(tmp_path: Path) -> None:
+    """Bytes are turned at sixty places behind the signature: headers, names, chunks. Fails if h5py's own errors, of six
+    types, get through."""
+    path, refused = tmp_path / "d.h5", 0
+    with h5py.File(path, "w") as file:
+        for number in range(20):
+            kind = {"compression": "gzip"} if number % 2 else {}
+            file.create_dataset(f"{number}_grids", data=grid(number), **kind)
+    whole = path.read_bytes()
+    for seed in range(60):
+        content = bytearray(whole)
+        rng = np.random.default_rng(seed)
+        for place in rng.integers(96, len(content), 40):
+            content[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(content)
+        try:
+            features = GridFeatures(path)
+            read = [features[number] for number in features.ids()]
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(path) in str(error)
+        else:
+            assert all(bool(one.isfinite().all()) for one in read)
+    assert refused > 20
+
+
 def test_another_grid_is_read_when_asked_for(tmp_path: Path) -> None:
     write_grid_features(tmp_path / "g.h5", [(1, grid(1, rows=16))])
     assert GridFeatures(tmp_path / "g.h5", rows=16)[1].shape == (16, 6)

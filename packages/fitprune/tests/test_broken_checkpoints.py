@@ -70,6 +70,15 @@ def broken(tmp_path, what):
         (release / "config.json").write_text('{"model_type": "llava", "text_config": {}}')
     elif what == "broken tokenizer":
         (release / "tokenizer.json").write_text('{"version": ')
+    elif what == "broken settings of the tokenizer":
+        (release / "tokenizer_config.json").write_text('{"bos_token": ')
+    elif what == "nested settings of the tokenizer":
+        (release / "tokenizer_config.json").write_text("[" * 3000 + "]" * 3000)
+    elif what == "a list for a word":
+        (release / "tokenizer_config.json").write_text('{"bos_token": ["<s>"]}')
+    elif what == "a post-processor of no kind":
+        content = json.loads((release / "tokenizer.json").read_text())
+        (release / "tokenizer.json").write_text(json.dumps(content | {"post_processor": 7}))
     elif what == "too many words":
         (release / "config.json").write_text(json.dumps(RELEASE | {"vocab_size": WORDS - 1}))
     return release
@@ -99,6 +108,10 @@ def broken(tmp_path, what):
         ("broken config", "broken JSON"),
         ("transformers' layout", "not an official release (model_type 'llava')"),
         ("broken tokenizer", "broken JSON"),
+        ("broken settings of the tokenizer", "broken JSON"),
+        ("nested settings of the tokenizer", "nested too deeply"),
+        ("a list for a word", "cannot be loaded (TypeError"),
+        ("a post-processor of no kind", "cannot be loaded (Exception"),
         ("too many words", "70 words"),
     ],
 )

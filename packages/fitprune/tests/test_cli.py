@@ -348,8 +348,12 @@ def test_a_processor_that_wants_another_library_is_one_line(fitprune, tmp_path, 
 
 
 def test_a_finished_run_is_not_overwritten(fitprune, fitted):
+    """Fails if it is written over, or if the command says first that it goes on after its measured samples."""
     before = (fitted / "run.json").read_bytes()
-    refused(fitprune(*FIT, "--output", fitted), "holds a finished run")
+    assert (fitted / "progress" / "statistics.jsonl").is_file()
+    outcome = fitprune(*FIT, "--output", fitted)
+    refused(outcome, "holds a finished run")
+    assert outcome[1] == ""
     assert (fitted / "run.json").read_bytes() == before
 
 

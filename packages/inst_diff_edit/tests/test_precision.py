@@ -8,6 +8,7 @@ from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.sampling import NoiseLevels, start_index
 from inst_diff_edit.stage import MaskOptions, MaskStage
 from inst_diff_edit.words import split_words
+from tenfold import UserError
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -35,6 +36,26 @@ def test_half_precision_is_close_to_float32(pipe, edits, settings, dtype):
     assert (ours.step_masks == golden.step_masks).float().mean() > 0.95
     difference = (ours.images.float() - golden.images).norm() / golden.images.norm()
     assert difference < 0.05
+
+
+@pytest.mark.parametrize("final", ["latents", "mask"])
+def test_half_precision_that_overflows_is_one_line(edits, settings, final):
+    """An infinity in the UNet, as float16 has it where float32 has 7e4. Fails if it gives a black picture with an empty
+    mask."""
+    half = mini.build(0).to(torch.float16)
+    half.set_progress_bar_config(disable=True)
+    half.unet.conv_out.weight.data.mul_(torch.inf)
+    with pytest.raises(UserError, match=r"not finite.*float16 .*float32, or bfloat16"):
+        half(edits[0].picture(), edits[0].prompt, **{**settings, "final": final})
+
+
+def test_a_decoder_that_overflows_is_one_line(edits, settings, monkeypatch):
+    """The latents are numbers, the picture is none. Fails if it becomes black."""
+    half = mini.build(0).to(torch.float16)
+    half.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(half, "_decode", lambda latents: torch.full_like(latents, torch.nan))
+    with pytest.raises(UserError, match="decoded pictures"):
+        half(edits[0].picture(), edits[0].prompt, **settings)
 
 
 class Crossings(TorchFunctionMode):

@@ -11,9 +11,12 @@ from llava_hr_releases import tiny_weights, write_release
 from safetensors.torch import save_file
 
 from llava_hr.checkpoints.convert import KEPT, convert
+from llava_hr.miniature.model import mini_tokenizer
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from tenfold import UserError
 from tenfold import weights as weight_files
+
+TOKENIZER = mini_tokenizer().backend_tokenizer.to_str().encode()
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +150,17 @@ WRONG = {
     "an index that points elsewhere": (index(**{"lm_head.weight": "../x.bin"}), r"lm_head.weight is in '\.\./x.bin'"),
     "no weights": (lambda folder: [path.unlink() for path in folder.glob("*.bin*")], "no weights"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer"),
-    "a broken tokenizer": (write("tokenizer.model", b"not a model"), "broken or truncated.*a SentencePiece model"),
-    "a cut tokenizer": (cut("tokenizer.model"), "broken or truncated.*a SentencePiece model"),
+    "a broken tokenizer": (write("tokenizer.model", b"not a model"), "cannot be loaded.*a whole SentencePiece model"),
+    "a cut tokenizer": (cut("tokenizer.model"), "cannot be loaded.*a whole SentencePiece model"),
     "half a tokenizer.json": (write("tokenizer.json", b'{"model": '), "broken JSON .*tokenizer.json, line 1"),
+    "half a tokenizer_config.json": (
+        lambda folder: [write("tokenizer.json", TOKENIZER)(folder), write("tokenizer_config.json", b"{")(folder)],
+        "broken JSON .*tokenizer_config.json, line 1",
+    ),
+    "a post-processor of no kind": (
+        write("tokenizer.json", json.dumps({**json.loads(TOKENIZER), "post_processor": 7}).encode()),
+        "cannot be loaded .*a tokenizer as transformers writes it",
+    ),
     "no tokenizer in its json": (write("tokenizer.json", b"{}"), "no tokenizer in it"),
 }
 
@@ -211,7 +222,7 @@ BACK = {
         "not one of this",
     ),
     "a config of nonsense": (edit_json("config.json", vision_config={"image_size": 500}), "image_size does not fit"),
-    "a config of another type": (edit_json("config.json", text_config="llama"), "unusable"),
+    "a config of another type": (edit_json("config.json", text_config="llama"), "cannot be loaded .*a config.json"),
     "constants": (edit_json("config.json", projector_hidden_act="relu"), "projector_hidden_act is relu"),
     "no tokenizer": (
         lambda folder: [shutil.rmtree(folder / KEPT), (folder / "tokenizer.json").unlink()],

@@ -11,6 +11,17 @@ def printable(text: str) -> str:
     )
 
 
+#: Of each part of a message: texts from files may be of any length.
+MOST_LETTERS = 600
+
+
+def _short(text: object) -> str:
+    """One line of a text, without its middle where that is long."""
+    line = printable(" ".join(str(text).split()))
+    half = MOST_LETTERS // 2
+    return line if len(line) <= MOST_LETTERS else f"{line[:half]} ... {line[-half:]}"
+
+
 class UserError(Exception):
     """Something outside the program is wrong: a path, a file, an option, a configuration.
 
@@ -30,13 +41,13 @@ class UserError(Exception):
         self.expected = expected
 
     def __str__(self) -> str:
-        line = self.what
-        if self.where is not None:
-            line += f": {self.where}"
-        if self.expected is not None:
-            line += f" (expected {self.expected})"
         # Texts of other libraries (yaml, pydantic, the OS) may span lines; a message never does.
-        return " ".join(line.split())
+        line = _short(self.what)
+        if self.where is not None:
+            line += f": {_short(self.where)}"
+        if self.expected is not None:
+            line += f" (expected {_short(self.expected)})"
+        return line
 
 
 class InputError(UserError, ValueError):

@@ -121,6 +121,13 @@ def test_text_from_elsewhere_does_not_steer_a_terminal_or_a_citation():
     assert entry.count("{") == entry.count("}") == 2 and "@evil" not in entry
 
 
+def test_a_message_is_one_short_line_whatever_it_is_about():
+    """Fails if a text of a file is printed at its length, or steers the terminal."""
+    line = str(UserError("made with another seed: " + "7" * 20000, "a\x00b\n\x1b[2J", "x" * 5000))
+    assert len(line) < 2000 and line.isprintable() and "a\\x00b \\x1b[2J" in line
+    assert str(UserError("no such file", "/a path/b", "a file")) == "no such file: /a path/b (expected a file)"
+
+
 def test_a_log_gets_a_line_every_so_often(monkeypatch, capsys):
     monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
     assert list(track([1, 2], "asking")) == [1, 2]

@@ -20,7 +20,7 @@ from rich.table import Table
 from tenfold.cli import bibtex
 from tenfold.cli.experiments import RESULTS, Experiments, conduct
 from tenfold.cli.files import package_file
-from tenfold.cli.output import LogLines, console, echo, take_any_text
+from tenfold.cli.output import LogLines, console, echo, quiet_libraries, take_any_text
 from tenfold.cli.verify import Verification, Verifier, verify_run
 from tenfold.errors import UserError, printable
 from tenfold.runs import RunRecord, atomic_write_json, run
@@ -268,9 +268,7 @@ def main(app: typer.Typer) -> None:
 
     The entry point of a package is `def main(): tenfold.cli.main(app)`.
     """
-    if not sys.stderr.isatty():
-        # A log is no place for the progress bars of other libraries; ours stay silent there by themselves.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_libraries()
     take_any_text()
     handler = logging.StreamHandler()
     handler.setFormatter(LogLines("%(levelname)s: %(message)s"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import sys
+import warnings
 from io import TextIOWrapper
 from typing import Any
 
@@ -18,6 +20,14 @@ _PLAIN = {
     "–": "-", "—": "-", "−": "-", "·": "*", "…": "...", "±": "+-", "×": "x", "≤": "<=", "≥": ">=", "→": "->",
     "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "≈": "~", "²": "^2", "°": " degrees", "’": "'",
 }  # fmt: skip
+
+# What other libraries read when they are imported. A user's own setting wins.
+_QUIET = {
+    "TQDM_DISABLE": "1",  # bars of loading and writing; huggingface_hub's of downloads stay on a terminal
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",  # in processes that this one starts
+}
 
 
 def echo(text: object = "", *, err: bool = False) -> None:
@@ -48,6 +58,26 @@ class LogLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(" ".join(super().format(record).split()))
+
+
+def quiet_libraries() -> None:
+    """Other libraries' bars and notices reach no user of a command: what matters of them becomes a line of ours.
+
+    Before they are imported. ``TRANSFORMERS_VERBOSITY=info``, ``-W default`` and the like bring them back.
+    """
+    if not (sys.warnoptions or os.environ.get("PYTHONWARNINGS")):
+        warnings.simplefilter("ignore")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        # A log is no place for bars of downloads; ours stay silent there by themselves.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # It says on standard output, with a handler and a level of its own, that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def take_any_text() -> None:

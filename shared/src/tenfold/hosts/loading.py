@@ -140,6 +140,9 @@ def loading_from(source: str | Path, expected: str) -> Iterator[None]:
     except (UserError, ImportError):
         raise
     except Exception as error:
+        # Everything, on purpose: other people's code reads other people's files here. Of damaged tokenizers alone
+        # transformers raises AttributeError, RecursionError, TypeError and UnicodeDecodeError, and tokenizers a bare
+        # Exception, which no narrower clause would catch. The cause stays chained for whoever looks for a bug of ours.
         raise UserError(_said(error), source, expected) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a library written in Rust

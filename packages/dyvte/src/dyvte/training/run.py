@@ -27,7 +27,7 @@ from dyvte.training.plan import Plan, gate_config, plan
 from dyvte.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli.settings import MINI
-from tenfold.hosts.loading import Host, load_host
+from tenfold.hosts.loading import Host, load_host, loading_from
 from tenfold.runs import (
     Run,
     checkpoint_step,
@@ -90,12 +90,9 @@ def plan_of(settings: TrainSettings, seed: int) -> Plan:
 
     samples = training_samples(settings, seed)
     source = mini_host.path() if settings.model == MINI else settings.model
-    try:
+    with loading_from(source, "a host that can be opened"), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
-        with torch.device("meta"):
-            host = AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError) as error:
-        raise UserError(str(error).splitlines()[0][:120], settings.model, "a host that can be opened") from error
+        host = AutoModelForImageTextToText.from_config(config)
     frozen = sum(parameter.numel() for parameter in host.parameters())
     return plan(settings, len(samples), gate_config(settings, config), frozen)
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from tenfold import UserError
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.record import validation_error
 
@@ -34,6 +35,7 @@ OFFICIAL_WORDS = "official_vocab_size"
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
 TOWER_FOLDER = "vision_tower"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # transformers' own field names, spelt alike in both configs.
 _SAME = (
     "vocab_size",
@@ -287,9 +289,9 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
         logger.warning("%s: no tokenizer, so the output gets no processor", folder)
         return None
     if path.suffix == ".json":
-        _read_object(path)  # a broken file is named with its line; the tokenizer library would not say which
         # LLaVA's prompts begin with <s>; batches for generation are padded on the left.
-        tokenizer = Tokenizer.from_pretrained(folder, local_files_only=True, padding_side="left", add_bos_token=True)
+        with loading_from(folder, "a tokenizer as transformers writes it"):
+            tokenizer = Tokenizer.from_pretrained(folder, **LOCAL, padding_side="left", add_bos_token=True)
     else:
         tokenizer = _sentencepiece_tokenizer(path)
     if len(tokenizer) > vocab_size:
@@ -310,11 +312,8 @@ def _sentencepiece_tokenizer(path: Path) -> Tokenizer:
     # In this order: looking for google.protobuf imports google.
     if not all(importlib.util.find_spec(name) for name in ("sentencepiece", "google", "google.protobuf")):
         raise UserError("cannot be read here", path, "sentencepiece and protobuf: pip install 'fitprune[convert]'")
-    try:
-        llama = LlamaTokenizer.from_pretrained(path.parent, local_files_only=True, add_bos_token=True)
-    except ValueError as error:
-        # transformers takes what sentencepiece cannot parse for a tiktoken file, and says so.
-        raise UserError("broken or truncated", path, "a SentencePiece model") from error
+    with loading_from(path.parent, "a whole SentencePiece model in tokenizer.model"):
+        llama = LlamaTokenizer.from_pretrained(path.parent, **LOCAL, add_bos_token=True)
     inner = llama.backend_tokenizer
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.pre_tokenizer = None

@@ -13,13 +13,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-
 from flashsloth.checkpoints import release, tokenizer
 from flashsloth.checkpoints.keys import renamed
 from flashsloth.checkpoints.load import find_model
 from flashsloth.configuration import FlashSlothConfig, write_card
 from tenfold import UserError
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_directory, atomic_write_json
 from tenfold.weights import SHARD_BYTES, StoredTensor, WeightFiles, count_numbers, write_weights
 
@@ -132,10 +131,8 @@ def read_config(folder: Path) -> FlashSlothConfig:
     Raises:
         UserError: values in it that no FlashSloth can have.
     """
-    try:
+    with loading_from(folder, "a config.json as save_pretrained writes it"):
         return FlashSlothConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"unusable ({error})", folder / "config.json", "one as save_pretrained writes it") from error
 
 
 def tower_difference(tensors: Mapping[str, StoredTensor], siglip: Path) -> float:

@@ -27,6 +27,7 @@ from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from flashsloth.prompts import QUERY
 from tenfold import UserError
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import read_json
 from tenfold.runs.record import validation_error
 from tenfold.weights import StoredTensor, WeightFiles
@@ -283,7 +284,8 @@ def read_tokenizer(folder: Path, config: FlashSlothConfig) -> PreTrainedTokenize
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise UserError("no tokenizer in it", path, "one that the tokenizers library wrote")
-        made = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with loading_from(folder, "a tokenizer as transformers writes it"):
+            made = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     else:
         raise UserError("no tokenizer", folder, "vocab.json and merges.txt, or another folder (--tokenizer)")
     if (found := made.get_vocab().get(QUERY)) != config.query_token_id:

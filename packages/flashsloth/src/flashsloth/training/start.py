@@ -29,6 +29,7 @@ from flashsloth.training.plan import STAGE_1
 from flashsloth.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli.stages import StageName
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import sample_generator
 from tenfold.weights import StoredTensor, WeightFiles
 
@@ -221,10 +222,8 @@ def _tower(folder: Path, config: FlashSlothConfig, files: ExitStack) -> dict[str
 
 
 def _foreign(folder: Path, kind: str) -> dict[str, Any]:
-    try:
+    with loading_from(folder, "a model's folder"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no usable config.json ({error})", folder, "a model's folder") from error
     config = getattr(config, "vision_config", config)
     if config.model_type != kind:
         raise UserError(f"model_type {config.model_type!r}", folder / "config.json", kind)

@@ -93,6 +93,7 @@ def _host(settings: TrainSettings) -> tuple[int, int, dict[str, int]]:
     from gamma_mod.checkpoints.load import find_folder
     from gamma_mod.checkpoints.official import official_host
     from tenfold.data import mini_host
+    from tenfold.hosts.loading import loading_from
 
     model = settings.model
     if model.model is None:
@@ -105,7 +106,8 @@ def _host(settings: TrainSettings) -> tuple[int, int, dict[str, int]]:
         config = mini_host.config()
     else:
         folder = find_folder(model.model)
-        config = AutoConfig.from_pretrained(folder or model.model, trust_remote_code=False)
+        with loading_from(folder or model.model, "a transformers vision-language model"):
+            config = AutoConfig.from_pretrained(folder or model.model, trust_remote_code=False)
     with torch.device("meta"):
         made = AutoModelForImageTextToText.from_config(config)
     text = config.get_text_config()

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tenfold import UserError
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import read_json
 from tenfold.weights import read_weights
 
@@ -233,11 +233,9 @@ def load_clip(folder: Path, option: str = "--clip") -> ClipScore:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "clip":
         raise UserError("not a CLIP model", where, expected)
-    try:
+    with loading_from(folder, f"{expected} ({option})"):
         model = CLIPModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot be loaded ({str(error).strip().splitlines()[0]})", where, expected) from error
     return ClipScore(model, tokenizer)
 
 

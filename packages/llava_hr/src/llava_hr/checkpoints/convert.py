@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from llava_hr.checkpoints import projector
 from llava_hr.checkpoints.keys import (
@@ -53,6 +52,7 @@ from llava_hr.checkpoints.release import (
 )
 from llava_hr.configuration import LlavaHrConfig
 from tenfold import UserError
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
 from tenfold.weights import (
     SHARD_BYTES,
@@ -203,10 +203,8 @@ def read_config(folder: Path) -> LlavaHrConfig:
     Raises:
         UserError: values in it that no LLaVA-HR can have.
     """
-    try:
+    with loading_from(folder, "a config.json as save_pretrained writes it"):
         return LlavaHrConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"unusable ({error})", folder / "config.json", "one as save_pretrained writes it") from error
 
 
 def _read_unused(path: Path, files: ExitStack) -> dict[str, StoredTensor]:

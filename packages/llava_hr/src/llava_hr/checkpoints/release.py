@@ -39,6 +39,7 @@ from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
 from tenfold.data.conversation import IMAGE
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.record import validation_error
 from tenfold.weights import StoredTensor, WeightFiles
@@ -169,7 +170,8 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise UserError("no tokenizer in it", path, "one that the tokenizers library wrote")
-        tokenizer = Tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with loading_from(folder, "a tokenizer as transformers writes it"):
+            tokenizer = Tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     else:
         tokenizer = _sentencepiece_tokenizer(path)
     words = {name: number for name, number in tokenizer.get_vocab().items() if name != IMAGE}
@@ -187,11 +189,8 @@ def _sentencepiece_tokenizer(path: Path) -> Tokenizer:
     # In this order: looking for google.protobuf imports google.
     if not all(importlib.util.find_spec(name) for name in ("sentencepiece", "google", "google.protobuf")):
         raise UserError("cannot be read here", path, "sentencepiece and protobuf: pip install 'llava-hr[convert]'")
-    try:
+    with loading_from(path.parent, "a whole SentencePiece model in tokenizer.model"):
         llama = LlamaTokenizer.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
-    except ValueError as error:
-        # transformers takes what sentencepiece cannot parse for a tiktoken file, and says so.
-        raise UserError("broken or truncated", path, "a SentencePiece model") from error
     inner = llama.backend_tokenizer
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.pre_tokenizer = None

@@ -31,6 +31,7 @@ from llava_hr.training.settings import TrainSettings
 from llava_hr.vision import FinalAlign, MRAdapter
 from tenfold import UserError
 from tenfold.cli.stages import StageName
+from tenfold.hosts.loading import loading_from
 from tenfold.weights import StoredTensor, WeightFiles
 
 if TYPE_CHECKING:
@@ -286,7 +287,5 @@ def _clip_config(folder: Path) -> Any:
 
 
 def _config(folder: Path) -> Any:
-    try:
+    with loading_from(folder, "a model's folder"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no usable config.json ({error})", folder, "a model's folder") from error

@@ -126,7 +126,9 @@ def write_model(folder: Path, case: Mapping[str, Any], tensors: Mapping[str, Ten
         if part == "tokenizer":
             write_tokenizer(folder / part, settings)
         else:
-            (folder / part / "scheduler_config.json").write_text(json.dumps(settings), encoding="utf-8")
+            # Of the steps, not of the scheduler: it would be reported as unknown.
+            known = {name: value for name, value in settings.items() if name != "order"}
+            (folder / part / "scheduler_config.json").write_text(json.dumps(known), encoding="utf-8")
 
 
 def write_tokenizer(folder: Path, settings: Mapping[str, Any]) -> CLIPTokenizer:
