@@ -16,15 +16,18 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+
+from tenfold.cli.output import quiet_libraries
+from tenfold.testing.processes import die_at, fork
 
 # Where a process kills itself, at the n-th call.
 PLACES = {
@@ -35,6 +38,7 @@ PLACES = {
     "sample": ("fitprune.fitting", "append_jsonl"),
 }
 # What only says how a run came about.
+RUN_ID = re.compile(rb"[a-z0-9-]+-\d{8}T\d{6}Z-[0-9a-f]{8}")
 HISTORY = ("run.json", "checkpoint-", ".tmp-", "identity.json")
 
 
@@ -103,7 +107,7 @@ RUNS = (
         TWO,
         "--resume",
     ),
-    Run("gamma_mod", "eval {train}/model --config mini --benchmark pope --limit 6 --batch 2 --output {out}", ANSWERS),
+    Run("gamma_mod", "eval --config mini --benchmark pope --limit 6 --batch 2 --output {out}", ANSWERS),
     Run(
         "flashsloth",
         "train --config mini --output {out} "
@@ -113,7 +117,7 @@ RUNS = (
         TWO,
         "--resume",
     ),
-    Run("flashsloth", "eval {train}/model --config mini --limit 6 --batch 2 --output {out}", ANSWERS),
+    Run("flashsloth", "eval --config mini --limit 6 --batch 2 --output {out}", ANSWERS),
     Run(
         "llava_hr",
         "train --config mini --output {out} "
@@ -123,7 +127,7 @@ RUNS = (
         TWO,
         "--resume",
     ),
-    Run("llava_hr", "eval {train}/model --config mini --limit 6 --batch 2 --output {out}", ANSWERS),
+    Run("llava_hr", "eval --config mini --limit 6 --batch 2 --output {out}", ANSWERS),
     Run(
         "dtnet",
         "train --config mini --output {out} "
@@ -150,7 +154,7 @@ RUNS = (
         TWO,
         "--resume",
     ),
-    Run("dit_sam", "eval {train}/model --data {train}/data --batch 1 --limit 6 --output {out}", ANSWERS),
+    Run("dit_sam", "eval {train}/model --data {train}/checkpoint-data --batch 1 --limit 6 --output {out}", ANSWERS),
     Run(
         "eas",
         "train --config mini --output {out} "
@@ -178,38 +182,36 @@ RUNS = (
 )
 
 
-def command(one: Run, place: Path, out: Path, more: str = "", kill: tuple[str, int] | None = None) -> list[str]:
+def words_of(one: Run, place: Path, out: Path, more: str = "") -> list[str]:
     train = place / f"{one.package}-train" / "whole"
-    words = f"{one.words} {more}".replace("{out}", str(out)).replace("{train}", str(train)).split()
-    start = ["-m", one.package] if kill is None else [__file__, "--die", kill[0], str(kill[1]), one.package]
-    return [sys.executable, *start, *words]
+    return f"{one.words} {more}".replace("{out}", str(out)).replace("{train}", str(train)).split()
 
 
-def execute(words: list[str], log: Path) -> int:
-    """The exit code; what is said goes into a file."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(words[1:])}\n")
-        file.flush()
-        return subprocess.run(words, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL).returncode
+def execute(package: str, words: list[str], log: Path, kill: tuple[str, int] | None = None) -> int:
+    """The exit code of a command, run in a fork, so that torch is loaded once; what it says goes into a file."""
+
+    def work() -> None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        if kill is not None:
+            module, name = PLACES[kill[0]]
+            die_at(import_module(module), name, kill[1])
+        sys.argv = [package, *words]
+        print("$", *sys.argv, flush=True)
+        runpy.run_module(package, run_name="__main__", alter_sys=True)
+
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of a finished run's files, without its history."""
+    """SHA-256 of a finished run's files, without its history; a run's id, which models name, counts as a word."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if not any(part.startswith(HISTORY) for part in name.split("/")):
-            found[name] = hashlib.sha256(_timeless(path)).hexdigest()
+            found[name] = hashlib.sha256(RUN_ID.sub(b"RUN", path.read_bytes())).hexdigest()
     return found
-
-
-def _timeless(path: Path) -> bytes:
-    """A file's content; a model's card names its run, which is another one."""
-    content = path.read_bytes()
-    if path.name != "README.md":
-        return content
-    return b"\n".join(line for line in content.splitlines() if b"run" not in line.lower())
 
 
 def kill_and_compare(one: Run, place: Path) -> list[Row]:
@@ -217,17 +219,18 @@ def kill_and_compare(one: Run, place: Path) -> list[Row]:
     folder = place / f"{one.package}-{one.verb}"
     folder.mkdir(parents=True)
     log, whole, killed = folder / "log", folder / "whole", folder / "killed"
-    if execute(command(one, place, whole), log):
-        raise SystemExit(f"{one.package} {one.verb} fails without a kill: {log}")
+    if execute(one.package, words_of(one, place, whole), log):
+        print(f"{one.package} {one.verb} fails without a kill: {log}", flush=True)
+        return [Row(one.package, one.verb, "never", False, False, 0, 0.0)]
     rows, more = [], ""
     for kill in one.kills:
         start = time.monotonic()
-        code = execute(command(one, place, killed, more, kill), log)
+        code = execute(one.package, words_of(one, place, killed, more), log, kill)
         left = any(path.name.startswith(("checkpoint-", ".tmp-")) for path in killed.rglob("*"))
         rows.append((kill, code == -signal.SIGKILL and left, time.monotonic() - start))
         more = one.resume
     start = time.monotonic()
-    done = execute(command(one, place, killed, more), log) == 0
+    done = execute(one.package, words_of(one, place, killed, more), log) == 0
     ours, theirs = digests(killed), digests(whole)
     for name in sorted(set(ours) | set(theirs)):
         if ours.get(name) != theirs.get(name):
@@ -239,29 +242,20 @@ def kill_and_compare(one: Run, place: Path) -> list[Row]:
     ]
 
 
-def die(place: str, number: int, package: str, words: list[str]) -> None:
-    """In a process of its own: the command, until it kills itself."""
-    from tenfold.testing.processes import die_at
-
-    module, name = PLACES[place]
-    die_at(import_module(module), name, number)
-    sys.argv = [package, *words]
-    runpy.run_module(package, run_name="__main__", alter_sys=True)
-
-
 def main() -> int:
-    if sys.argv[1:2] == ["--die"]:
-        die(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", nargs="*", help="default: all")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--keep", type=Path, help="a new folder for all runs; default: a temporary one")
     options = parser.parse_args()
     place = options.keep or Path(tempfile.mkdtemp(prefix="tenfold-kills-"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    quiet_libraries()
     rows: list[Row] = []
     for one in RUNS:
         if not options.packages or one.package in options.packages:
+            for room in ("training", "evaluation"):
+                import_module(f"{one.package}.{room}.run")
             for row in kill_and_compare(one, place):
                 rows.append(row)
                 print(

@@ -89,6 +89,18 @@ def test_files_from_elsewhere_are_data_and_never_code():
                 assert "weights_only=True" in ast.unparse(call), (relative(file), call.lineno)
 
 
+def test_code_beside_a_model_is_refused_wherever_one_is_opened():
+    """Fails if `trust_remote_code` is left out: transformers then asks on standard input whether to run it."""
+    asking = []
+    for file in MODULES:
+        for name, call in calls(file):
+            options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+            told = options.get("trust_remote_code") == "False" or None in options  # None: **options
+            if re.fullmatch(r"Auto\w+\.from_pretrained", name) and not told:
+                asking.append(f"{relative(file)}:{call.lineno}")
+    assert asking == []
+
+
 def test_libraries_log_and_never_print():
     """Fails if a module prints to standard output; the command line uses typer and rich."""
     for file in MODULES:
