@@ -65,6 +65,29 @@ def test_the_mask_of_every_step_is_returned_on_request(pipe, edits, settings):
     assert call(pipe, edits[0], settings).step_masks is None
 
 
+def test_a_callback_can_change_guidance(pipe, edits, settings):
+    """By diffusers' names. Fails if later steps keep the call's scale, or the number of steps is the schedule's."""
+
+    def raise_scale(pipe, step, timestep, tensors):
+        pipe._guidance_scale += 1.0
+        return {}
+
+    settings = {**settings, "final": "latents", "output_type": "pt", "guidance_scale": 2.0}
+    plain = call(pipe, edits[0], settings).images
+    raised = call(pipe, edits[0], settings, callback_on_step_end=raise_scale).images
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps == 6.0
+    assert not torch.equal(plain, raised)
+    assert torch.equal(call(pipe, edits[0], settings).images, plain)
+
+
+def test_a_list_of_batches_is_a_batch(pipe, edits, settings):
+    """Fails if a list's tensors ``[1, 3, height, width]``, as diffusers' pipelines take them, are no pictures."""
+    picture = (torch.from_numpy(np.array(edits[0].picture())).permute(2, 0, 1).float() / 255)[None]
+    settings = {**settings, "final": "mask", "output_type": "pt"}
+    masks = pipe([picture, picture], edits[0].prompt, **settings).masks
+    assert torch.equal(masks, pipe(torch.cat([picture, picture]), edits[0].prompt, **settings).masks)
+
+
 def test_the_callback_sees_every_step_and_can_replace_latents_and_mask(pipe, edits, settings):
     """Fails if steps are counted over the whole schedule, or what is given back is dropped."""
     seen = []

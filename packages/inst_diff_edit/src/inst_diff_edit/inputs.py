@@ -58,11 +58,12 @@ def as_image(picture: Picture) -> Image.Image:
 
 
 def as_images(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
-    """One picture, a list, or a batch ``[images, ...]``, as a list. Errors as in `as_image`."""
-    if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
-        pictures = list(pictures)
-    if not isinstance(pictures, list | tuple):
-        pictures = [pictures]  # type: ignore[list-item]
+    """One picture, a batch ``[images, ...]``, or a list of both, as a list. Errors as in `as_image`."""
+    given = pictures if isinstance(pictures, list | tuple) else [pictures]  # type: ignore[list-item]
+    pictures = []
+    for one in given:
+        batch = isinstance(one, np.ndarray | Tensor) and one.ndim == 4
+        pictures += list(one) if batch else [one]  # type: ignore[arg-type,list-item]
     if not pictures:
         raise UserError("no picture", "image", "at least one")
     return [as_image(picture) for picture in pictures]

@@ -134,6 +134,11 @@ class InstDiffEditPipeline(DiffusionPipeline):
         parts = {name: part for name, part in pipeline.components.items() if name in cls._get_signature_keys(cls)[0]}
         return super().from_pipe(pipeline, **(parts | options))
 
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call that runs; a callback may set `_guidance_scale` for the steps to come, as in diffusers' own."""
+        return self._guidance_scale
+
     @torch.no_grad()
     def __call__(
         self,
@@ -230,7 +235,8 @@ class InstDiffEditPipeline(DiffusionPipeline):
             self._watch(callback_on_step_end, callback_on_step_end_tensor_inputs, start),
         )
         options = step_options(self.scheduler, seeds, originals.device)
-        latents = self._denoise(stage, start, embeddings.repeat_interleave(num_masks, 0), guidance_scale, options)
+        self._guidance_scale, self.num_timesteps = guidance_scale, num_inference_steps - start
+        latents = self._denoise(stage, start, embeddings.repeat_interleave(num_masks, 0), options)
         found = stage.found
         assert found is not None
         if not bool(stage.finite):
@@ -258,9 +264,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
         """
         return self(image, prompt, final="mask", output_type=output_type, **options).masks
 
-    def _denoise(
-        self, stage: MaskStage, start: int, embeddings: Tensor, guidance_scale: float, options: dict[str, Any]
-    ) -> Tensor:
+    def _denoise(self, stage: MaskStage, start: int, embeddings: Tensor, options: dict[str, Any]) -> Tensor:
         """The latents after the last step, ``[rows, channels, height, width]``; a mask is made after every step.
 
         Args:
@@ -285,7 +289,7 @@ class InstDiffEditPipeline(DiffusionPipeline):
                 stage.start(start),
                 start,
                 embeddings,
-                guidance_scale,
+                lambda: self.guidance_scale,
                 after_step,
                 step_options=options,
             )

@@ -137,7 +137,7 @@ def denoise(
     latents: Tensor,
     start: int,
     embeddings: Tensor,
-    guidance_scale: float,
+    guidance_scale: float | Callable[[], float],
     after_step: Callable[[int, Tensor], Tensor] = lambda index, latents: latents,
     after_noise: Callable[[int, Tensor], None] = lambda index, noise: None,
     step_options: dict[str, Any] | None = None,
@@ -146,6 +146,7 @@ def denoise(
 
     Args:
         latents: ``[rows, channels, height, width]`` at the level before step ``start``.
+        guidance_scale: a number, or what is asked for it in every step.
         after_step: what becomes of the latents after every step, e.g. blending; gets the step's index.
         after_noise: sees the guided noise of every step.
         step_options: for the scheduler's ``step``, e.g. eta.
@@ -154,7 +155,8 @@ def denoise(
     # once: its own copy in every step would make the host wait for the device.
     there = scheduler.timesteps.to(latents.device)
     for index, timestep in enumerate(scheduler.timesteps[start:], start):
-        noise = guided_noise(unet, scheduler, latents, timestep, embeddings, guidance_scale, there[index])
+        scale = guidance_scale() if callable(guidance_scale) else guidance_scale
+        noise = guided_noise(unet, scheduler, latents, timestep, embeddings, scale, there[index])
         after_noise(index, noise)
         latents = scheduler.step(noise, timestep, latents, **(step_options or {})).prev_sample
         latents = after_step(index, latents)
