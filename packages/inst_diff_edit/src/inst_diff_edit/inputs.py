@@ -59,7 +59,7 @@ def as_image(picture: Picture) -> Image.Image:
 
 def as_images(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
     """One picture, a batch ``[images, ...]``, or a list of both, as a list. Errors as in `as_image`."""
-    given = pictures if isinstance(pictures, list | tuple) else [pictures]  # type: ignore[list-item]
+    given = pictures if isinstance(pictures, list | tuple) else [pictures]
     pictures = []
     for one in given:
         batch = isinstance(one, np.ndarray | Tensor) and one.ndim == 4
