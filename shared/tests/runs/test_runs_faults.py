@@ -121,6 +121,14 @@ def test_text_from_elsewhere_does_not_steer_a_terminal_or_a_citation():
     assert entry.count("{") == entry.count("}") == 2 and "@evil" not in entry
 
 
+@pytest.mark.parametrize("authors", ["[family-n]", "Ye", "[{orcid: 1}]", "[[Ye]]", "[{name: 7}]"])
+def test_a_citation_whose_authors_are_none_is_one_line(tmp_path, authors):
+    """Fails if a cut CITATION.cff, whose last author is half a word, is a traceback."""
+    (tmp_path / "CITATION.cff").write_text(f"title: x\nauthors: {authors}\npreferred-citation: {{}}\n")
+    with pytest.raises(UserError, match="authors that have no names"):
+        bibtex.load_citation(tmp_path / "CITATION.cff")
+
+
 def test_a_message_is_one_short_line_whatever_it_is_about():
     """Fails if a text of a file is printed at its length, or steers the terminal."""
     line = str(UserError("made with another seed: " + "7" * 20000, "a\x00b\n\x1b[2J", "x" * 5000))

@@ -27,7 +27,13 @@ def load_citation(path: Path) -> dict[str, Any]:
         for field in ("title", "authors"):
             if not entry.get(field):
                 raise UserError(f"no {name}{field}", path, "a citation of the software and of its paper")
+        if not isinstance(entry["authors"], list) or not all(_is_author(one) for one in entry["authors"]):
+            raise UserError(f"{name}authors that have no names", path, "family-names or name of each")
     return citation
+
+
+def _is_author(author: Any) -> bool:
+    return isinstance(author, dict) and any(isinstance(author.get(name), str) for name in ("family-names", "name"))
 
 
 def paper_bibtex(citation: dict[str, Any], package: str) -> str:
