@@ -142,6 +142,7 @@ def test_a_constant_of_the_official_code_cannot_be_written():
         ("no tokenizer", "no tokenizer"),
         ("another vocabulary", "Phi-2"),
         ("broken merges", "merges.txt"),
+        ("merges of no words", "words of vocab.json"),
     ],
 )
 def test_broken_releases_are_refused_in_one_line(release, tmp_path, change, message):
@@ -176,6 +177,8 @@ def test_broken_releases_are_refused_in_one_line(release, tmp_path, change, mess
         (folder / "vocab.json").unlink()
     elif change == "another vocabulary":
         (folder / "merges.txt").write_text("#version: 0.2\n")
+    elif change == "merges of no words":
+        (folder / "merges.txt").write_text('#version: 0.2\nI" I\n')
     else:
         (folder / "merges.txt").write_text("#version: 0.2\nabc\n")
     with pytest.raises(UserError, match=message) as caught:

@@ -68,7 +68,7 @@ def test_d08_what_is_counted_comes_out():
 
 def test_d09_on_the_device_the_prefill_waits_once_and_decoding_never():
     """It counts placeholders. Fails if positions are made on the CPU, or a decoding step reads from the device."""
-    properties.generates_alike(tiny_model, batched(tiny_inputs(tiny_model(), MIXED)), "llava_hr/", waits=1)
+    properties.generates_alike(tiny_model, batched(tiny_inputs(tiny_model(), MIXED)), "llava_hr/", "tenfold/", waits=1)
 
 
 def test_d10_one_line_and_exit_code_2(tmp_path):

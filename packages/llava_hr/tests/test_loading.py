@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import llava_hr
-from llava_hr.checkpoints import load as loading
 from llava_hr.checkpoints.convert import convert
 from llava_hr.checkpoints.keys import to_ours
 from llava_hr.checkpoints.load import find_model, load
 from tenfold import UserError
+from tenfold.hosts import checkpoints as loading
 from tenfold.runs.ranks import choose_device
 
 

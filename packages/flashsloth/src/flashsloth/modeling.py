@@ -32,6 +32,15 @@ from flashsloth.embq import EmbeddedQuery, QueryTokens
 from flashsloth.looking import ImageFeatures, KeptImages, embed_queries, look_up
 from flashsloth.pooling import Projector, SpatialAttentionPooling
 from tenfold import UserError
+from tenfold.hosts.visual_tokens import (
+    expanded_images,
+    forwarded,
+    head_outputs,
+    own_positions,
+    place_visual_tokens,
+    require_one_input,
+    require_placeholders,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -104,10 +113,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         **kwargs: Any,
     ) -> FlashSlothModelOutput:
         """Arguments as in :meth:`FlashSlothForConditionalGeneration.forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("one of two inputs is needed", "forward", "either input_ids or inputs_embeds")
-        if pixel_values is not None and image_features is not None:
-            raise UserError("images are given twice", "forward", "either pixel_values or image_features")
+        require_one_input(input_ids, inputs_embeds, pixel_values, image_features, "image_features")
         if pixel_values is not None and len(pixel_values):
             image_features = self.encode_images(pixel_values)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -133,9 +139,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
             inputs_embeds = inputs_embeds + 0 * dummy.visual_tokens.mean().to(inputs_embeds)
         if self.dummy_image and step is None and not past:
             step = partial(self._dummy_step, dummy or image_features)  # type: ignore[arg-type]
-        if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-            # Plain 0..n-1 over each row's own tokens, wherever its padding is.
-            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        position_ids = own_positions(position_ids, attention_mask, inputs_embeds.shape[1])
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -158,16 +162,8 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         words = input_ids.masked_fill(is_image | is_query, self.config.dot_token_id)
         embeds = self.query_tokens(self.get_input_embeddings()(words), is_query)
         available = 0 if features is None else features.visual_tokens.shape[0] * features.visual_tokens.shape[1]
-        if (wanted := int(is_image.sum())) != available:
-            raise UserError(
-                "image placeholders and visual tokens differ in number",
-                f"{wanted} placeholders in input_ids, {available} visual tokens",
-                f"{self.config.num_image_tokens} placeholders for each image",
-            )
-        if features is None:
-            return embeds
-        visual = features.visual_tokens.to(embeds.device, embeds.dtype)
-        return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
+        require_placeholders(int(is_image.sum()), available, self.config.num_image_tokens)
+        return place_visual_tokens(embeds, is_image, None if features is None else features.visual_tokens)
 
     def _dummy_features(self, device: torch.device) -> ImageFeatures:
         # Pixels come as float32, on the device of the words: asking a module for its dtype or device would make
@@ -183,8 +179,13 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
 
 
 class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMixin):
-    """FlashSloth with its language modelling head."""
+    """FlashSloth with its language modelling head.
 
+    Attributes:
+        dummy_image: see :class:`FlashSlothModel`.
+    """
+
+    dummy_image = forwarded("model", "dummy_image")
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # type: ignore[misc]
 
     def __init__(self, config: FlashSlothConfig) -> None:
@@ -192,15 +193,6 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         self.model = FlashSlothModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size)
         self.post_init()
-
-    @property
-    def dummy_image(self) -> bool:
-        """See :class:`FlashSlothModel`."""
-        return self.model.dummy_image
-
-    @dummy_image.setter
-    def dummy_image(self, value: bool) -> None:
-        self.model.dummy_image = value
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -270,12 +262,9 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        placeholders = [self.config.image_token_id, self.config.query_token_id]
+        hidden = outputs.last_hidden_state
+        loss, logits = head_outputs(self, hidden, labels, logits_to_keep, placeholders, **kwargs)
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return FlashSlothOutput(loss=loss, logits=logits, **rest)
 
@@ -341,22 +330,13 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        # For beams and several answers transformers repeats each tensor entry by entry; but a row may have no image
-        # or several. The tower runs once for all of a row's copies.
-        pixel_values, features = kwargs.pop("pixel_values", None), kwargs.pop("image_features", None)
-        if expand_size > 1 and pixel_values is not None:
-            pixel_values, features = None, self.encode_images(pixel_values)  # type: ignore[arg-type]
-        if expand_size > 1 and features is not None:
-            counts = self._images(input_ids)  # type: ignore[arg-type]
-            rows = torch.arange(sum(counts)).split(counts)
-            features = features[torch.cat([row.repeat(expand_size) for row in rows])]
+        images = expanded_images(self, "image_features", expand_size, kwargs, lambda _: self._images(input_ids))  # type: ignore[arg-type]
         input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size,
             input_ids=input_ids,  # type: ignore[arg-type]
             **kwargs,
         )
-        images = {"pixel_values": pixel_values, "image_features": features}
-        return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
+        return input_ids, kwargs | images
 
 
 STAGE_1 = "weights of stage 1 have not learnt to end an answer: generate() goes on to max_new_tokens"

@@ -19,38 +19,36 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.tokenization_utils_base import AddedToken
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.image_processing import FlashSlothImageProcessor
 from flashsloth.prompts import CHAT_TEMPLATE, QUERY, question_prompt, template
 from flashsloth.questions import with_placeholders
-from tenfold import InputError, UserError
+from tenfold import UserError
 from tenfold.data.conversation import (
     IGNORE,
     IMAGE,
     IMAGE_MARKER,
     Encoded,
     Prompt,
-    conversation_turns,
     encode,
     image_places,
 )
 from tenfold.data.formats import Turn
-from tenfold.data.instruct import pad_rows
 from tenfold.hosts.processing import (
-    as_list,
+    Exchange,
     call_options,
-    check_counts,
-    check_lengths,
     flat_images,
-    padding_of,
-    read_turn,
+    model_inputs,
+    prepare_tokenizer,
+    questions_and_answers,
+    register_image_processor,
+    rendered,
 )
 
-# A question, or a question with its answer.
-Exchange = str | tuple[str, str | None]
+# For messages: which prompts are too long.
+REACH = "the model was trained"
 
 
 class CallOptions(TypedDict, total=False):
@@ -115,13 +113,7 @@ class FlashSlothProcessor(ProcessorMixin):
         self.num_image_tokens, self.num_queries = num_image_tokens, num_queries
         self.image_token, self.query_token = image_token, query_token
         self.max_positions = max_positions
-        if image_token not in tokenizer.get_vocab():
-            token = AddedToken(image_token, special=True, normalized=False)
-            tokenizer.add_tokens([token], special_tokens=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-        tokenizer.padding_side = "left"
-        self.image_token_id: int = tokenizer.get_vocab()[image_token]
+        self.image_token_id = prepare_tokenizer(tokenizer, image_token)
         self.query_token_id: int = tokenizer.get_vocab()[query_token]
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
@@ -144,22 +136,8 @@ class FlashSlothProcessor(ProcessorMixin):
             UserError: another number of images than of `<image>`, a broken image, a row beyond `max_positions`, an
                 option that it does not know.
         """
-        if images is None and text is None:
-            raise InputError("nothing to process", type(self).__name__, "images, text or both")
         options = self._options(kwargs)
-        pictures = flat_images(images)
-        data: dict[str, Any] = {}
-        if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            check_counts(texts, images)
-            rows = [self.ids(one) for one in texts]
-            self._check_positions(rows)
-            check_lengths(rows, options)
-            data |= pad_rows(rows, self.tokenizer.pad_token_id, **padding_of(options))
-        if pictures:
-            of_images = {name: options[name] for name in ("image_aspect_ratio", "return_tensors")}
-            data |= self.image_processor(pictures, **of_images)
-        return BatchFeature(data, tensor_type=options["return_tensors"])
+        return model_inputs(self, images, text, options, self.ids, reach=REACH, of_images=("image_aspect_ratio",))
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         defaults: dict[str, Any] = {
@@ -184,10 +162,7 @@ class FlashSlothProcessor(ProcessorMixin):
         Raises:
             UserError: an answer is missing before the last question, or the last one has one.
         """
-        exchanges = [(one, None) if isinstance(one, str) else one for one in as_list(question)]
-        questions, answers = [one[0] for one in exchanges], [one[1] for one in exchanges if one[1] is not None]
-        if not exchanges or exchanges[-1][1] is not None:
-            raise UserError("turns of a prompt", None, "answers to all questions but the last")
+        questions, answers = questions_and_answers(question)
         marked = any(IMAGE in one for one in questions)
         return question_prompt(questions, answers, images=(0 if marked else int(image),))
 
@@ -235,13 +210,7 @@ class FlashSlothProcessor(ProcessorMixin):
         where: str | None = None,
     ) -> Encoded:
         """The text of `encode_conversation`, with one marker for each image and each query group: the official form."""
-        turns = [one if isinstance(one, Turn) else read_turn(one, where) for one in conversations]
-        turns = conversation_turns(turns, images=num_images > 0, where=where)
-        style = template(conversation)
-        style.check(turns, images=num_images > 0, where=where)
-        prompt = style.render(turns, images=num_images > 0)
-        if len(prompt.images) != num_images:
-            raise UserError(f"{len(prompt.images)} <image> for {num_images} images", where, "as many of both")
+        prompt = rendered(conversations, num_images, template(conversation), where)
         encoded = encode(self.tokenizer, prompt, bos=False)
         pairs = zip(encoded.input_ids, encoded.labels, strict=True)
         return Encoded(encoded.input_ids, [IGNORE if token == self.query_token_id else label for token, label in pairs])
@@ -262,20 +231,5 @@ class FlashSlothProcessor(ProcessorMixin):
         encoded = encode(self.tokenizer, Prompt(text, images=tuple(image_places(text))), bos=False)
         return self.expanded(encoded)[0]
 
-    def _check_positions(self, rows: Sequence[Sequence[int]]) -> None:
-        for number, row in enumerate(rows):
-            if self.max_positions is not None and len(row) > self.max_positions:
-                raise InputError(
-                    f"prompt {number} has {len(row)} tokens, visual ones included",
-                    None,
-                    f"at most {self.max_positions}, which is as far as the model was trained",
-                )
 
-
-# from_pretrained finds the image processor by its registered name, also where `flashsloth.auto` is not imported. It
-# is the one for every backend: transformers asks for torchvision's first, and would warn that there is none.
-AutoImageProcessor.register(
-    FlashSlothConfig,
-    image_processor_classes=dict.fromkeys(("pil", "torchvision"), FlashSlothImageProcessor),
-    exist_ok=True,
-)
+register_image_processor(FlashSlothConfig, FlashSlothImageProcessor)

@@ -34,6 +34,15 @@ from transformers.utils.generic import can_return_tuple
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, initialised
 from tenfold import InputError
+from tenfold.hosts.visual_tokens import (
+    expanded_images,
+    forwarded,
+    head_outputs,
+    own_positions,
+    place_visual_tokens,
+    require_one_input,
+    require_placeholders,
+)
 
 LAYER_SCALE = 1e-6  # where a ConvNeXt block's layer scale starts without pretrained weights, timm's value
 
@@ -130,10 +139,7 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         **kwargs: Any,
     ) -> LlavaHrModelOutput:
         """Arguments as in :meth:`LlavaHrForConditionalGeneration.forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("one of two inputs is needed", "forward", "either input_ids or inputs_embeds")
-        if pixel_values is not None and visual_tokens is not None:
-            raise InputError("images are given twice", "forward", "either pixel_values or visual_tokens")
+        require_one_input(input_ids, inputs_embeds, pixel_values, visual_tokens, "visual_tokens")
         if pixel_values is not None and len(pixel_values):
             visual_tokens = self.encode_images(pixel_values)
         # Releases of transformers differ in the cache's name; the language model gets it under the one it came by.
@@ -153,9 +159,7 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
 
         if dummy is not None:
             inputs_embeds = inputs_embeds + dummy.to(inputs_embeds.device, inputs_embeds.dtype)
-        if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-            # Plain 0..n-1 over each row's own tokens, wherever its padding is.
-            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        position_ids = own_positions(position_ids, attention_mask, inputs_embeds.shape[1])
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -192,20 +196,11 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         asked = available or (is_image.shape[1] > 1 and not self.config.allow_missing_images)
         if asked and not torch.compiler.is_compiling():
             self.check_count(int(is_image.sum()), available)
-        if not available:
-            return embeds
-        visual_tokens = visual_tokens.to(embeds.device, embeds.dtype)
-        is_image = is_image[..., None].to(embeds.device)
-        return embeds.masked_scatter(is_image.expand_as(embeds), visual_tokens)
+        return place_visual_tokens(embeds, is_image, visual_tokens)
 
     def check_count(self, wanted: int, available: int) -> None:
         """Raise an InputError unless there are as many placeholders as visual tokens."""
-        if wanted != available:
-            raise InputError(
-                "image placeholders and visual tokens differ in number",
-                f"{wanted} placeholders in input_ids, {available} visual tokens",
-                f"{self.config.num_image_tokens} placeholders for each image",
-            )
+        require_placeholders(wanted, available, self.config.num_image_tokens)
 
     def _dummy_term(self, device: torch.device) -> Tensor:
         # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
@@ -214,8 +209,13 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
 
 
 class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
-    """LLaVA-HR with its language modelling head."""
+    """LLaVA-HR with its language modelling head.
 
+    Attributes:
+        dummy_image: see :class:`LlavaHrModel`.
+    """
+
+    dummy_image = forwarded("model", "dummy_image")
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: LlavaHrConfig) -> None:
@@ -223,15 +223,6 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         self.model = LlavaHrModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    @property
-    def dummy_image(self) -> bool:
-        """See :class:`LlavaHrModel`."""
-        return self.model.dummy_image
-
-    @dummy_image.setter
-    def dummy_image(self, value: bool) -> None:
-        self.model.dummy_image = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -293,13 +284,9 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            labels = labels.masked_fill(labels == self.config.image_token_id, -100)  # trainers copy input_ids
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        loss, logits = head_outputs(
+            self, outputs.last_hidden_state, labels, logits_to_keep, [self.config.image_token_id], **kwargs
+        )
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return LlavaHrOutput(loss=loss, logits=logits, **rest)
 
@@ -333,22 +320,17 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        # For beams and several answers transformers repeats each tensor entry by entry; but a row may have no image
-        # or several. The tower runs once for all of a row's copies.
-        pixel_values, visual_tokens = kwargs.pop("pixel_values", None), kwargs.pop("visual_tokens", None)
-        if expand_size > 1 and pixel_values is not None:
-            pixel_values, visual_tokens = None, self.encode_images(pixel_values)
-        if expand_size > 1 and visual_tokens is not None:
+        def images_of_rows(visual_tokens: Tensor) -> list[int]:
             given = input_ids if input_ids is not None and input_ids.shape[1] else None
             places = self.model.image_places(given, kwargs.get("inputs_embeds")).sum(dim=1)
             self.model.check_count(int(places.sum()), visual_tokens.shape[0] * visual_tokens.shape[1])
-            rows = visual_tokens.split((places // visual_tokens.shape[1]).tolist())
-            visual_tokens = torch.cat([row.repeat(expand_size, 1, 1) for row in rows])
+            return (places // visual_tokens.shape[1]).tolist()
+
+        images = expanded_images(self, "visual_tokens", expand_size, kwargs, images_of_rows)
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, input_ids=input_ids, **kwargs
         )
-        images = {"pixel_values": pixel_values, "visual_tokens": visual_tokens}
-        return input_ids, kwargs | {name: value for name, value in images.items() if value is not None}
+        return input_ids, kwargs | images
 
 
 def meta_model(name: str, image_size: int = 1024, adapters: bool = True) -> LlavaHrForConditionalGeneration:

@@ -19,37 +19,35 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.tokenization_utils_base import AddedToken
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.image_processing import LlavaHrImageProcessor
-from tenfold import InputError, UserError
+from tenfold import UserError
 from tenfold.data.conversation import (
     IMAGE,
     IMAGE_MARKER,
     Encoded,
     Prompt,
-    conversation_turns,
     encode,
     get_conversation,
     image_in_front,
     image_places,
 )
 from tenfold.data.formats import Turn
-from tenfold.data.instruct import pad_rows
 from tenfold.hosts.processing import (
-    as_list,
+    Exchange,
     call_options,
-    check_counts,
-    check_lengths,
     flat_images,
-    padding_of,
-    read_turn,
+    model_inputs,
+    prepare_tokenizer,
+    questions_and_answers,
+    register_image_processor,
+    rendered,
 )
 
-# A question, or a question with its answer.
-Exchange = str | tuple[str, str | None]
+# For messages: which prompts are too long.
+REACH = "the model can read"
 
 
 class CallOptions(TypedDict, total=False):
@@ -115,13 +113,7 @@ class LlavaHrProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
         self.max_positions = max_positions
-        if image_token not in tokenizer.get_vocab():
-            token = AddedToken(image_token, special=True, normalized=False)
-            tokenizer.add_tokens([token], special_tokens=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-        tokenizer.padding_side = "left"
-        self.image_token_id: int = tokenizer.get_vocab()[image_token]
+        self.image_token_id = prepare_tokenizer(tokenizer, image_token)
         chat_template = chat_template or get_conversation(conversation).chat_template()
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -144,22 +136,12 @@ class LlavaHrProcessor(ProcessorMixin):
             UserError: another number of images than of `<image>`, a broken image, a row beyond `max_positions`, an
                 option that it does not know.
         """
-        if images is None and text is None:
-            raise InputError("nothing to process", type(self).__name__, "images, text or both")
         options = self._options(kwargs)
-        pictures = flat_images(images)
-        data: dict[str, Any] = {}
-        if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            check_counts(texts, images)
-            rows = [self._ids(one, options["add_special_tokens"]) for one in texts]
-            self._check_positions(rows)
-            check_lengths(rows, options)
-            data |= pad_rows(rows, self.tokenizer.pad_token_id, **padding_of(options))
-        if pictures:
-            of_images = {name: options[name] for name in ("image_aspect_ratio", "size", "return_tensors")}
-            data |= self.image_processor(pictures, **of_images)
-        return BatchFeature(data, tensor_type=options["return_tensors"])
+        bos = options["add_special_tokens"]
+        of_images = ("image_aspect_ratio", "size")
+        return model_inputs(
+            self, images, text, options, lambda one: self._ids(one, bos), reach=REACH, of_images=of_images
+        )
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         defaults: dict[str, Any] = {
@@ -185,10 +167,7 @@ class LlavaHrProcessor(ProcessorMixin):
         Raises:
             UserError: an answer is missing before the last question, or the last one has one.
         """
-        exchanges = [(one, None) if isinstance(one, str) else one for one in as_list(question)]
-        questions, answers = [one[0] for one in exchanges], [one[1] for one in exchanges if one[1] is not None]
-        if not exchanges or exchanges[-1][1] is not None or len(answers) != len(questions) - 1:
-            raise UserError("turns of a prompt", None, "answers to all questions but the last")
+        questions, answers = questions_and_answers(question)
         marks = [one.count(IMAGE) for one in questions]
         if not any(marks):
             marks[0] = int(image)
@@ -240,13 +219,8 @@ class LlavaHrProcessor(ProcessorMixin):
         where: str | None = None,
     ) -> Encoded:
         """The text of `encode_conversation`, with one marker for each image."""
-        turns = [one if isinstance(one, Turn) else read_turn(one, where) for one in conversations]
-        turns = conversation_turns(turns, images=num_images > 0, where=where)
-        template = get_conversation(conversation or self.conversation)
-        template.check(turns, images=num_images > 0, where=where)
-        prompt = template.render(turns, images=num_images > 0)
-        if len(prompt.images) != num_images:
-            raise UserError(f"{len(prompt.images)} <image> for {num_images} images", where, "as many of both")
+        style = get_conversation(conversation or self.conversation)
+        prompt = rendered(conversations, num_images, style, where)
         encoded = encode(self.tokenizer, prompt)
         return encoded.truncated(max_length) if max_length else encoded
 
@@ -259,18 +233,5 @@ class LlavaHrProcessor(ProcessorMixin):
         encoded = encode(self.tokenizer, Prompt(text, images=tuple(image_places(text))), bos=bos)
         return encoded.expanded(self.image_token_id, self.num_image_tokens).input_ids
 
-    def _check_positions(self, rows: Sequence[Sequence[int]]) -> None:
-        for number, row in enumerate(rows):
-            if self.max_positions is not None and len(row) > self.max_positions:
-                raise InputError(
-                    f"prompt {number} has {len(row)} tokens, visual ones included",
-                    None,
-                    f"at most {self.max_positions}, which is as far as the model can read",
-                )
 
-
-# from_pretrained finds the image processor by its registered name, also where `llava_hr.auto` is not imported. It is
-# the one for every backend: transformers asks for torchvision's first, and would warn that there is none.
-AutoImageProcessor.register(
-    LlavaHrConfig, image_processor_classes=dict.fromkeys(("pil", "torchvision"), LlavaHrImageProcessor), exist_ok=True
-)
+register_image_processor(LlavaHrConfig, LlavaHrImageProcessor)

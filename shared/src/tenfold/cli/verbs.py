@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +95,23 @@ def command_with(ending: Callable[[], Iterable[str]]) -> type[TyperCommand]:
                 echo(line)
 
     return CommandWithEnding
+
+
+def benchmark_trees(benchmarks: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a help that say what each benchmark's folder holds.
+
+    Args:
+        benchmarks: name -> what has `title`, `split`, `folder`, and `bench` with `splits` and `tree`.
+    """
+    yield " What --data holds, the splits, and the folder's name in playground/data/eval:\n"
+    for name, one in benchmarks.items():
+        splits = ", ".join(dict.fromkeys((one.split, *one.bench.splits)))
+        yield f" {name} ({one.title}; {splits}; {one.folder})"
+        yield "".join(f"   {line}\n" for line in one.bench.tree.splitlines())
+
+
+def say_written(evaluations: Iterable[Any]) -> None:
+    """A line for each evaluation with what it wrote (`files`, of which run.json comes last) and where."""
+    for one in evaluations:
+        folder = one.files[-1].parent
+        echo(f"wrote {folder}: {', '.join(str(file.relative_to(folder)) for file in one.files)}")

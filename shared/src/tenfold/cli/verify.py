@@ -11,9 +11,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from tenfold.cli.settings import checked
 from tenfold.errors import UserError
 from tenfold.runs import RunRecord, fingerprint
 from tenfold.runs.context import output_fingerprints, plain
@@ -101,6 +105,27 @@ def require_one_process(record: RunRecord) -> None:
             record.id,
             f"{command} with its config, into a new folder",
         )
+
+
+def run_again(settings: type[BaseModel], function: str, *, one_process: bool = False) -> Verifier:
+    """A verifier: a verb's function called once more with the recorded settings and seed.
+
+    Args:
+        settings: what the record's config is.
+        function: "module:name", imported when it is asked for; called with settings, seed and a new folder, it returns
+            what has `metrics`, or a list of one such.
+        one_process: refuse what several ranks made.
+    """
+
+    def again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+        if one_process:
+            require_one_process(record)
+        module, _, name = function.partition(":")
+        made = getattr(import_module(module), name)(checked(settings, record.config, record.id), record.seed, folder)
+        (one,) = made if isinstance(made, list) else [made]
+        return one.metrics
+
+    return again
 
 
 def _compare_data(record: RunRecord, again: RunRecord) -> None:

@@ -7,16 +7,20 @@ rows = pad_rows(ids, pad, **padding_of(options))
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers import AutoImageProcessor, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import AddedToken
 
-from tenfold.data.conversation import IMAGE
+from tenfold.data.conversation import IMAGE, Prompt, conversation_turns
 from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
+from tenfold.data.instruct import pad_rows
 from tenfold.data.pictures import open_picture, require_size
 from tenfold.errors import InputError
 
@@ -125,3 +129,125 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         seen |= set(asked)
         options |= asked
     return options
+
+
+# A question, or a question with its answer.
+Exchange = str | tuple[str, str | None]
+
+
+def questions_and_answers(question: str | Sequence[Exchange]) -> tuple[list[str], list[str]]:
+    """The turns of a prompt.
+
+    Args:
+        question: a question, or turns `(question, answer)`, the last one without an answer.
+
+    Raises:
+        InputError: an answer is missing before the last question, or the last one has one.
+    """
+    exchanges = [(one, None) if isinstance(one, str) else one for one in as_list(question)]
+    questions, answers = [one[0] for one in exchanges], [one[1] for one in exchanges if one[1] is not None]
+    if not exchanges or exchanges[-1][1] is not None or len(answers) != len(questions) - 1:
+        raise InputError("turns of a prompt", None, "answers to all questions but the last")
+    return questions, answers
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
+    """Give a tokenizer `<image>` as a special token if it has none, and a padding token; let it pad on the left.
+
+    Returns:
+        The id of `<image>`.
+    """
+    if image_token not in tokenizer.get_vocab():
+        token = AddedToken(image_token, special=True, normalized=False)
+        tokenizer.add_tokens([token], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer.get_vocab()[image_token]
+
+
+def check_positions(rows: Sequence[Sequence[int]], most: int | None, reach: str) -> None:
+    """Refuse prompts that are longer than a model can read.
+
+    Args:
+        rows: ids of the prompts, with placeholders.
+        most: tokens; None does not check.
+        reach: how far that is, for the message.
+
+    Raises:
+        InputError: names the first that is too long.
+    """
+    for number, row in enumerate(rows):
+        if most is not None and len(row) > most:
+            what = f"prompt {number} has {len(row)} tokens, visual ones included"
+            raise InputError(what, None, f"at most {most}, which is as far as {reach}")
+
+
+def model_inputs(
+    processor: Any,
+    images: Any,
+    text: str | Sequence[str] | None,
+    options: Mapping[str, Any],
+    ids: Callable[[str], list[int]],
+    *,
+    reach: str,
+    of_images: Sequence[str],
+) -> BatchFeature:
+    """The inputs of one prompt or of a batch, as a processor's call gives them.
+
+    Args:
+        processor: with `tokenizer`, `image_processor` and `max_positions`.
+        images, text: of the call.
+        options: of `call_options`.
+        ids: a prompt -> its ids, with placeholders.
+        reach: as for `check_positions`.
+        of_images: the options that go to the image processor, beside "return_tensors".
+
+    Raises:
+        InputError: another number of images than of `<image>`, a broken image, a row that is too long.
+    """
+    if images is None and text is None:
+        raise InputError("nothing to process", type(processor).__name__, "images, text or both")
+    pictures = flat_images(images)
+    data: dict[str, Any] = {}
+    if text is not None:
+        texts = [text] if isinstance(text, str) else list(text)
+        check_counts(texts, images)
+        rows = [ids(one) for one in texts]
+        check_positions(rows, processor.max_positions, reach)
+        check_lengths(rows, options)
+        data |= pad_rows(rows, processor.tokenizer.pad_token_id, **padding_of(options))
+    if pictures:
+        given = {name: options[name] for name in (*of_images, "return_tensors")}
+        data |= processor.image_processor(pictures, **given)
+    return BatchFeature(data, tensor_type=options["return_tensors"])
+
+
+def rendered(
+    conversations: Sequence[Mapping[str, str] | Turn], num_images: int, style: Any, where: str | None
+) -> Prompt:
+    """A training sample's text.
+
+    Args:
+        conversations: turns of "human" and "gpt", as LLaVA's json has them.
+        style: a template, with `check` and `render`.
+        where: file and record, for messages.
+
+    Raises:
+        InputError: another number of images than of `<image>`, speakers out of turn, no answer.
+    """
+    turns = [one if isinstance(one, Turn) else read_turn(one, where) for one in conversations]
+    turns = conversation_turns(turns, images=num_images > 0, where=where)
+    style.check(turns, images=num_images > 0, where=where)
+    prompt = style.render(turns, images=num_images > 0)
+    if len(prompt.images) != num_images:
+        raise InputError(f"{len(prompt.images)} <image> for {num_images} images", where, "as many of both")
+    return prompt
+
+
+def register_image_processor(config: type[PreTrainedConfig], processor: type[BaseImageProcessor]) -> None:
+    """Let `from_pretrained` find an image processor by its registered name. It is the one for every backend:
+    transformers asks for torchvision's first, and would warn that there is none."""
+    AutoImageProcessor.register(
+        config, image_processor_classes=dict.fromkeys(("pil", "torchvision"), processor), exist_ok=True
+    )

@@ -10,6 +10,8 @@
             ...
     forget(group, log)                                         # the outcome holds what the log held
 
+`evaluate` is all of that in one call.
+
 Answers are kept batch by batch in a folder beside the outcome; a finished run has them in its own files.
 """
 
@@ -135,3 +137,47 @@ def forget(group: Ranks, log: PredictionLog) -> None:
     if group.leads:
         shutil.rmtree(log.folder)
     group.meet()
+
+
+def evaluate(
+    group: Ranks,
+    package: str,
+    output: Path,
+    *,
+    config: Mapping[str, Any],
+    seed: int,
+    data: Mapping[str, str],
+    header: Mapping[str, Any],
+    title: str,
+    answer: Callable[[PredictionLog], None],
+    finish: Callable[[PredictionLog, Run], None],
+    say: Callable[[str], None],
+    again: bool = False,
+) -> RunRecord | None:
+    """One evaluation: answers kept as they come, then its outcome and its record.
+
+    Args:
+        group, package, output, config, seed, data: as for `shared_run`.
+        header: as for `open_log`.
+        title: what is evaluated, for messages.
+        answer: answers what has no answer in the log.
+        finish: writes metrics and files from the answers, on rank 0.
+        say: told when it was done before.
+        again: a finished run of the same settings and data is not an error, but the result.
+
+    Returns:
+        The record on rank 0, None on the others.
+
+    Raises:
+        UserError: `output` holds a finished run, or answers of another one.
+    """
+    if again and (record := finished_before(group, output, "eval", config, seed, data)):
+        say(f"{title}: done before, in {output}")
+        return record if group.leads else None
+    with shared_run(group, package, "eval", config=config, seed=seed, output=output, data=data) as current:
+        log = open_log(group, output / PROGRESS, header)
+        answer(log)
+        if current is not None:
+            finish(log, current)
+    forget(group, log)
+    return None if current is None else current.record

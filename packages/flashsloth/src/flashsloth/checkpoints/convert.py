@@ -18,7 +18,7 @@ from flashsloth.checkpoints.keys import renamed
 from flashsloth.checkpoints.load import find_model
 from flashsloth.configuration import FlashSlothConfig, write_card
 from tenfold import UserError
-from tenfold.hosts.loading import loading_from
+from tenfold.hosts import checkpoints
 from tenfold.runs import atomic_directory, atomic_write_json
 from tenfold.weights import SHARD_BYTES, StoredTensor, WeightFiles, count_numbers, write_weights
 
@@ -106,14 +106,13 @@ def _to_ours(
 def _to_official(
     source: Path, output: Path, words: Path | None, shard_bytes: int, files: ExitStack
 ) -> Mapping[str, StoredTensor]:
-    settings = release.read_settings(source)
-    if settings.get("model_type") != FlashSlothConfig.model_type:
-        what = f"not one of this package's folders (model_type {settings.get('model_type')!r})"
-        raise UserError(what, source / "config.json", FlashSlothConfig.model_type)
-    config = read_config(source)
+    checkpoints.require_type(source, FlashSlothConfig)
+    config = checkpoints.read_config(FlashSlothConfig, source)
     official = release.config_to_official(config)
     stored = files.enter_context(WeightFiles(source)).tensors
-    release.check(stored, {name: tuple(one.shape) for name, one in release.meta_state(config).items()}, source)
+    checkpoints.check_weights(
+        stored, {name: tuple(one.shape) for name, one in release.meta_state(config).items()}, source
+    )
     tensors = {new: stored[old] for old, new in renamed(stored, "official", source).items()}
     made = release.read_tokenizer(words or source, config)
     with atomic_directory(output) as folder:
@@ -123,16 +122,6 @@ def _to_official(
         tokenizer.write_official(made, folder)
         write_weights(folder, dict(sorted(tensors.items())), shard_bytes)
     return stored
-
-
-def read_config(folder: Path) -> FlashSlothConfig:
-    """The config of one of our folders.
-
-    Raises:
-        UserError: values in it that no FlashSloth can have.
-    """
-    with loading_from(folder, "a config.json as save_pretrained writes it"):
-        return FlashSlothConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def tower_difference(tensors: Mapping[str, StoredTensor], siglip: Path) -> float:

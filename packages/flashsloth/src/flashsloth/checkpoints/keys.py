@@ -26,6 +26,7 @@ import torch
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from tenfold import UserError
+from tenfold.hosts.checkpoints import compared
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 # Official prefix -> ours. No prefix begins another one.
@@ -127,10 +128,7 @@ def key_report(golden: Mapping[str, Any], model: str = "3.2b") -> KeyReport:
     """
     theirs = official_shapes(golden)
     ours = {name: tuple(tensor.shape) for name, tensor in to_official(meta_model(model).state_dict()).items()}
-    wrong = [f"{key} is missing" for key in theirs if key not in ours]
-    wrong += [f"{key} is too many" for key in ours if key not in theirs]
-    both = [key for key in theirs if key in ours]
-    wrong += [f"{key} is {ours[key]}, official {theirs[key]}" for key in both if ours[key] != theirs[key]]
+    wrong = compared(ours, theirs)
     expected = _official_counts(golden)
     for part, number in parameter_counts(ours).items():
         if number != expected[part]:

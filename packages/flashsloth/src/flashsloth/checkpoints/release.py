@@ -27,6 +27,8 @@ from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from flashsloth.prompts import QUERY
 from tenfold import UserError
+from tenfold.hosts import checkpoints
+from tenfold.hosts.checkpoints import check_weights, read_settings
 from tenfold.hosts.loading import loading_from
 from tenfold.runs import read_json
 from tenfold.runs.record import validation_error
@@ -103,17 +105,6 @@ def is_official(settings: Mapping[str, Any]) -> bool:
     return settings.get("model_type") == "phi" and ("mm_vision_tower" in settings or named)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of a folder's config.json. Raises UserError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError("no config.json", folder, "a model's folder")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{type(content).__name__} instead of settings", path, "a JSON object")
-    return content
-
-
 def read_release(folder: Path, files: ExitStack) -> Release:
     """Open a release; its weights are read while `files` is open.
 
@@ -129,7 +120,7 @@ def read_release(folder: Path, files: ExitStack) -> Release:
     shapes = {name: stored[name].shape for name in new}
     config = config_to_ours(settings, shapes, path)
     tensors = {ours: stored[official] for official, ours in new.items()}
-    check(tensors, {name: tuple(tensor.shape) for name, tensor in meta_state(config).items()}, folder)
+    check_weights(tensors, {name: tuple(tensor.shape) for name, tensor in meta_state(config).items()}, folder)
     return Release(folder, config, tensors)
 
 
@@ -251,25 +242,7 @@ def config_to_official(config: FlashSlothConfig) -> dict[str, Any]:
 
 def meta_state(config: FlashSlothConfig) -> dict[str, torch.Tensor]:
     """The state dict of a model of this config, without values: on the meta device."""
-    with torch.device("meta"):
-        return FlashSlothForConditionalGeneration(config).state_dict()
-
-
-def check(stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Refuse weights that are not exactly the expected ones.
-
-    Raises:
-        UserError: the first that is missing, too many, or of another shape.
-    """
-    missing = [name for name in expected if name not in stored]
-    unexpected = [name for name in stored if name not in expected]
-    if missing:
-        raise UserError(f"{len(missing)} weights missing, first {missing[0]}", where, "all of its config")
-    if unexpected:
-        raise UserError(f"{len(unexpected)} weights too many, first {unexpected[0]}", where, "those of its config")
-    for name, tensor in stored.items():
-        if tensor.shape != expected[name]:
-            raise UserError(f"{name} is {list(tensor.shape)}", where, f"{list(expected[name])} by its config")
+    return checkpoints.meta_state(FlashSlothForConditionalGeneration, config)
 
 
 def read_tokenizer(folder: Path, config: FlashSlothConfig) -> PreTrainedTokenizerFast:

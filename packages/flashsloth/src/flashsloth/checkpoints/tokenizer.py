@@ -44,7 +44,8 @@ def build(folder: str | Path) -> PreTrainedTokenizerFast:
     if (folder / ADDED).is_file():
         added |= _numbers(folder / ADDED)
     added |= {QUERY_TOKEN: QUERY, END_TOKEN: END, IMAGE_TOKEN: IMAGE}
-    inner = Tokenizer(models.BPE(_numbers(folder / VOCABULARY), _merges(folder / MERGES)))
+    numbers = _numbers(folder / VOCABULARY)
+    inner = Tokenizer(models.BPE(numbers, _merges(folder / MERGES, numbers)))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     special = (QUERY_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD)
@@ -103,7 +104,7 @@ def _numbers(path: Path) -> dict[str, int]:
     return dict(content)
 
 
-def _merges(path: Path) -> list[tuple[str, str]]:
+def _merges(path: Path, words: Mapping[str, int]) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -115,5 +116,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
         left, space, right = line.partition(" ")
         if not space or not right or " " in right:
             raise UserError(f"line {number} is {line[:40]!r}", path, "two pieces and a space between them")
+        if not {left, right, left + right} <= words.keys():
+            raise UserError(f"line {number} is {line[:40]!r}", path, f"words of {VOCABULARY}, the joined one included")
         merges.append((left, right))
     return merges

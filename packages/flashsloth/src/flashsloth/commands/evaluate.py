@@ -13,7 +13,15 @@ from tenfold.cli import SeedOption, SetOption
 from tenfold.cli.app import console
 from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
-from tenfold.cli.verbs import absolute, absolute_if_there, chosen, command_with, new_folder
+from tenfold.cli.verbs import (
+    absolute,
+    absolute_if_there,
+    benchmark_trees,
+    chosen,
+    command_with,
+    new_folder,
+    say_written,
+)
 
 MODEL = "A folder (this package's or a release), a hub id, or mini (the default)."
 DATA = "The benchmark's folder, or LLaVA's playground/data/eval. The mini model needs none. Files: below."
@@ -30,11 +38,7 @@ Attention = Annotated[str | None, typer.Option(help="sdpa or eager.")]
 def _trees() -> Iterator[str]:
     from flashsloth.evaluation.benchmarks import PAPER
 
-    yield " What --data holds, the splits, and the folder's name in playground/data/eval:\n"
-    for name, one in PAPER.items():
-        splits = ", ".join(dict.fromkeys((one.split, *one.bench.splits)))
-        yield f" {name} ({one.title}; {splits}; {one.folder})"
-        yield "".join(f"   {line}\n" for line in one.bench.tree.splitlines())
+    return benchmark_trees(PAPER)
 
 
 def evaluate(
@@ -69,9 +73,7 @@ def evaluate(
     evaluations = run_eval(settings, seed, folder, say=echo)
     if evaluations:
         console().print(eval_tables(evaluations))
-        for one in evaluations:
-            folder = one.files[-1].parent  # that of run.json, which comes last
-            echo(f"wrote {folder}: {', '.join(str(file.relative_to(folder)) for file in one.files)}")
+        say_written(evaluations)
 
 
 def demo(

@@ -10,7 +10,7 @@ from flashsloth.miniature.model import shipped_folder
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from tenfold.cli.settings import MINI, HostSettings
-from tenfold.runs import fingerprint
+from tenfold.hosts.checkpoints import folder_fingerprint, on_hub
 from tenfold.runs.ranks import choose_device
 
 
@@ -44,19 +44,14 @@ def open_host(settings: HostSettings, known_by: str | None = None) -> Host:
     folder, mini = _folder(settings), settings.model == MINI
     dtype = "float32" if mini and settings.dtype == "auto" else settings.dtype
     model, processor = load(folder, dtype, settings.device, attention=settings.attention)
-    name = settings.model if mini or _on_hub(settings) else folder.name
+    name = settings.model if mini or on_hub(settings) else folder.name
     return Host(model, processor, name, known_by or model_fingerprint(settings))
 
 
 def model_fingerprint(settings: HostSettings) -> str:
     """Of the content of the model's folder, or of its hub id and commit. Raises UserError: no such model."""
-    folder = _folder(settings)
-    return fingerprint({"hub": settings.model, "commit": folder.name} if _on_hub(settings) else folder)
+    return folder_fingerprint(settings, _folder(settings))
 
 
 def _folder(settings: HostSettings) -> Path:
     return shipped_folder() if settings.model == MINI else find_model(settings.model)
-
-
-def _on_hub(settings: HostSettings) -> bool:
-    return settings.model != MINI and not Path(settings.model).is_dir()

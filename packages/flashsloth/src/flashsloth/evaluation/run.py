@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from flashsloth.evaluation.benchmarks import PAPER, PaperBenchmark, benchmark_folders
@@ -21,19 +20,12 @@ from flashsloth.evaluation.published import paper_model
 from flashsloth.evaluation.seen import SeenPictures
 from flashsloth.evaluation.settings import ALL, EvalSettings
 from tenfold import UserError
+from tenfold.data.benchmark_answers import answer_metrics, asked_questions, write_answers
 from tenfold.data.benchmarks import Question
 from tenfold.data.question_sets import questions_fingerprint
 from tenfold.hosts.answers import Prompt, generate
 from tenfold.runs import Run, RunRecord, track
-from tenfold.runs.evaluation import (
-    PROGRESS,
-    answer_left,
-    finished_before,
-    forget,
-    open_log,
-    shared_run,
-    write_predictions,
-)
+from tenfold.runs.evaluation import answer_left, evaluate
 from tenfold.runs.predictions import PredictionLog
 from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device, ranks
@@ -87,25 +79,28 @@ class Task:
             again: a finished run of the same settings and data is not an error, but the result.
         """
         digest = self.group.from_lead(lambda: questions_fingerprint(questions))
-        data = {"model": self.host.fingerprint, "questions": digest or ""}
-        config = self.settings.model_dump()
-        if again and (record := finished_before(self.group, self.output, "eval", config, self.seed, data)):
-            say(f"{self.benchmark.title}: done before, in {self.output}")
-            return [self._evaluation(record)] if self.group.leads else []
-        with shared_run(
-            self.group, "flashsloth", "eval", config=config, seed=self.seed, output=self.output, data=data
-        ) as current:
-            log = open_log(self.group, self.output / PROGRESS, self._header(data))
-            self._answer(questions, log, progress, say)
-            if current is not None:
-                answers = log.merged(question.id for question in questions)
-                current.metrics.update(self._metrics(questions, answers))
-                self._write(questions, answers, current)
-        forget(self.group, log)
-        if current is None:
-            return []
-        assert current.record is not None
-        return [self._evaluation(current.record)]
+        data = {"model": self.host.fingerprint, "questions": digest}
+
+        def finish(log: PredictionLog, current: Run) -> None:
+            answers = log.merged(question.id for question in questions)
+            current.metrics.update(self._metrics(questions, answers))
+            write_answers(current, questions, answers, self.benchmark.bench.write_submission)
+
+        record = evaluate(
+            self.group,
+            "flashsloth",
+            self.output,
+            config=self.settings.model_dump(),
+            seed=self.seed,
+            data=data,
+            header=self._header(data),
+            title=self.benchmark.title,
+            answer=lambda log: self._answer(questions, log, progress, say),
+            finish=finish,
+            say=say,
+            again=again,
+        )
+        return [] if record is None else [self._evaluation(record)]
 
     def _header(self, data: Mapping[str, str]) -> dict[str, Any]:
         model, settings = self.host.model, self.settings
@@ -146,26 +141,7 @@ class Task:
         return Prompt(self.host.processor.prompt(text, image=question.picture is not None))
 
     def _metrics(self, questions: Sequence[Question], answers: Mapping[Any, Any]) -> dict[str, Any]:
-        texts = {name: answer["text"] for name, answer in answers.items()}
-        means = {
-            name: fmean(answer[name] for answer in answers.values())
-            for name in ("visual_tokens", "text_tokens", "new_tokens")
-        }
-        scores = self.benchmark.score(questions, texts)
-        split = self.settings.split
-        return {
-            "benchmark": self.benchmark.name,
-            "split": split,
-            "questions": len(questions),
-            "scores": scores,
-            **means,
-        }
-
-    def _write(self, questions: Sequence[Question], answers: Mapping[Any, Any], current: Run) -> None:
-        rows = [{"id": question.id, "prompt": question.prompt, **answers[question.id]} for question in questions]
-        write_predictions(current, rows)
-        texts = {name: answer["text"] for name, answer in answers.items()}
-        self.benchmark.bench.write_submission(questions, texts, current.file("submission"))
+        return answer_metrics(self.benchmark, self.settings.split or "", questions, answers)
 
     def _evaluation(self, record: RunRecord) -> Evaluation:
         files = [self.output / name for name in (*record.outputs, RECORD_NAME)]
@@ -201,12 +177,7 @@ def run_eval(
         raise UserError("a split for all benchmarks", settings.split, "--benchmark NAME beside --split")
     several = settings.benchmark == ALL and settings.data is not None
     with ranks() as group, benchmark_folders(settings, seed) as places:
-        asked = []  # before the model, whose loading takes longest
-        for name, place in places.items():
-            one = PAPER[name]
-            own: dict[str, Any] = {"benchmark": name, "data": None if settings.data is None else str(place)}
-            own["split"] = settings.split or one.split
-            asked.append((one, settings.model_copy(update=own), one.read(place, own["split"])[: settings.limit]))
+        asked = asked_questions(places, PAPER, settings, lambda name: settings.split or PAPER[name].split)
         # One rank reads (or fetches) the weights for the fingerprint.
         known_by = group.from_lead(lambda: model_fingerprint(settings))
         host = open_host(settings.model_copy(update={"device": str(choose_device(settings.device))}), known_by)

@@ -26,6 +26,7 @@ from flashsloth.processing import FlashSlothProcessor
 from flashsloth.prompts import END, QUERY, SYSTEM
 from tenfold import UserError
 from tenfold.data.conversation import IMAGE
+from tenfold.hosts.checkpoints import require_shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -143,10 +144,7 @@ def shipped_folder() -> Path:
     Raises:
         UserError: none in this installation.
     """
-    folder = ASSETS / "mini_model"
-    if not (folder / "config.json").is_file():
-        raise UserError("no mini model in this installation", folder, "a folder of a model instead of mini")
-    return folder
+    return require_shipped(ASSETS / "mini_model")
 
 
 def initialise(model: FlashSlothForConditionalGeneration, folder: str | Path | None = None) -> None:

@@ -13,7 +13,6 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,27 +23,23 @@ from flashsloth.checkpoints import release
 from flashsloth.configuration import FlashSlothConfig, write_card
 from flashsloth.data.instruct import InstructData
 from flashsloth.data.mini import write_mini_data
-from flashsloth.training.plan import StagePlan, plan, zero_of
+from flashsloth.training.plan import StagePlan, is_trained, plan, zero_of
 from flashsloth.training.settings import TrainSettings
 from flashsloth.training.stages import arguments, train_stage
 from flashsloth.training.start import build, make_processor, model_config, resolved, starting_weights
-from tenfold import UserError
 from tenfold.cli.stages import StageName
 from tenfold.runs import (
     Run,
     atomic_write_bytes,
-    checkpoint_step,
-    fingerprint,
     last_complete_checkpoint,
-    read_jsonl,
     run,
 )
 from tenfold.runs.context import require_unfinished
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
-from tenfold.runs.record import METRICS_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 from tenfold.runs.stages import reset
+from tenfold.runs.two_stages import handed_to, read_fingerprints, require_data, stage_metrics, stands_at
 from tenfold.weights import StoredTensor, require_finite, write_weights
 
 logger = logging.getLogger(__name__)
@@ -55,6 +50,8 @@ FREE = (
     "device", "checkpoint_steps", "keep", "log_steps", "wandb", "data.folder", "data.workers",
     "model.language_model", "model.siglip", "model.stage1", "model.start",
 )  # fmt: skip
+# Fields of the model's settings that may name a file or folder.
+SOURCES = ("language_model", "siglip", "stage1", "start")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -96,7 +93,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, resume: bool = F
         named = settings
         settings = ranks.from_lead(lambda: resolved(named))
         folder = Path(ranks.from_lead(lambda: str(_find_data(settings, output))))
-        prints = ranks.from_lead(lambda: _fingerprints(settings, folder))
+        prints = ranks.from_lead(lambda: read_fingerprints(settings, folder, settings.model, SOURCES))
         options: dict[str, Any] = {"output": None, "data": {}}
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
@@ -143,7 +140,8 @@ class Training:
 
     def done(self) -> int:
         """Optimiser steps that checkpoints hold, over both stages."""
-        return max((self._stands(stage) for stage in self.plans), default=0)
+        places = ((stage, self._checkpoints(stage.name)) for stage in self.plans)
+        return max((stands_at(stage, place, self._handed) for stage, place in places), default=0)
 
     def run(self) -> None:
         """All stages, from where the training stands."""
@@ -156,14 +154,8 @@ class Training:
             atomic_write_bytes(self.current.file(STAGE1_FILE), self._handed.read_bytes())
 
     def metrics(self) -> dict[str, Any]:
-        """For the run's record: ranks, and of each stage the steps, and the mean loss of the last tenth of them."""
-        rows = read_jsonl(self.output / METRICS_NAME)
-        found: dict[str, Any] = {"ranks": self.ranks.world}
-        for stage in self.plans:
-            since = stage.end - max(1, stage.steps // 10)
-            last = [row["loss"] for row in rows if row["stage"] == stage.name and row["step"] > since]
-            found[stage.name] = {"steps": stage.steps, "loss": fmean(last) if last else None}
-        return found
+        """For the run's record."""
+        return stage_metrics(self.plans, self.output, self.ranks.world)
 
     @property
     def _handed(self) -> Path:
@@ -172,12 +164,6 @@ class Training:
 
     def _checkpoints(self, name: StageName) -> Path:
         return self.output / STAGE_FOLDER.format(name)
-
-    def _stands(self, stage: StagePlan) -> int:
-        if stage.name == "pretrain" and self._handed.exists():
-            return stage.end
-        checkpoint = last_complete_checkpoint(self._checkpoints(stage.name))
-        return stage.first + checkpoint_step(checkpoint) if checkpoint is not None else 0
 
     def _data(self, name: StageName) -> InstructData:
         stage = self.settings.stage(name)
@@ -202,7 +188,8 @@ class Training:
                 # What is loaded comes before the arguments: with these alive, every model is made in pieces (ZeRO-3).
                 weights = None
                 if zero < 3 or self.ranks.leads:
-                    handed = self._stage1(stage.name)
+                    given = self.settings.model.stage1
+                    handed = handed_to(stage.name, self.settings, self._handed, given)
                     weights = starting_weights(self.settings, self.config, stage.name, self.seed, handed, files)
                 options = arguments(self.settings, stage, self._checkpoints(stage.name), self.seed, self.device)
                 dtype = DTYPES[self.settings.precision] if zero else torch.float32
@@ -216,18 +203,15 @@ class Training:
         finally:
             reset()
 
-    def _stage1(self, name: StageName) -> Path | None:
-        if name == "pretrain":
-            return None
-        if "pretrain" in self.settings.running:
-            return self._handed
-        return Path(self.settings.model.stage1) if self.settings.model.stage1 else None
-
     def _keep(self, stage: StagePlan, trained: dict[str, Tensor]) -> None:
         """Write what a stage made: the first rank does."""
         require_finite(trained, f"{stage.name}, step {stage.end}")
         if stage.name == "pretrain":
-            ours = {key: value.float().cpu().contiguous() for key, value in trained.items() if stage.trains(key)}
+            ours = {
+                key: value.float().cpu().contiguous()
+                for key, value in trained.items()
+                if is_trained(key, stage.name, self.settings)
+            }
             atomic_write_bytes(self._handed, save(ours, metadata={"format": "pt"}))
             return
         config = FlashSlothConfig.from_dict(self.config.to_dict())
@@ -243,22 +227,11 @@ class Training:
 
 def _find_data(settings: TrainSettings, output: Path) -> Path:
     """The data folder: the named one, or the miniature's, which is drawn where it is not there yet."""
+    require_data(settings, "flashsloth")
     if settings.data.folder is not None:
-        if not Path(settings.data.folder).is_dir():
-            raise UserError("no such folder", settings.data.folder, "the data: flashsloth train --help shows the tree")
         return Path(settings.data.folder)
-    if settings.data.mini is None:
-        raise UserError("no data", "--data", "a folder: flashsloth train --help shows the tree")
+    assert settings.data.mini is not None
     folder = output / DATA
     if not folder.exists():
         write_mini_data(folder, seed=settings.data.mini.seed, train=settings.data.mini.train)
     return folder
-
-
-def _fingerprints(settings: TrainSettings, folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of what is read: the stages' json, and weights that lie here."""
-    found = {f"{name} json": folder / settings.stage(name).data for name in settings.running}
-    for name in ("language_model", "siglip", "stage1", "start"):
-        if (path := getattr(settings.model, name)) is not None:
-            found[name.replace("_", " ")] = Path(path)
-    return {name: fingerprint(path) for name, path in found.items()}

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from flashsloth.data.instruct import InstructData
 from flashsloth.data.order import modality_order
-from flashsloth.training.plan import StagePlan, deepspeed_of
+from flashsloth.training.plan import StagePlan, deepspeed_of, is_trained
 from flashsloth.training.settings import TrainSettings
 from tenfold.data.instruct import Collator
 from tenfold.runs import Run, sample_generator
@@ -67,7 +67,7 @@ def arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments of a stage, with its checkpoints in `folder`."""
     return stage_arguments(
-        plan,  # type: ignore[arg-type]
+        plan,
         folder,
         seed=seed,
         device=device,
@@ -108,7 +108,7 @@ def train_stage(
         UserError: a loss that is not finite; what is wrong with a sample.
     """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(plan.trains(name))
+        parameter.requires_grad_(is_trained(name, plan.name, settings))
     model.dummy_image = True  # type: ignore[assignment]
     prepare(model, settings.gradient_checkpointing)
     trainer = StageTrainer(
@@ -116,7 +116,7 @@ def train_stage(
         options,
         train_dataset=data,
         data_collator=Collator(data.processor),  # type: ignore[arg-type]
-        callbacks=[Curve(plan, current)],  # type: ignore[arg-type]
+        callbacks=[Curve(plan, current)],
         order=Order(data, plan, options.seed),
         mean=settings.loss,
         name=plan.name,

@@ -19,7 +19,6 @@ from transformers.initialization import no_init_weights
 
 from flashsloth.checkpoints import release
 from flashsloth.checkpoints import tokenizer as words
-from flashsloth.checkpoints.convert import read_config
 from flashsloth.checkpoints.load import find_model
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.miniature import model as mini
@@ -29,6 +28,7 @@ from flashsloth.training.plan import STAGE_1
 from flashsloth.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli.stages import StageName
+from tenfold.hosts import checkpoints
 from tenfold.hosts.loading import loading_from
 from tenfold.runs import sample_generator
 from tenfold.weights import StoredTensor, WeightFiles
@@ -131,7 +131,9 @@ def starting_weights(
         trained = load_file(stage1)
         kept = {name: value for name, value in trained.items() if not name.startswith(SAP)}
         weights |= _stored(kept if settings.reinit_sap_in_stage2 and stage == "finetune" else trained)
-    release.check(weights, {name: tuple(one.shape) for name, one in release.meta_state(config).items()}, where)
+    checkpoints.check_weights(
+        weights, {name: tuple(one.shape) for name, one in release.meta_state(config).items()}, where
+    )
     return weights
 
 
@@ -187,15 +189,15 @@ def build(config: FlashSlothConfig, weights: Weights | None, dtype: torch.dtype,
 
 
 def _whole_config(folder: Path) -> FlashSlothConfig:
-    settings = release.read_settings(folder)
+    settings = checkpoints.read_settings(folder)
     if release.is_official(settings):
         with ExitStack() as files:
             return release.read_release(folder, files).config
-    return read_config(folder)
+    return checkpoints.read_config(FlashSlothConfig, folder)
 
 
 def _whole(folder: Path, files: ExitStack) -> dict[str, StoredTensor]:
-    if release.is_official(release.read_settings(folder)):
+    if release.is_official(checkpoints.read_settings(folder)):
         return dict(release.read_release(folder, files).tensors)
     return dict(files.enter_context(WeightFiles(folder)).tensors)
 

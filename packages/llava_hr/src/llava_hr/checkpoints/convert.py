@@ -40,19 +40,17 @@ from llava_hr.checkpoints.keys import (
 from llava_hr.checkpoints.load import find_model
 from llava_hr.checkpoints.release import (
     Release,
-    check,
     copy_own_tokenizer,
     copy_side_files,
     generation_config,
     meta_state,
     processor,
     read_release,
-    read_settings,
     read_tokenizer,
 )
 from llava_hr.configuration import LlavaHrConfig
 from tenfold import UserError
-from tenfold.hosts.loading import loading_from
+from tenfold.hosts.checkpoints import check_weights, compared, read_config, require_type
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
 from tenfold.weights import (
     SHARD_BYTES,
@@ -166,13 +164,10 @@ def _keep(release: Release, folder: Path, words: Path) -> None:
 
 
 def _to_official(source: Path, output: Path, words: Path | None, shard_bytes: int, files: ExitStack) -> Conversion:
-    settings = read_settings(source)
-    if settings.get("model_type") != LlavaHrConfig.model_type:
-        what = f"not one of this package's folders (model_type {settings.get('model_type')!r})"
-        raise UserError(what, source / "config.json", LlavaHrConfig.model_type)
-    config = read_config(source)
+    require_type(source, LlavaHrConfig)
+    config = read_config(LlavaHrConfig, source)
     stored = files.enter_context(WeightFiles(source)).tensors
-    check(stored, {name: tuple(tensor.shape) for name, tensor in meta_state(config).items()}, source)
+    check_weights(stored, {name: tuple(tensor.shape) for name, tensor in meta_state(config).items()}, source)
     tensors = {new: stored[old] for old, new in renamed(stored, "official", source).items()}
 
     kept = source / KEPT
@@ -195,16 +190,6 @@ def _to_official(source: Path, output: Path, words: Path | None, shard_bytes: in
             logger.warning("%s: no tokenizer.model, which the official code reads (--tokenizer FOLDER)", output)
         write_weights(folder, dict(sorted((tensors | unused | made_up).items())), shard_bytes)
     return Conversion(output, count_parts(stored), kept_aside=tuple(unused), made_up=tuple(made_up))
-
-
-def read_config(folder: Path) -> LlavaHrConfig:
-    """The config of one of our folders.
-
-    Raises:
-        UserError: values in it that no LLaVA-HR can have.
-    """
-    with loading_from(folder, "a config.json as save_pretrained writes it"):
-        return LlavaHrConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _read_unused(path: Path, files: ExitStack) -> dict[str, StoredTensor]:
@@ -282,10 +267,7 @@ def key_report(model: str, golden: Mapping[str, Any]) -> KeyReport:
     theirs = {key: tuple(shape) for key, shape in golden["keys"][name].items()}
     theirs |= _language_model_keys(golden, size.rpartition("-")[2])
     ours = {key: tuple(tensor.shape) for key, tensor in to_official(meta_state(config)).items()} | unused_shapes(config)
-    wrong = [f"{key} is missing" for key in theirs if key not in ours]
-    wrong += [f"{key} is too many" for key in ours if key not in theirs]
-    both = [key for key in theirs if key in ours]
-    wrong += [f"{key} is {ours[key]}, official {theirs[key]}" for key in both if ours[key] != theirs[key]]
+    wrong = compared(ours, theirs)
     counts = _parameter_counts(ours)
     for part, number in counts.items():
         if number != golden["parameter_counts"][name][part]:

@@ -39,6 +39,8 @@ from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold import UserError
 from tenfold.data.conversation import IMAGE
+from tenfold.hosts import checkpoints
+from tenfold.hosts.checkpoints import check_weights, read_settings
 from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_write_json, read_json
 from tenfold.runs.record import validation_error
@@ -95,25 +97,8 @@ def read_release(folder: Path, files: ExitStack) -> Release:
     unused = {name: tensor for name, tensor in stored.items() if UNUSED.match(name)}
     names = renamed(stored, "ours", folder)
     expected = {name: tuple(tensor.shape) for name, tensor in to_official(meta_state(config)).items()}
-    check({name: stored[name] for name in names}, expected, folder)
+    check_weights({name: stored[name] for name in names}, expected, folder)
     return Release(folder, settings, config, {new: stored[old] for old, new in names.items()}, unused)
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of a folder's config.json.
-
-    Raises:
-        UserError: no such folder, no config.json, or a broken one.
-    """
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise UserError("no such folder", folder, "a model's folder")
-    if not path.is_file():
-        raise UserError("no config.json", folder, "a model's folder")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{type(content).__name__} instead of settings", path, "a JSON object")
-    return content
 
 
 def _tower_config(folder: Path, settings: Mapping[str, Any]) -> TowerConfig | None:
@@ -131,25 +116,7 @@ def _tower_config(folder: Path, settings: Mapping[str, Any]) -> TowerConfig | No
 
 def meta_state(config: LlavaHrConfig) -> dict[str, torch.Tensor]:
     """The state dict of a model of this config, without values: on the meta device."""
-    with torch.device("meta"):
-        return LlavaHrForConditionalGeneration(config).state_dict()
-
-
-def check(stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Refuse weights that are not exactly the expected ones.
-
-    Raises:
-        UserError: the first that is missing, too many, or of another shape.
-    """
-    missing = [name for name in expected if name not in stored]
-    unexpected = [name for name in stored if name not in expected]
-    if missing:
-        raise UserError(f"{len(missing)} weights missing, first {missing[0]}", where, "all of its config")
-    if unexpected:
-        raise UserError(f"{len(unexpected)} weights too many, first {unexpected[0]}", where, "those of its config")
-    for name, tensor in stored.items():
-        if tensor.shape != expected[name]:
-            raise UserError(f"{name} is {list(tensor.shape)}", where, f"{list(expected[name])} by its config")
+    return checkpoints.meta_state(LlavaHrForConditionalGeneration, config)
 
 
 def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from llava_hr.evaluation.settings import DemoSettings, EvalSettings
 from llava_hr.training.settings import TrainSettings
-from tenfold.cli.settings import checked
-from tenfold.cli.verify import require_one_process
-from tenfold.runs import RunRecord
+from tenfold.cli.verify import run_again
 
 # Compared bit for bit where versions, device and threads are those of the record. Elsewhere rounding can tip an answer:
 # 2 % of a score; a gate moves in its last digits. MME counts points, up to 200 a subtask; CIDEr goes up to 10. A
@@ -29,32 +23,8 @@ TOLERANCES = {
     "gates.*": 0.01,
 }
 
-
-def eval_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
-    """The metrics of the same evaluation, made in a new folder."""
-    from llava_hr.evaluation.run import run_eval
-
-    (evaluation,) = run_eval(checked(EvalSettings, record.config, record.id), record.seed, folder)
-    return evaluation.metrics
-
-
-def demo_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
-    """The metrics of the same demonstration, made in a new folder."""
-    from llava_hr.evaluation.demo import run_demo
-
-    return run_demo(checked(DemoSettings, record.config, record.id), record.seed, folder).metrics
-
-
-def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
-    """The metrics of the same training, made in a new folder.
-
-    Raises:
-        UserError: it was made by several ranks, which sum in another order than one process.
-    """
-    from llava_hr.training.run import run_train
-
-    require_one_process(record)
-    return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics
-
-
-VERIFIERS = {"eval": eval_again, "demo": demo_again, "train": train_again}
+VERIFIERS = {
+    "eval": run_again(EvalSettings, "llava_hr.evaluation.run:run_eval"),
+    "demo": run_again(DemoSettings, "llava_hr.evaluation.demo:run_demo"),
+    "train": run_again(TrainSettings, "llava_hr.training.run:run_train", one_process=True),
+}

@@ -9,9 +9,8 @@ from llava_hr.checkpoints.load import find_model, load
 from llava_hr.miniature.model import mini_model_path
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
-from tenfold import UserError
 from tenfold.cli.settings import MINI, HostSettings
-from tenfold.runs import fingerprint
+from tenfold.hosts.checkpoints import folder_fingerprint, on_hub, require_shipped
 from tenfold.runs.ranks import choose_device
 
 
@@ -47,27 +46,19 @@ def open_host(settings: HostSettings, known_by: str | None = None) -> Host:
     dtype = "float32" if mini and settings.dtype == "auto" else settings.dtype
     # The same bits in every loading: `verify` compares with them.
     model, processor = load(folder, dtype, settings.device, attention=settings.attention, aligned=True)
-    name = settings.model if mini or _on_hub(settings) else folder.name
+    name = settings.model if mini or on_hub(settings) else folder.name
     return Host(model, processor, name, known_by or model_fingerprint(settings))
 
 
 def model_fingerprint(settings: HostSettings) -> str:
     """Of the content of the model's folder, or of its hub id and commit. Raises UserError: no such model."""
-    folder = _folder(settings)
-    return fingerprint({"hub": settings.model, "commit": folder.name} if _on_hub(settings) else folder)
+    return folder_fingerprint(settings, _folder(settings))
 
 
 def _folder(settings: HostSettings) -> Path:
     return mini_folder() if settings.model == MINI else find_model(settings.model)
 
 
-def _on_hub(settings: HostSettings) -> bool:
-    return settings.model != MINI and not Path(settings.model).is_dir()
-
-
 def mini_folder() -> Path:
     """The model that ships. Raises UserError where it does not."""
-    folder = mini_model_path()
-    if not (folder / "config.json").is_file():
-        raise UserError("no mini model in this installation", folder, "a folder of a model instead of mini")
-    return folder
+    return require_shipped(mini_model_path())

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -35,17 +34,14 @@ from tenfold.cli.stages import StageName
 from tenfold.runs import (
     Run,
     atomic_write_bytes,
-    checkpoint_step,
-    fingerprint,
     last_complete_checkpoint,
-    read_jsonl,
     run,
 )
 from tenfold.runs.context import require_unfinished
 from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
-from tenfold.runs.record import METRICS_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
+from tenfold.runs.two_stages import handed_to, read_fingerprints, require_data, stage_metrics, stands_at
 from tenfold.weights import StoredTensor, write_weights
 
 logger = logging.getLogger(__name__)
@@ -55,6 +51,8 @@ STAGE_FOLDER = "checkpoint-{}"
 # What may differ between a training and its continuation: it moves no bit of the weights.
 FREE = ("device", "checkpoint_steps", "keep", "log_steps", "wandb", "data.folder", "data.workers")
 DATA = "data"
+# Fields of the model's settings that may name a file or folder.
+SOURCES = ("language_model", "clip", "convnext", "projector", "start")
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,12 @@ def run_train(
     deepspeed = any(zero_stage(settings.stage(name)) for name in settings.running)
     with threads(settings.threads), join(device, "llava-hr", deepspeed) as ranks, _readable_workers():
         ranks.lead(lambda: require_new(output, resume, own=(DATA,)))
-        ranks.lead(lambda: _check_folder(settings))
+        ranks.lead(lambda: require_data(settings, "llava-hr"))
         named = settings
         if factory is None:
             settings = ranks.from_lead(lambda: resolved(named))
         folder = Path(ranks.from_lead(lambda: str(_find_data(settings, output))))
-        prints = ranks.from_lead(lambda: _fingerprints(settings, folder))
+        prints = ranks.from_lead(lambda: read_fingerprints(settings, folder, settings.model, SOURCES))
         options: dict[str, Any] = {"output": None, "data": {}}
         if ranks.leads:
             options = {"output": output, "data": prints, "wandb_project": settings.wandb}
@@ -154,7 +152,8 @@ class Training:
 
     def done(self) -> int:
         """Optimiser steps that checkpoints hold, over both stages."""
-        return max((self._stands(stage) for stage in self.plans), default=0)
+        places = ((stage, self._checkpoints(stage.name)) for stage in self.plans)
+        return max((stands_at(stage, place, self._handed) for stage, place in places), default=0)
 
     def run(self) -> None:
         """All stages, from where the training stands."""
@@ -169,14 +168,8 @@ class Training:
                 stage1.write(self.current.file(stage1.OFFICIAL_FILE), trained)
 
     def metrics(self) -> dict[str, Any]:
-        """For the run's record: ranks, and of each stage the steps, and the mean loss of the last tenth of them."""
-        rows = read_jsonl(self.output / METRICS_NAME)
-        found: dict[str, Any] = {"ranks": self.ranks.world}
-        for stage in self.plans:
-            since = stage.end - max(1, stage.steps // 10)
-            last = [row["loss"] for row in rows if row["stage"] == stage.name and row["step"] > since]
-            found[stage.name] = {"steps": stage.steps, "loss": fmean(last)}
-        return found
+        """For the run's record."""
+        return stage_metrics(self.plans, self.output, self.ranks.world)
 
     @property
     def _handed(self) -> Path:
@@ -185,12 +178,6 @@ class Training:
 
     def _checkpoints(self, name: StageName) -> Path:
         return self.output / STAGE_FOLDER.format(name)
-
-    def _stands(self, stage: StagePlan) -> int:
-        if stage.name == "pretrain" and self._handed.exists():
-            return stage.end
-        checkpoint = last_complete_checkpoint(self._checkpoints(stage.name))
-        return stage.first + checkpoint_step(checkpoint) if checkpoint is not None else 0
 
     def _open(self, name: StageName, files: ExitStack) -> Start:
         config, whole = open_model(self.settings, name, files)
@@ -236,7 +223,7 @@ class Training:
     def _made(self, name: StageName) -> nn.Module:
         assert self.factory is not None
         model = self.factory(name, self.seed)
-        start = self._projector(name)
+        start = handed_to(name, self.settings, self._handed, self.settings.model.projector)
         if start is not None:
             trained = load_file(start)
             with torch.no_grad():
@@ -244,13 +231,6 @@ class Training:
                     if is_trained(key, "pretrain"):
                         value.copy_(trained[key])
         return model
-
-    def _projector(self, name: StageName) -> Path | None:
-        if name == "pretrain":
-            return None
-        if "pretrain" in self.settings.running:
-            return self._handed
-        return Path(self.settings.model.projector) if self.settings.model.projector else None
 
     def _keep(self, name: StageName, trained: Mapping[str, Tensor], config: LlavaHrConfig, processor: Any) -> None:
         """Write what a stage made: the first rank does."""
@@ -273,14 +253,6 @@ def _identity(settings: TrainSettings, seed: int, world: int, fingerprints: Mapp
     return identity(settings.model_dump(mode="json"), seed, world, fingerprints, free)
 
 
-def _check_folder(settings: TrainSettings) -> None:
-    folder = settings.data.folder
-    if folder is None and settings.data.mini is None:
-        raise UserError("no data", "--data", "a folder: llava-hr train --help shows the tree")
-    if folder is not None and not Path(folder).is_dir():
-        raise UserError("no such folder", folder, "the data: llava-hr train --help shows the tree")
-
-
 def _find_data(settings: TrainSettings, output: Path) -> Path:
     """The data folder: the named one, or the miniature's, which is drawn where it is not there yet."""
     if settings.data.folder is not None:
@@ -290,17 +262,6 @@ def _find_data(settings: TrainSettings, output: Path) -> Path:
     if not folder.exists():
         mini.write_mini_data(folder, seed=settings.data.mini.seed, train=settings.data.mini.train)
     return folder
-
-
-def _fingerprints(settings: TrainSettings, folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of what is read: the stages' json, and weights that lie here as files."""
-    model = settings.model
-    found = {f"{name} json": folder / settings.stage(name).data for name in settings.running}
-    for name in ("language_model", "clip", "convnext", "projector", "start"):
-        path = getattr(model, name)
-        if path is not None:
-            found[name.replace("_", " ")] = Path(path)
-    return {name: fingerprint(path) for name, path in found.items()}
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from llava_hr.training.settings import TrainSettings
 from llava_hr.vision import FinalAlign, MRAdapter
 from tenfold import UserError
 from tenfold.cli.stages import StageName
+from tenfold.hosts import checkpoints
 from tenfold.hosts.loading import loading_from
 from tenfold.weights import StoredTensor, WeightFiles
 
@@ -190,7 +191,7 @@ def starting_weights(
         weights = {name: value for name, value in weights.items() if not name.startswith(ADAPTERS)}
     weights = _stored(new_parts(config, seed)) | weights
     expected = {name: tuple(value.shape) for name, value in release.meta_state(config).items()}
-    release.check(weights, expected, Path(model.start or model.language_model or encoders.path()))
+    checkpoints.check_weights(weights, expected, Path(model.start or model.language_model or encoders.path()))
     return weights
 
 
@@ -249,7 +250,7 @@ def _fill_pieces(model: nn.Module, weights: Weights | None) -> nn.Module:
 
 def _whole(folder: Path, files: ExitStack) -> tuple[LlavaHrConfig, dict[str, StoredTensor]]:
     """Config and weights of a whole LLaVA-HR, official or ours."""
-    settings = release.read_settings(folder)
+    settings = checkpoints.read_settings(folder)
     if is_official(settings):
         opened = release.read_release(folder, files)
         return opened.config, dict(opened.tensors)
