@@ -44,8 +44,9 @@ def asked_questions(
     for name, place in places.items():
         one = known[name]
         data = None if settings.data is None else str(place)
-        own = {"benchmark": name, "data": data, "split": split(name)}
-        asked.append((one, settings.model_copy(update=own), one.read(place, own["split"])[: settings.limit]))
+        meant = split(name)
+        own = settings.model_copy(update={"benchmark": name, "data": data, "split": meant})
+        asked.append((one, own, one.read(place, meant)[: settings.limit]))
     return asked
 
 
