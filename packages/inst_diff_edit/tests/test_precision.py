@@ -102,7 +102,8 @@ def test_no_step_waits_for_the_device(edits, roles_anew):
     with Crossings() as crossings, torch.no_grad():
         watch = pipe._watch(count, ("latents",), start)
         stage = MaskStage(latents, latents, words, 16, NoiseLevels(pipe.scheduler), options, watch)
-        pipe._denoise(stage, start, embeddings, 7.5, {})
+        pipe._guidance_scale = 7.5
+        pipe._denoise(stage, start, embeddings, {})
         with pytest.raises((NotImplementedError, RuntimeError)):
             stage.found.mask.any().item()  # such a device indeed
     assert stage.found.mask.device.type == "meta" and len(steps) == 4
