@@ -243,7 +243,7 @@ def shipped_host() -> Outcome:
     """Accuracy of the host that ships at 60 %: what stays is chosen by the product, or by chance."""
     from fitprune.evidence import experiments
 
-    questions = 24
+    questions = 12
     found = experiments.shipped(questions)
     told = ", ".join(f"{name} {share:.1%}" for name, share in found.items())
     detail = f"{told}; {questions} questions of each kind"
