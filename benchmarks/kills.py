@@ -1,6 +1,6 @@
 """Kill every training, fit and evaluation, go on, and compare what is left with a run that nobody killed.
 
-    python benchmarks/kills.py                      # all papers; 30 kills, about half an hour on two cores
+    python benchmarks/kills.py                      # all papers: 31 kills
     python benchmarks/kills.py dtnet fitprune       # these
     python benchmarks/kills.py --json kills.json    # also as json
 

@@ -3,8 +3,7 @@
 "Find the red circle. What color is next?" is the host's own question. Here four of the eight colours are called A, B, C
 and D in the question, and the answer is one of the other four, each the answer of every fourth question. The looks that
 lead to the answer are the host's, the names are not: untuned it goes by the shape beside the name, which often is
-enough (72 % on the host of seed 0). The rest is something that adapters on the input of attention can learn: a name
-that is read as its colour finds its object.
+enough (72 % on the host of seed 0). The rest is for the adapters: a name that is read as its colour finds its object.
 
 The questions are written as LLaVA's json of conversations with pictures beside it, so that a training and an evaluation
 of the miniature read what they read at full size.

@@ -53,7 +53,7 @@ UNPRUNED = "unpruned"
 def experiments() -> Experiments:
     """What `claims --train` does."""
     return Experiments(
-        f"trains the mini host with {len(SEEDS)} seeds (about 20 minutes each on one core) and compares {len(ARMS)} "
+        f"trains the mini host with {len(SEEDS)} seeds (about half an hour each on one core) and compares {len(ARMS)} "
         f"pruners at {len(RATIOS)} budgets on {6 * QUESTIONS} questions a seed (about 8 minutes each)",
         conduct,
     )
