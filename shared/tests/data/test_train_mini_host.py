@@ -151,7 +151,7 @@ def test_a_dozen_kills_one_after_the_other_change_nothing(uninterrupted: Path, t
             return metrics.exists() and metrics.stat().st_mtime_ns != before and steps_done(folder) >= target
 
         kill_when(process, (lambda: any(folder.glob(".tmp-[0-9]*"))) if kill % 3 == 2 else stepped)
-        last = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)
+        last = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-[0-9]*")), default=0)
         if last >= 12:
             break
     assert last >= 12 and kill >= 3

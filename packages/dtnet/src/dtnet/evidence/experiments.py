@@ -132,7 +132,7 @@ def before_scst(work: Path) -> dict[str, Any]:
 
     from dtnet.training.run import STATE
 
-    older = min(work.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    older = min(work.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
     state = torch.load(older / STATE, map_location="cpu", weights_only=True)
     if "scst" in state["progress"]["by_stage"] or "xe" not in state["progress"]["by_stage"]:
         raise RuntimeError(f"{older} is not the end of cross entropy: the config mini has several SCST epochs")
