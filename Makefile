@@ -15,12 +15,13 @@ command = $(BIN)/$(subst _,-,$(1))
 
 # Two workers are two cores; one thread each, or they wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-TESTS := shared/tests $(wildcard packages/*/tests) tests
+PACKAGE_TESTS := shared/tests $(wildcard packages/*/tests)
+TESTS := $(PACKAGE_TESTS) tests
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format claims bench report wheels lmms peers lock clean
+.PHONY: help setup demo test test-all test-oldest test-newest lint format claims bench report wheels lmms peers lock clean
 
 help:  ## show this
 	@echo "Tenfold: ten vision-language papers, each one install away."
@@ -54,6 +55,19 @@ test: lint  ## lint and all tests but the slow ones (minutes)
 
 test-all: lint  ## all tests: also kill tests by the dozen, real pip installs, a fresh resolution
 	@$(PYTEST) $(TESTS) $(ARGS)
+
+# The argument: oldest or newest.
+define test_versions
+$(python_is_there)
+@"$(PYTHON)" bootstrap.py $(1)
+@OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(PACKAGE_TESTS) $(ARGS)
+endef
+
+test-oldest:  ## the packages' quick tests at the lowest versions that they state, in .venv-oldest
+	$(call test_versions,oldest)
+
+test-newest:  ## the packages' quick tests at the newest versions of the index, in .venv-newest
+	$(call test_versions,newest)
 
 lint: setup  ## ruff: rules and format; mypy: no more errors than before
 	@$(BIN)/ruff check .
@@ -95,7 +109,7 @@ lock:  ## derive requirements.lock again from the pyproject.toml files
 	@"$(PYTHON)" bootstrap.py lock
 
 clean:  ## remove what make made, but for runs/
-	@rm -rf .venv .venv-lmms .tools dist report .pytest_cache .ruff_cache .mypy_cache .hypothesis uv.lock
+	@rm -rf .venv .venv-lmms .venv-oldest .venv-newest .tools dist report .pytest_cache .ruff_cache .mypy_cache .hypothesis uv.lock
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One paper: make fitprune-bench ARGS="--layers 2"

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
 VENV_LMMS = ROOT / ".venv-lmms"
+# Environments of other versions than requirements.lock's, by the argument that makes them -> uv's way of resolving.
+RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
 # Says that the dependencies are installed whole; absent while they are being installed.
 WHOLE = VENV / "dependencies-are-whole"
 # Says which state of the repository the environment was made from.
@@ -107,6 +109,32 @@ def setup_lmms() -> None:
     command = [uv, "pip", "install", "--quiet", "--python", python, "--group", "packages/fitprune/pyproject.toml:lmms"]
     command += ["--editable", "shared", "--editable", "packages/fitprune[eval]", "--editable", "packages/llava_hr"]
     call(command, "installing lmms-eval", environment, cwd=ROOT)
+
+
+def setup_versions(name: str) -> None:
+    """Make or refresh `.venv-oldest` or `.venv-newest`: all packages with all extras and the dev group, of the lowest
+    versions that the pyproject files state, or of the newest that the index has.
+
+    Raises:
+        SetupError: as `setup`.
+    """
+    import tomllib  # here: an old Python, which lacks it, must get as far as handing over
+
+    with exclusive() as held:
+        uv = ensure_uv(held)
+    environment, venv = uv_environment(uv), ROOT / f".venv-{name}"
+    python = venv / "bin" / "python"
+    if not python.exists():
+        call([uv, "venv", "--quiet", "--no-project", "--python", PYTHON, venv], f"making {venv.name}", environment)
+    say(f"installing the {name} versions into {venv.name} (the first time this downloads torch: several GB)")
+    command = [uv, "pip", "install", "--python", python, "--upgrade", "--resolution", RESOLUTIONS[name]]
+    command += ["--group", f"{ROOT / 'pyproject.toml'}:dev"]
+    for folder in (file.parent for file in pyprojects() if file.parent != ROOT):
+        extras = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        named = ",".join(extras.get("optional-dependencies", {}))
+        command += ["--editable", f"{folder}[{named}]" if named else str(folder)]
+    # Not from this folder: there uv hides what is newer than pyproject.toml's date.
+    call(command, f"installing the {name} versions", environment, cwd=Path("/"))
 
 
 def derive_lock(folder: Path = ROOT) -> str:
@@ -325,10 +353,12 @@ def main(arguments: "list[str]") -> int:
             fresh.replace(LOCK)
         elif arguments == ["lmms"]:
             setup_lmms()
+        elif len(arguments) == 1 and arguments[0] in RESOLUTIONS:
+            setup_versions(arguments[0])
         elif not arguments:
             setup()
         else:
-            raise SetupError(f"unknown: {' '.join(arguments)} (expected nothing, lock or lmms)")
+            raise SetupError(f"unknown: {' '.join(arguments)} (expected nothing, lock, lmms, oldest or newest)")
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 # What make and the tools leave behind (see .gitignore): at the top, and anywhere.
-MADE_AT_THE_TOP = {".git", ".venv", ".venv-lmms", ".tools", "dist", "report", "runs"}
+MADE_AT_THE_TOP = {".git", ".venv", ".venv-lmms", ".venv-oldest", ".venv-newest", ".tools", "dist", "report", "runs"}
 MADE_ANYWHERE = {"uv.lock", "wandb", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"}
 
 

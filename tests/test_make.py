@@ -16,6 +16,8 @@ TARGETS = [
     "demo",
     "test",
     "test-all",
+    "test-oldest",
+    "test-newest",
     "lint",
     "format",
     "claims",
@@ -71,6 +73,15 @@ def test_a_papers_targets_run_its_command_with_the_given_arguments(paper, run):
 def test_a_papers_citation_comes_through_make(paper, run):
     """Fails if the environment lacks the package's command."""
     assert run("make", "--silent", f"{paper}-cite").stdout.count("\n@") >= 1
+
+
+@pytest.mark.parametrize("which", ["oldest", "newest"])
+def test_other_versions_get_an_environment_of_their_own(which, run):
+    """Fails if the tests run in `.venv`, with the lock's versions, or those of the root's own files run along."""
+    shown = run("make", "--dry-run", f"test-{which}", "ARGS=-k x").stdout
+    assert f"bootstrap.py {which}\n" in shown
+    tests = re.search(rf"\.venv-{which}/bin/python -m pytest (.*)", shown).group(1)
+    assert "packages/dtnet/tests" in tests and tests.endswith("-k x") and " tests " not in tests
 
 
 def test_make_works_in_a_folder_with_a_space_in_its_name(tree, run):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from eas.adapters import PIA, Adapter, mean_token
 from eas.plan import Plan
 from tenfold import UserError
-from tenfold.hosts.ragged import kv_cache
+from tenfold.hosts.ragged import cache_name, kv_cache
 from tenfold.hosts.structure import decoder_layers, is_plain_pre_norm, unwrap
 
 CALL = "eas_call"  # the keyword argument that layers receive
@@ -158,6 +158,7 @@ class AttachedLayer:
         attention: Any = self.module.self_attn
         self._own_slot = attention.layer_idx
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[2:]
+        self._cache_name = cache_name(type(module).forward)
         for name, part in (("eas_adapter", adapter), ("eas_pia", pia)):
             if part is not None:  # a part of the model: its parameters, state_dict, device and mode
                 module.add_module(name, part)
@@ -185,13 +186,13 @@ class AttachedLayer:
         module = self.module
         if getattr(module, "gradient_checkpointing", False) and module.training:
             # As transformers checkpoints a layer, with the same block: the authors' code runs another formula here.
-            kwargs = {**kwargs, "past_key_values": None, "use_cache": False}
+            kwargs = {**kwargs, self._cache_name: None, "use_cache": False}
             return module._gradient_checkpointing_func(partial(self._block, call=call, **kwargs), hidden_states)
         return self._block(hidden_states, call=call, **kwargs)
 
     def _block(self, hidden_states: Tensor, *, call: Call, **kwargs: Any) -> Tensor:
         module = self.module
-        cache = kwargs.get("past_key_values")
+        cache = kv_cache(kwargs)
         if self.number == 0 and cache is not None:
             _trim(cache, self.attachment.slots)
         tokens = module.input_layernorm(hidden_states)

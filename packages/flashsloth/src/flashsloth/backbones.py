@@ -29,8 +29,10 @@ from transformers.utils.output_capturing import capture_outputs
 from flashsloth.configuration import FlashSlothConfig, write_card
 from flashsloth.embq import QueryTokens
 from tenfold import UserError
+from tenfold.hosts.ragged import cache_name
 
 Step = Callable[[Tensor], Tensor]
+_CACHE = cache_name(PhiModel.forward)
 
 
 class VisionTower(SiglipVisionModel):
@@ -111,8 +113,8 @@ class PhiWithQueries(PhiModel):
             config=self.config,
             inputs_embeds=inputs_embeds,  # type: ignore[arg-type]
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{_CACHE: past_key_values},
         )
         hidden = self.embed_dropout(inputs_embeds)
         rotary = self.rotary_emb(hidden, position_ids=position_ids)
@@ -123,12 +125,12 @@ class PhiWithQueries(PhiModel):
                 hidden,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=rotary,
+                **{_CACHE: past_key_values},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), **{_CACHE: past_key_values})
 
 
 class FlashSlothPreTrainedModel(PreTrainedModel):
@@ -140,7 +142,7 @@ class FlashSlothPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["PhiDecoderLayer", "SiglipEncoderLayer", "EmbeddedQuery", "SpatialAttentionPooling"]  # type: ignore[misc]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]  # type: ignore[misc]
+    _skip_keys_device_placement: ClassVar = ["past_key_values", "cache"]  # type: ignore[misc]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

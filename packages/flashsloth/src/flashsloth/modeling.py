@@ -32,6 +32,7 @@ from flashsloth.embq import EmbeddedQuery, QueryTokens
 from flashsloth.looking import ImageFeatures, KeptImages, embed_queries, look_up
 from flashsloth.pooling import Projector, SpatialAttentionPooling
 from tenfold import UserError
+from tenfold.hosts.ragged import kv_cache
 from tenfold.hosts.visual_tokens import (
     expanded_images,
     forwarded,
@@ -105,6 +106,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: ImageFeatures | None = None,
@@ -116,12 +118,13 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         require_one_input(input_ids, inputs_embeds, pixel_values, image_features, "image_features")
         if pixel_values is not None and len(pixel_values):
             image_features = self.encode_images(pixel_values)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache  # releases of transformers differ in its name
+        past = cache.get_seq_length() if cache is not None else 0
         # DeepSpeed's ranks must run all modules in one order: tower, SAP and projector here, EmbQ before its layer.
         dummy = None
         if self.dummy_image and image_features is None and not past:
             dummy = self._dummy_features((input_ids if inputs_embeds is None else inputs_embeds).device)  # type: ignore[union-attr]
-        kept: KeptImages | None = getattr(past_key_values, KeptImages.NAME, None) if past else None
+        kept: KeptImages | None = getattr(cache, KeptImages.NAME, None) if past else None
 
         step = None
         if inputs_embeds is not None:
@@ -145,13 +148,14 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=cache,
             use_cache=use_cache,
             step=step,
             **kwargs,
         )
-        if outputs.past_key_values is not None and (not past or image_features is not None):
-            setattr(outputs.past_key_values, KeptImages.NAME, kept)
+        cache = kv_cache(outputs)
+        if cache is not None and (not past or image_features is not None):
+            setattr(cache, KeptImages.NAME, kept)
         shown = None if image_features is None else image_features.visual_tokens
         return FlashSlothModelOutput(**outputs, image_hidden_states=shown)
 
@@ -219,6 +223,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: ImageFeatures | None = None,
@@ -235,6 +240,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
             attention_mask: ``[batch, past + tokens]``, 0 at padding (either side).
             position_ids: ``[batch, tokens]``; by default 0, 1, ... over each row's tokens without its padding.
             past_key_values: KV cache of earlier tokens. What was seen of images is kept with it.
+            cache: its name since transformers 5.24.
             inputs_embeds: ``[batch, tokens, d]`` instead of ``input_ids``, images and queries already inside; EmbQ does
                 not run.
             pixel_values: ``[images in the batch, 3, R, R]``, in HD ``[images, 5, 3, R, R]``, in reading order; rows
@@ -254,7 +260,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_features=image_features,

@@ -15,7 +15,7 @@ from gamma_mod.forward_pass import ForwardPass
 from gamma_mod.layer import compute, compute_one, pack
 from gamma_mod.routing import auxiliary_loss, keep_probability, per_row
 from tenfold import UserError
-from tenfold.hosts.ragged import kv_cache, layer_mask
+from tenfold.hosts.ragged import cache_name, kv_cache, layer_mask
 
 if TYPE_CHECKING:
     from gamma_mod.conversion import Conversion
@@ -37,6 +37,7 @@ class RoutedLayer:
     def __init__(self, conversion: Conversion, index: int, number: int, block: Any) -> None:
         self.conversion, self.index, self.number, self.block = conversion, index, number, block
         self._names = list(inspect.signature(inspect.unwrap(type(block).forward)).parameters)[1:]
+        self._cache_name = cache_name(type(block).forward)
         # Accelerate's hooks (device_map) keep the forward they wrap under another name.
         self._slot = "_old_forward" if hasattr(block, "_hf_hook") else "forward"
         self._before = block.__dict__.get(self._slot)
@@ -123,13 +124,12 @@ class RoutedLayer:
             for name, value in arguments.items()
             if name not in ("position_ids", "cache_position", "past_key_values", "cache")
         }
-        cache_name = "past_key_values" if "past_key_values" in self._names else "cache"
         implementation = self.conversion.attention
 
         def attend(normed: Tensor) -> Tensor:
             mask = _mask(implementation, normed, past, cache)
             passed = arguments | {"attention_mask": mask, "position_embeddings": rotation}
-            passed[cache_name] = None if cache is None else PassCache(cache, counts)
+            passed[self._cache_name] = None if cache is None else PassCache(cache, counts)
             return self.block.self_attn(hidden_states=normed, **passed)[0]
 
         return attend

@@ -9,7 +9,8 @@ gathered, never renumbered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -271,6 +272,11 @@ def kv_cache(arguments: Mapping[str, Any]) -> Any:
     """The KV cache among a forward's arguments: `cache` from transformers 5.24 on, `past_key_values` before."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
+
+
+def cache_name(forward: Callable[..., Any]) -> str:
+    """What a forward of transformers calls its KV cache: `cache` or `past_key_values`, as in :func:`kv_cache`."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def cache_length(cache: Any, layer: int) -> int:

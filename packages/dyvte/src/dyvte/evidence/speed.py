@@ -22,20 +22,28 @@ from dyvte.evidence.settings import BenchSettings
 from dyvte.exits import VisualExit
 from dyvte.gates import GateConfig, Gates
 from tenfold import UserError
-from tenfold.runs import atomic_write_json
+from tenfold.runs import atomic_write_json, run
 from tenfold.runs.clock import Clock, speedup, spread
-from tenfold.runs.provenance import hardware, library_versions
+from tenfold.runs.provenance import hardware
 from tenfold.runs.ranks import choose_device
 
 FULL_LAYERS, CPU_LAYERS = 32, 4
 
 
 def run_bench(settings: BenchSettings, seed: int, output: Path | None = None) -> dict[str, Any]:
-    """Measure; returns the record, and writes it into a file where one is named.
+    """Measure; returns the figures, and writes the run's record with them into a file where one is named.
 
     Raises:
         UserError: no such device, an exit beyond the last layer, or a file that cannot be written.
     """
+    with run("dyvte", "bench", config=settings.model_dump(mode="json"), seed=seed, output=None) as current:
+        current.metrics.update(_measure(settings, seed))
+    if output is not None and current.record is not None:
+        atomic_write_json(output, current.record.model_dump(mode="json"))
+    return current.metrics
+
+
+def _measure(settings: BenchSettings, seed: int) -> dict[str, Any]:
     device = choose_device(settings.device)
     layers = settings.layers or (FULL_LAYERS if device.type == "cuda" else CPU_LAYERS)
     layers = FULL_LAYERS if layers == "all" else layers
@@ -73,21 +81,16 @@ def run_bench(settings: BenchSettings, seed: int, output: Path | None = None) ->
     ]
     read = [decode_bytes(tokens, settings.visual, exits, shape) for exits in ([None] * settings.batch, rows)]
     found: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json"),
         "layers": layers,
         "exit_layer": exit_layer,
         "tokens": tokens,
         "device": hardware().gpu or hardware().cpu,
-        "threads": torch.get_num_threads(),
-        "versions": library_versions("dyvte"),
         "prefill": _report(seconds["prefill"], flops[0] / flops[1]),
         "decode": _report(seconds["decode"], read[0] / read[1]),
         "kv_bytes": {"dense": kv_bytes(tokens, settings.visual, None, shape) * settings.batch},
         "peak_bytes": peaks,
     }
     found["kv_bytes"]["exit"] = kv_bytes(tokens, settings.visual, exit_layer, shape) * settings.batch
-    if output is not None:
-        atomic_write_json(output, found)
     return found
 
 
