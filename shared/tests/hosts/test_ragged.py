@@ -11,6 +11,7 @@ from tenfold.hosts.ragged import (
     counts_on,
     kv_cache,
     layer_mask,
+    put,
     read_prompt,
     take,
     take_positions,
@@ -82,6 +83,22 @@ def test_gathering_takes_states_shared_by_all_rows_too():
     assert take(rotation, select).tolist() == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
     three = torch.arange(4).expand(3, 1, 4)  # Qwen2-VL's sections
     assert take_positions(three, select).tolist() == [[[0, 2], [1, 3]]] * 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_are_taken_and_put_back_each_in_its_own_sequence(batch):
+    """Fails if a row of the batch is given another's tokens; the gradient reaches what was taken, and what was not."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(batch, 5, 2, generator=generator, requires_grad=True)
+    select = torch.stack([torch.randperm(5, generator=generator)[:3] for _ in range(batch)])
+    taken = take(states, select)
+    expected = torch.stack([states[row, select[row]] for row in range(batch)])
+    assert torch.equal(taken, expected)
+    back = put(states, select, 2 * taken)
+    doubled = torch.zeros(batch, 5, dtype=torch.bool).scatter(1, select, True)[..., None]
+    assert torch.equal(back, torch.where(doubled, 2 * states, states))
+    back.sum().backward()
+    assert torch.equal(states.grad, 1.0 + doubled.expand_as(states))
 
 
 def test_a_cache_grows_by_what_a_pass_brings_and_remembers_padding():

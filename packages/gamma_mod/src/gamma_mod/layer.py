@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gamma_mod.routing import per_row
 from tenfold import UserError
-from tenfold.hosts.ragged import take
+from tenfold.hosts.ragged import put, take
 
 Rotation = tuple[Tensor, Tensor]
 _BLOCK = 256  # the table of cosines and sines grows in steps
@@ -93,7 +93,7 @@ def compute(
     after = after + scale * block.mlp(block.post_attention_layernorm(after))
     if kept.filled is not None:
         after = torch.where(kept.filled[..., None], after, before)
-    return hidden.scatter(1, kept.select[..., None].expand_as(after), after)
+    return put(hidden, kept.select, after)
 
 
 def compute_one(
