@@ -183,8 +183,8 @@ def take(states: Tensor, select: Tensor) -> Tensor:
 
 
 def put(states: Tensor, select: Tensor, new: Tensor) -> Tensor:
-    """Replace rows: ``states [batch, tokens, width]`` with ``new [batch, kept, width]`` at ``select [batch, kept]``, which
-    names no column twice; a new tensor."""
+    """Replace rows: ``states [batch, tokens, width]`` with ``new [batch, kept, width]`` at ``select [batch,
+    kept]``, which names no column twice; a new tensor."""
     at = _flat(select, states.shape[1])
     return states.flatten(0, 1).index_copy(0, at, new.flatten(0, 1)).view_as(states)
 
