@@ -8,6 +8,7 @@ from tenfold.metrics.mmbench import MMBenchAnswer, MMBenchScores, mmbench_scores
 from tenfold.metrics.mme import MMEAnswer, MMEScores, mme_answer, mme_scores
 from tenfold.metrics.ocrvqa import ocrvqa_accuracy, ocrvqa_match
 from tenfold.metrics.pope import PopeScores, mean_f1, pope_answer, pope_scores
+from tenfold.metrics.retrieval import retrieval_recall
 from tenfold.metrics.scienceqa import ScienceQAAnswer, ScienceQAScores, option_letter, scienceqa_scores
 from tenfold.metrics.textvqa import normalise_evalai, textvqa_accuracy
 from tenfold.metrics.vqa import exact_match, normalise_answer, vqa_accuracy
@@ -45,6 +46,7 @@ __all__ = [
     "parse_box",
     "pope_answer",
     "pope_scores",
+    "retrieval_recall",
     "scienceqa_scores",
     "textvqa_accuracy",
     "vqa_accuracy",

@@ -19,11 +19,13 @@ from tenfold.data.formats.coco_captions import (
     write_karpathy,
     write_online_test,
 )
+from tenfold.data.formats.flickr30k import RetrievalSample, read_flickr30k
 from tenfold.data.formats.gqa import GQASample, read_gqa, write_gqa
 from tenfold.data.formats.llava_instruct import LlavaInstructSample, Turn, read_llava_instruct, write_llava_instruct
 from tenfold.data.formats.mmbench import MMBenchSample, read_mmbench, write_mmbench
 from tenfold.data.formats.mme import MMESample, read_mme, write_mme
 from tenfold.data.formats.mmvet import MMVetSample, read_mmvet, write_mmvet
+from tenfold.data.formats.nlvr2 import NLVR2Sample, read_nlvr2, write_nlvr2
 from tenfold.data.formats.ocrvqa import OCRVQASample, read_ocrvqa, write_ocrvqa
 from tenfold.data.formats.okvqa import OKVQASample, read_okvqa, write_okvqa
 from tenfold.data.formats.pope import PopeSample, read_pope, write_pope
@@ -48,10 +50,12 @@ __all__ = [
     "MMBenchSample",
     "MMESample",
     "MMVetSample",
+    "NLVR2Sample",
     "OCRVQASample",
     "OKVQASample",
     "Picture",
     "PopeSample",
+    "RetrievalSample",
     "ScienceQASample",
     "SeedFrameSample",
     "SeedSample",
@@ -64,12 +68,14 @@ __all__ = [
     "read_caption_questions",
     "read_caption_results",
     "read_coco_captions",
+    "read_flickr30k",
     "read_gqa",
     "read_karpathy",
     "read_llava_instruct",
     "read_mmbench",
     "read_mme",
     "read_mmvet",
+    "read_nlvr2",
     "read_ocrvqa",
     "read_okvqa",
     "read_pope",
@@ -90,6 +96,7 @@ __all__ = [
     "write_mmbench",
     "write_mme",
     "write_mmvet",
+    "write_nlvr2",
     "write_ocrvqa",
     "write_okvqa",
     "write_online_test",
