@@ -50,6 +50,8 @@ def test_d05_help_prints_the_trees_of_the_benchmarks():
     """Fails if `eval --help` does not say which files a benchmark consists of."""
     told = commands.run(main, "eval", "--help").out
     assert all(name in told for name in ("problems.json", "pid_splits.json", "test20", "test_llava_en", "imgs/"))
+    assert all(name in told for name in ("mscoco", "nlvr2/data", "dataset_flickr30k.json"))
+    commands.answers_without("eas", ("torch", "transformers"), ("eval",))
 
 
 def test_d06_the_matrix_has_every_family():

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from eas_fixtures import skipper
+from meter_fixtures import meter
 from PIL import Image
 
 from eas.checkpoints.folder import About, load_folder, save_folder, weights_of
+from eas.checkpoints.lightning import read_lightning
+from eas.checkpoints.meter import MeterAbout, open_meter, write_meter
 from eas.commands.app import main
 from eas.data.records import Record, read_records, write_records
 from eas.data.scienceqa import read_problems
@@ -25,10 +29,17 @@ def readings(folder: Path) -> list[Reading]:
     asked = [Record("1", "what is it?", "a cup", records / "a.png"), Record("2", "how many?", "two")]
     write_records(records / "records.json", asked, records)
     write.write_scienceqa(problems, 0, 8, 32)
+    model = meter()
+    write_meter(folder / "meter", model.config, model.state_dict(), MeterAbout(left_out={}), answers=["a", "b", "c"])
+    (folder / "lightning").mkdir()
+    small = {name: value for name, value in model.state_dict().items() if name.startswith("cross_modal_text_pooler")}
+    torch.save({"state_dict": small, "epoch": 3}, folder / "lightning" / "a.ckpt")
     return [
         *usual(folder / "usual", "eas", main, TrainSettings, "mini.yaml"),
         Reading("adapters", adapters, lambda f: weights_of(load_folder(f)[0])),
         Reading("records", records, _pictures),
+        Reading("METER", folder / "meter", lambda f: open_meter(f)[0].state_dict()),
+        Reading("Lightning", folder / "lightning", lambda f: read_lightning(f / "a.ckpt")[0]),
         Reading("problems", problems, lambda f: [one.record.question for one in read_problems(f)]),
     ]
 

@@ -11,6 +11,7 @@ Grouped keys and values (GQA) are counted by the heads of the shape. One multipl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,3 +164,46 @@ def decode_bytes(shape: Shape, tokens: int, removed: int, ranks: RankSizes | Non
     if ranks is not None:
         weights += module_parameters(shape, removed, ranks)
     return size * weights + cache_bytes(shape, tokens, removed, size)
+
+
+@dataclass(frozen=True)
+class MeterShape:
+    """METER: width, depths of its encoders (one block of CLIP's twelve is not built) and ranks."""
+
+    width: int = 768
+    text_layers: int = 12
+    image_layers: int = 11
+    layers: int = 6
+    patch: int = 16
+    ranks: RankSizes = RankSizes(96, 144)
+
+
+METER = MeterShape()
+
+
+def meter_macs(
+    shape: MeterShape, text: int, image: int, flags: Sequence[Sequence[bool]] | None, *, folded: bool = False
+) -> int:
+    """One pass of METER without its head.
+
+    Args:
+        text, image: tokens of the streams, the class token's among them.
+        flags: what is skipped (`eas.plan.meter_flags`); None: no adapters, as in full tuning.
+        folded: adapters cost nothing.
+    """
+    square = shape.width**2
+    total = shape.text_layers * (12 * text * square + 2 * text * text * shape.width)
+    total += shape.image_layers * (12 * image * square + 2 * image * image * shape.width)
+    total += (image - 1) * 3 * shape.patch**2 * shape.width + (text + image) * square
+    gone = flags or [[False, False]] * (2 * shape.layers)
+    for number, (own, cross) in enumerate(gone):
+        here, there = (text, image) if number < shape.layers else (image, text)
+        attention = 4 * here * square + 2 * here * here * shape.width
+        crossing = 2 * (here + there) * square + 2 * here * there * shape.width
+        total += 8 * here * square + attention * (not own) + crossing * (not cross)
+        if flags is not None:
+            low_rank = shape.width * here * (shape.ranks.groups + 1) // shape.ranks.groups
+            adapters = 0 if folded else 1 + (not own) + (not cross)
+            total += adapters * low_rank * shape.ranks.adapter + (own + cross) * low_rank * shape.ranks.pia
+            total += shape.width * shape.ranks.pia * (own * here + cross * there)
+    return total

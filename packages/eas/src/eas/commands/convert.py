@@ -2,6 +2,7 @@
 
 # Annotations are not deferred: typer evaluates them.
 
+import zipfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,24 +13,44 @@ from tenfold.cli.output import echo
 
 EPILOG = (
     "Examples: [bold]eas convert llava-eas-scienceqa adapters[/bold] · [bold]eas convert adapters release "
-    "--to official --base vicuna-7b[/bold] · [bold]eas convert --check llava15_7b_aid_slake[/bold]"
+    "--to official --base vicuna-7b[/bold] · [bold]eas convert meter.ckpt runs/meter-vqa --task vqa --skip meter-vqa-10"
+    " --as-released --tokenizer roberta-base --answers data/vqav2[/bold] · [bold]eas convert --check meter_vqa[/bold]"
 )
+LLAVA = ("vicuna_7b_sqa", "llava15_7b_aid_slake")
+METER = ("meter_vqa", "meter_nlvr2", "meter_irtr")
 
 
 def convert(
     source: Annotated[
-        Path | None, typer.Argument(metavar="SRC", help="An official LLaVA-EAS checkpoint, or a folder of ours.")
+        Path | None, typer.Argument(metavar="SRC", help="An official checkpoint, or a folder of ours.")
     ] = None,
     target: Annotated[Path | None, typer.Argument(metavar="DST", help="A new folder.")] = None,
+    host: Annotated[str | None, typer.Option(help="llava or meter, where the file does not tell.")] = None,
     to: Annotated[str, typer.Option(help="ours or official.")] = "ours",
     base: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Frozen language model, for a whole official checkpoint.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="METER: vqa, nlvr2 or irtr (retrieval).")] = None,
+    size: Annotated[int | None, typer.Option(help="METER: edge of the pictures; default 384, NLVR2 288.")] = None,
+    skip: Annotated[
+        str | None, typer.Option(help="METER: sites (13,8,17), a search.json, or a list of the authors (meter-vqa-10).")
+    ] = None,
+    as_released: Annotated[
+        bool,
+        typer.Option("--as-released", help="METER: sites 18-23 by the authors' map, which never skips image cross."),
+    ] = False,
+    folded: Annotated[
+        bool, typer.Option("--folded", help="METER: put the adapters into the matrices for good.")
+    ] = False,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="FOLDER", help="METER: RoBERTa's.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FOLDER|FILE", help="METER: VQAv2's annotations, or a json of 3,129 answers.")
+    ] = None,
     check: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Compare full-size names: vicuna_7b_sqa, llava15_7b_aid_slake.")
+        str | None, typer.Option(metavar="HOST", help=f"Compare full-size names: {', '.join(LLAVA + METER)}.")
     ] = None,
 ) -> None:
-    """Take adapters, PIAs and projector out of an official checkpoint, or put them back, bit for bit."""
+    """Take what a tuning made out of an official checkpoint, or (LLaVA) put it back, bit for bit."""
     if check is not None:
         _check(check)
         return
@@ -37,6 +58,15 @@ def convert(
         raise UserError("nothing to convert", expected="eas convert SRC DST")
     if to not in ("ours", "official"):
         raise UserError("unknown format", f"--to {to}", "ours or official")
+    if host not in (None, "llava", "meter"):
+        raise UserError("unknown host", f"--host {host}", "llava or meter")
+    if host == "meter" or (host is None and source.suffix == ".ckpt" and zipfile.is_zipfile(source)):
+        if to == "official":
+            raise UserError("--to official", "METER", "nothing: its weights keep the official names")
+        _meter(source, target, task, size, skip, as_released, folded, tokenizer, answers)
+        return
+    if task or size or skip or as_released or folded or tokenizer or answers:
+        raise UserError("options of METER", source, "a checkpoint of METER, or --host meter")
 
     from eas.checkpoints.convert import convert as work
 
@@ -47,21 +77,70 @@ def convert(
     )
 
 
+def _meter(
+    source: Path,
+    target: Path,
+    task: str | None,
+    size: int | None,
+    skip: str | None,
+    as_released: bool,
+    folded: bool,
+    tokenizer: Path | None,
+    answers: Path | None,
+) -> None:
+    from eas.checkpoints.meter import TRAINED_ON, convert_meter
+    from eas.data.meter import read_answers
+    from eas.meter import MeterConfig
+    from eas.plan import released
+    from eas.result import SearchResult
+
+    if task not in TRAINED_ON:
+        raise UserError(f"task {task}", "METER", "--task vqa, nlvr2 or irtr: a checkpoint does not say it")
+    sites: tuple[int, ...] = ()
+    search = None
+    if skip is not None and Path(skip).is_file():
+        found = SearchResult.load(skip)
+        sites, search = found.skip, found.sha256
+    elif skip is not None:
+        sites = tuple(map(int, skip.split(","))) if skip.replace(",", "").isdigit() else released(skip)
+    texts = None if answers is None else read_answers(answers)
+    sizes = {"vqa": (384, 50), "nlvr2": (288, 50), "irtr": (384, 40)}[task]
+    config = MeterConfig(
+        task=task,  # type: ignore[arg-type]
+        size=size or sizes[0],
+        max_text=sizes[1],
+        answers=3129 if texts is None else len(texts),
+        skip=sites,
+        as_released=as_released,
+    )
+    made = convert_meter(source, target, config, tokenizer=tokenizer, answers=texts, search=search, folded=folded)
+    left = ", ".join(f"{count} of {kind}" for kind, count in (made.about.left_out or {}).items()) or "nothing"
+    echo(f"wrote {made.output}: {made.parameters:,} parameters, {made.about.source}; skips {made.config.skip}")
+    echo(f"left out: {left}; classes not read: {', '.join(made.about.skipped) or 'none'}")
+
+
 def _check(host: str) -> None:
-    from eas.checkpoints.convert import key_report
     from tenfold.ledger.goldens import goldens
     from tenfold.runs import read_json
 
     folder = goldens("eas")
     if folder is None:
         raise UserError("the official list of weights does not travel in a wheel", expected="the source tree")
+    if host not in LLAVA + METER:
+        raise UserError("no such host", f"--check {host}", ", ".join(LLAVA + METER))
     golden = read_json(folder / "official_keys.json")
-    if host not in ("vicuna_7b_sqa", "llava15_7b_aid_slake"):
-        raise UserError("no such host", f"--check {host}", "vicuna_7b_sqa or llava15_7b_aid_slake")
-    report = key_report(host, golden)
-    for line in report.wrong:
+    if host in METER:
+        from eas.checkpoints.meter import key_report as meter_report
+
+        count, parameters, wrong = meter_report(host, golden)
+    else:
+        from eas.checkpoints.convert import key_report
+
+        report = key_report(host, golden)
+        count, parameters, wrong = report.count, report.parameters, report.wrong
+    for line in wrong:
         echo(line)
-    verdict = f"{len(report.wrong)} differ" if report.wrong else "all agree by name and shape"
-    echo(f"{report.host}: {report.count:,} weights, {report.parameters:,} parameters: {verdict}")
-    if report.wrong:
+    verdict = f"{len(wrong)} differ" if wrong else "all agree by name and shape"
+    echo(f"{host}: {count:,} weights, {parameters:,} parameters: {verdict}")
+    if wrong:
         raise typer.Exit(1)

@@ -24,7 +24,7 @@ Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a 
 
 
 def _trees() -> Iterator[str]:
-    from eas.evaluation.run import BENCHMARKS
+    from eas.evaluation.benchmarks import BENCHMARKS
 
     yield " What --data holds:\n"
     for name, one in BENCHMARKS.items():
@@ -36,11 +36,17 @@ def evaluate(
     adapters: Annotated[str | None, typer.Option(help=ADAPTERS)] = None,
     config: Annotated[str | None, typer.Option(help="A YAML file, or a shipped one: mini, scienceqa, aid20.")] = None,
     set_: SetOption = None,
-    benchmark: Annotated[str | None, typer.Option(help="mini, scienceqa, aid or slake.")] = None,
+    host: Annotated[str | None, typer.Option(help="llava or meter, where folder and benchmark do not tell.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="mini, scienceqa, aid or slake; METER: vqav2, nlvr2 or flickr30k.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The benchmark's files: below.")] = None,
     split: Annotated[str | None, typer.Option(help="Default: the paper's.")] = None,
     train: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="json of the training: refused where it asks the same.")
+        str | None,
+        typer.Option(
+            metavar="FILE|SPLITS", help="json of the training (METER: its splits): refused if it asks the same."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first so many questions.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 8.")] = None,
@@ -56,7 +62,8 @@ def evaluate(
     A run that was killed goes on where it stopped when the same command is given again with its --output.
     """
     given: dict[str, Any] = {"model": absolute_if_there(model), "adapters": absolute_if_there(adapters)}
-    given |= {"benchmark": benchmark, "data": absolute(data), "split": split, "train": absolute(train)}
+    given |= {"benchmark": benchmark, "data": absolute(data), "split": split, "train": absolute_if_there(train)}
+    given["host"] = host
     given |= {"limit": limit, "batch": batch, "folded": folded or None, "dtype": dtype, "device": device}
     given["attention"] = attention
     settings = chosen(EvalSettings, "eas", config, set_, given)

@@ -23,7 +23,11 @@ def scores_table(title: str, metrics: Mapping[str, Any]) -> Table:
         table.add_row(name, shown)
     table.add_row("attentions skipped", f"{len(skip)}: {', '.join(map(str, skip))}" if skip else "none")
     table.add_row("MACs of a prompt saved", f"{metrics['macs_saved']:.1%}")
-    table.add_row("KV cache left", f"{metrics['cache_share']:.1%}")
+    if "cache_share" in metrics:
+        table.add_row("KV cache left", f"{metrics['cache_share']:.1%}")
+    if "leaked_pictures" in metrics:
+        table.add_row("attentions really gone", f"{metrics['removed']} of 24")
+        table.add_row("pictures in the training set", f"{metrics['leaked_pictures']} ({metrics['training_set']})")
     return table
 
 

@@ -23,6 +23,8 @@ from eas.data.samples import Encoder
 from eas.data.scienceqa import Problem, read_problems
 from eas.evaluation import scores
 from eas.evaluation.answers import answer
+from eas.evaluation.benchmarks import BENCHMARKS, Benchmark, Evaluation, host_of
+from eas.evaluation.meter import run_meter
 from eas.evaluation.settings import SHIPPED, EvalSettings
 from eas.miniature import task
 from eas.miniature.shipped import adapters_path
@@ -48,42 +50,8 @@ from tenfold.runs.record import RECORD_NAME
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """How a benchmark is asked and where its files lie.
-
-    Attributes:
-        split: the paper's. new_tokens: at most so many. pad: pictures padded to a square.
-        tree: the folder's files, for `--help`.
-    """
-
-    title: str
-    split: str
-    new_tokens: int
-    pad: bool
-    tree: str
-
-
-CONVERSATIONS = "<split>.json (LLaVA's conversations, with answer_type), images/"
-BENCHMARKS = {
-    "mini": Benchmark("the miniature's questions", "test", 4, True, CONVERSATIONS),
-    "scienceqa": Benchmark(
-        "ScienceQA", "test", 8, False, "problems.json, pid_splits.json, images/<split>/<id>/image.png"
-    ),
-    "aid": Benchmark("AID", "test20", 10, True, CONVERSATIONS.replace("<split>", "test20 or test50")),
-    "slake": Benchmark("Slake (English)", "test_llava_en", 10, True, CONVERSATIONS.replace("images/", "imgs/")),
-}
 IMAGES = {"slake": "imgs"}
 MINI_QUESTIONS = 200
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation gave: metrics as in its record, and the files that were written."""
-
-    benchmark: Benchmark
-    metrics: Mapping[str, Any]
-    files: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -115,6 +83,8 @@ def run_eval(
             of something else.
     """
     one = BENCHMARKS[settings.benchmark]
+    if host_of(settings) == "meter":
+        return run_meter(settings, seed, output, progress, say)
     adapters_folder(settings.adapters, settings.model)  # before the model, whose loading takes longest
     with ranks() as group, _asked(settings, one) as asked:
         host = load_host(settings.model_copy(update={"device": str(choose_device(settings.device))}))

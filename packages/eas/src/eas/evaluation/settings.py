@@ -19,16 +19,19 @@ class EvalSettings(HostSettings):
 
     Attributes:
         adapters: a folder of ours, "mini" (what ships, for the mini host), or None: the host as it is.
-        benchmark: "mini", "scienceqa", "aid" or "slake".
+        host: "llava" or "meter", where neither folder nor benchmark tells. METER's adapters are in its folder.
+        benchmark: "mini", "scienceqa", "aid" or "slake" (LLaVA); "vqav2", "nlvr2" or "flickr30k" (METER).
         data: its folder; None: the miniature's questions, drawn.
         split: of ScienceQA; for the others the json's name. None: the paper's.
-        train: json of the training, refused where it shares questions with what is asked.
+        train: json of the training, refused where it shares questions with what is asked; METER: splits of the same
+            data ("train2014,val2014"), refused where they share pictures. None: what its folder says, and told.
         limit: the first so many questions. batch: prompts at a time.
         folded: decode with folded matrices, one prompt at a time.
     """
 
     adapters: str | None = SHIPPED
-    benchmark: Literal["mini", "scienceqa", "aid", "slake"] = "mini"
+    host: Literal["llava", "meter"] | None = None
+    benchmark: Literal["mini", "scienceqa", "aid", "slake", "vqav2", "nlvr2", "flickr30k"] = "mini"
     data: str | None = None
     split: str | None = None
     train: str | None = None

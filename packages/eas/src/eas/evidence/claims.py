@@ -19,7 +19,20 @@ from tenfold.runs import read_json
 
 Check = Callable[[], Outcome]
 
-PARITY = ("pia_units", "llava_model", "search_llava", "search_lavin", "search_meter")
+PARITY = (
+    "pia_units", "llava_model", "search_llava", "search_lavin", "search_meter", "meter_cross_layer", "meter_vqa",
+    "meter_nlvr2", "meter_irtr",
+)  # fmt: skip
+# The authors' lists of METER whose MACs are counted: text and picture tokens of a pass.
+METER_TEXT = {
+    "meter-vqa-10": (50, 577),
+    "meter-vqa-8": (50, 577),
+    "meter-nlvr2-16": (50, 325),
+    "meter-nlvr2-10": (50, 325),
+    "meter-flickr30k-10": (40, 577),
+    "meter-flickr30k-8": (40, 577),
+}
+METER_SHARES = ("meter-vqa-10", "meter-nlvr2-16")
 TRAINED_7B, TRAINED_13B = (0, 2, 4, 6, 8, 10, 12), (0, 4, 8, 12)
 REMOVED_7B = (0, 4, 8, 10, 12)
 
@@ -41,8 +54,15 @@ def checks() -> Mapping[str, Check]:
     for host in ("vicuna_7b_sqa", "llava15_7b_aid_slake"):
         found[f"trained_{host}"] = partial(trained, host)
         found[f"left_{host}"] = partial(left, host)
+    for name in METER_TEXT:
+        found[f"macs_{name.replace('-', '_')}"] = partial(meter_macs, name)
+    for name in METER_SHARES:
+        found[f"share_{name.replace('-', '_')}"] = partial(meter_share, name)
+    for k in (0, 4, 8):
+        found[f"meter_used_{k}"] = partial(meter_used, k)
     return found | {
         "official_keys": official_keys,
+        "official_keys_meter": official_keys_meter,
         "removed_parameters": removed_parameters,
         "bound_compute": bound_compute,
         "bound_bytes": bound_bytes,
@@ -72,6 +92,52 @@ def official_keys() -> Outcome:
     if wrong:
         return Outcome(f"{len(wrong)} differ", False, ", ".join(wrong[:5]))
     return Outcome(f"{sum(report.count for report in reports)} names agree", True, "of two hosts")
+
+
+def official_keys_meter() -> Outcome:
+    """Names, shapes and counts of METER-EAS for its three tasks, at full size."""
+    from eas.checkpoints.meter import key_report
+
+    folder = find_package_file("eas", "tests/goldens")
+    if folder is None:
+        return NO_GOLDENS
+    golden = read_json(folder / "official_keys.json")
+    reports = [key_report(host, golden) for host in ("meter_vqa", "meter_nlvr2", "meter_irtr")]
+    wrong = [line for _, _, lines in reports for line in lines]
+    if wrong:
+        return Outcome(f"{len(wrong)} differ", False, ", ".join(wrong[:5]))
+    return Outcome(f"{sum(count for count, _, _ in reports)} names agree", True, "of three tasks, with all counts")
+
+
+def _meter_saved(name: str, more: int = 0, as_released: bool = True) -> tuple[float, float]:
+    """GMACs and per cent that a list of METER adds to a pass of full tuning (both negative)."""
+    from eas.plan import meter_flags, released
+
+    text, image = METER_TEXT[name]
+    full = costs.meter_macs(costs.METER, text + more, image + more, None)
+    flags = meter_flags(released(name), as_released=as_released).tolist()
+    less = costs.meter_macs(costs.METER, text + more, image + more, flags)
+    return (less - full) / 1e9, 100 * (less / full - 1)
+
+
+def meter_macs(name: str) -> Outcome:
+    """GMACs of a pass, adapters with it, against full tuning, by the authors' map of sites."""
+    correct = _meter_saved(name, as_released=False)
+    return Outcome(_meter_saved(name)[0], True, f"by the correct map {correct[0]:.2f} ({correct[1]:.1f} %)")
+
+
+def meter_share(name: str) -> Outcome:
+    """The same in per cent; the authors' counter appends 200 random tokens to both streams."""
+    counter, correct = _meter_saved(name, 200)[1], _meter_saved(name, as_released=False)[1]
+    detail = f"with the authors' counter of 200 more tokens a stream {counter:.1f}; by the correct map {correct:.1f}"
+    return Outcome(_meter_saved(name)[1], True, detail)
+
+
+def meter_used(removed: int) -> Outcome:
+    """Adapters and PIAs of METER that are at work."""
+    from eas.meter import MeterConfig, used_parameters
+
+    return Outcome(used_parameters(MeterConfig(skip=tuple(range(removed)))), True)
 
 
 def lavin_parameters(name: str, removed: int) -> Outcome:

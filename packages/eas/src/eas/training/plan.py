@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from eas import costs
-from eas.plan import Plan, released
+from eas.plan import METER_RELEASED, Plan, released
 from eas.result import SearchResult
 from eas.training.settings import AdapterSettings, StageName, StageSettings, TrainSettings
 from tenfold import UserError
@@ -58,7 +58,9 @@ def stage_plan(settings: TrainSettings, name: StageName, samples: int, ranks: in
 
 
 def skip_of(adapters: AdapterSettings) -> tuple[int, ...] | None:
-    """The skip list that was given, by numbers or by name."""
+    """The skip list that was given, by numbers or by name. Raises UserError for a list of METER's sites."""
+    if isinstance(adapters.skip, str) and adapters.skip in METER_RELEASED:
+        raise UserError("a list of METER's 24 sites", adapters.skip, "a list of a decoder's layers")
     return released(adapters.skip) if isinstance(adapters.skip, str) else adapters.skip
 
 

@@ -1,9 +1,9 @@
 """Golden data of the authors' code: every computation that this package reproduces.
 
-The cases of METER and LaVIN are left for those hosts: their computations are not known here, and a folder that holds
-one fails.
+The cases of LaVIN are left for that host: their computations are not known here, and a folder that holds one fails.
 """
 
+from eas.evidence.parity.meter import meter_cross_layer, meter_task
 from eas.evidence.parity.model import llava_model
 from eas.evidence.parity.search import search_lavin, search_llava, search_meter
 from eas.evidence.parity.units import pia_units
@@ -15,6 +15,10 @@ COMPUTATIONS = {
     "search_llava": each(search_llava),
     "search_lavin": each(search_lavin),
     "search_meter": each(search_meter),
+    "meter_cross_layer": each(meter_cross_layer),
+    "meter_vqa": each(meter_task),
+    "meter_nlvr2": each(meter_task),
+    "meter_irtr": each(meter_task),
 }
 # What the cases' json files state, as (absolute, relative); never looser.
 TOLERANCES = {"units": (1e-5, 1e-5), "model": (2e-5, 1e-4), "search": (1e-7, 1e-5)}

@@ -1,0 +1,79 @@
+"""The benchmarks of the paper's hosts: how each is asked, and the files that it consists of. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eas.evaluation.settings import EvalSettings
+from tenfold import UserError
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark is asked and where its files lie.
+
+    Attributes:
+        split: the paper's. new_tokens: at most so many (a host that writes). pad: pictures padded to a square.
+        tree: the folder's files, for `--help`. host: whose benchmark it is.
+    """
+
+    title: str
+    split: str
+    new_tokens: int
+    pad: bool
+    tree: str
+    host: str = "llava"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave: metrics as in its record, and the files that were written."""
+
+    benchmark: Benchmark
+    metrics: Mapping[str, Any]
+    files: Sequence[Path]
+
+
+CONVERSATIONS = "<split>.json (LLaVA's conversations, with answer_type), images/"
+BENCHMARKS = {
+    "mini": Benchmark("the miniature's questions", "test", 4, True, CONVERSATIONS),
+    "scienceqa": Benchmark(
+        "ScienceQA", "test", 8, False, "problems.json, pid_splits.json, images/<split>/<id>/image.png"
+    ),
+    "aid": Benchmark("AID", "test20", 10, True, CONVERSATIONS.replace("<split>", "test20 or test50")),
+    "slake": Benchmark("Slake (English)", "test_llava_en", 10, True, CONVERSATIONS.replace("images/", "imgs/")),
+    "vqav2": Benchmark(
+        "VQAv2",
+        "test-dev2015",
+        0,
+        False,
+        "v2_OpenEnded_mscoco_<split>_questions.json, v2_mscoco_<split>_annotations.json, <split>/COCO_*.jpg",
+        "meter",
+    ),
+    "nlvr2": Benchmark(
+        "NLVR2", "test1", 0, False, "nlvr2/data/<split>.json, <split>/*-img0.png and *-img1.png", "meter"
+    ),
+    "flickr30k": Benchmark(
+        "Flickr30k retrieval", "test", 0, False, "karpathy/dataset_flickr30k.json, flickr30k-images/", "meter"
+    ),
+}
+TASKS = {"vqav2": "vqa", "nlvr2": "nlvr2", "flickr30k": "irtr"}  # of METER
+
+
+def host_of(settings: EvalSettings) -> str:
+    """Whose model is evaluated: by what its folder holds, else by the benchmark, else as `--host` says.
+
+    Raises:
+        UserError: `--host`, the folder and the benchmark do not go together.
+    """
+    told = "meter" if Path(settings.model, "meter.json").is_file() else None
+    if settings.host and told and settings.host != told:
+        raise UserError(f"--host {settings.host}", settings.model, f"{told}: its folder says so")
+    host, one = settings.host or told or "llava", BENCHMARKS[settings.benchmark]
+    if one.host != host:
+        fitting = ", ".join(name for name, other in BENCHMARKS.items() if other.host == host)
+        raise UserError(f"--benchmark {settings.benchmark}", f"a {host} host", f"one of {fitting}")
+    return host

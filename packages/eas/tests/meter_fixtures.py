@@ -1,0 +1,49 @@
+"""A tiny METER whose weights are drawn at random, and a tokenizer as RoBERTa's is."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from eas.meter import Meter, MeterConfig, MeterInputs
+
+TINY = {
+    "size": 16, "answers": 3, "max_text": 8, "width": 16, "heads": 2, "ffn": 32, "vocabulary": 300,
+    "text_positions": 12, "text_width": 16, "text_layers": 1, "vit_width": 16, "vit_layers": 2, "vit_heads": 2,
+    "vit_patch": 8, "adapter_rank": 4, "pia_rank": 6, "dropout": 0.0,
+}  # fmt: skip
+
+
+def meter(**changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Meter(MeterConfig(**TINY | changes)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.ndim > 1 else 0.1))
+    return model
+
+
+def inputs(rows=3, pictures=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 60, (rows, 8), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        ids[row, 8 - row :], mask[row, 8 - row :] = 1, 0
+    return MeterInputs(ids, mask, tuple(torch.randn(rows, 3, 16, 16, generator=generator) for _ in range(pictures)))
+
+
+def tokenizer(folder):
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(["is the cup red?"], trainer)
+    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
+    return folder
