@@ -10,6 +10,7 @@ from dyvte.commands.app import main
 from dyvte.commands.verify import VERIFIERS
 from dyvte.evidence.parity import COMPUTATIONS, TOLERANCES
 from dyvte.evidence.rehearsal import run_rehearsal
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger
 
 PACKAGE = Path(__file__).parent.parent
@@ -94,6 +95,6 @@ def test_d12_every_verb_that_makes_a_run_can_be_verified():
 
 def test_d13_the_rehearsal_runs_small(tmp_path):
     """The same steps at two layers; at full size its record is committed. Fails if a step does not follow."""
-    found = run_rehearsal(tmp_path / "work", layers=2, hidden=128, tower=2)
-    assert [step["step"] for step in found["steps"]][-1].startswith("prefill")
+    found = run_rehearsal(tmp_path, steps := Steps(), layers=2, hidden=128, tower=2)
+    assert [step["step"] for step in steps.rows][-1].startswith("prefill")
     assert found["tokens"] == 640 and found["kv_lengths"][0] >= 640 - 1

@@ -13,6 +13,7 @@ from e3_facenet.evidence.rehearsal import rehearse
 from e3_facenet.evidence.settings import BenchSettings
 from e3_facenet.evidence.speed import run_bench
 from e3_facenet.miniature.model import mini_generator
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger
 
 ROOT = Path(__file__).parents[1]
@@ -94,5 +95,5 @@ def test_d11_readme_citation_and_ledger_are_whole():
 
 def test_d13_the_rehearsal_walks_the_whole_path(tmp_path):
     """At tiny size. Fails if a step of the way from a pickle to an evaluated face breaks."""
-    rows = rehearse(tmp_path / "r", TINY, TINY_D)
-    assert [row["step"] for row in rows][-1] == "evaluate two faces" and (tmp_path / "r" / "face.glb").is_file()
+    rehearse(tmp_path, steps := Steps(), TINY, TINY_D)
+    assert [row["step"] for row in steps.rows][-1] == "evaluate two faces" and (tmp_path / "face.glb").is_file()

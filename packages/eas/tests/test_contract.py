@@ -12,6 +12,7 @@ from eas import costs
 from eas.commands.app import main
 from eas.evidence import findings, rehearsal
 from eas.evidence.parity import COMPUTATIONS, TOLERANCES
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger, properties
 
 PACKAGE = Path(__file__).parent.parent
@@ -120,7 +121,7 @@ def test_d13_the_rehearsal_runs_small(tmp_path, monkeypatch):
     """Fails if a step of the full-size rehearsal does not follow from the one before: here at a 64th of the width."""
     monkeypatch.setattr(costs, "LLAMA_7B", costs.Shape(64, 96, 4, len(rehearsal.mini_host.tokenizer()), 4, 4))
     monkeypatch.setattr(rehearsal, "TOWER", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2})
-    found = rehearsal.walk(tmp_path, 4, 1)
-    assert [step["step"] for step in found["steps"]][-1] == "answer 1 AID records" and not list(tmp_path.iterdir())
+    found = rehearsal.walk(tmp_path, steps := Steps(), 4, 1)
+    assert [step["step"] for step in steps.rows][-1] == "answer 1 AID records"
     assert found["skipped"] == [2, 3] and found["prompt_tokens"] > 576 and 0 <= found["scores"]["accuracy"] <= 100
     assert found["dropped_parameters"] == 2 * 4 * 64 * 64

@@ -9,6 +9,7 @@ from flashsloth.configuration import FlashSlothConfig
 from flashsloth.evidence.parity import COMPUTATIONS
 from flashsloth.evidence.parity.common import TOLERANCES
 from flashsloth.evidence.rehearsal import rehearse
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger, properties
 
 
@@ -94,6 +95,6 @@ def test_d13_the_rehearsal_runs_small(tmp_path):
                        "image_size": 42, "patch_size": 7, "vision_use_head": False},
     )  # fmt: skip
     config.dtype = torch.float16
-    found = rehearse(config, tmp_path)
+    found = rehearse(config, tmp_path, done := Steps())
     steps = ["write a release", "convert", "load in bfloat16", "answer", "evaluate"]
-    assert [one["step"] for one in found["steps"]] == steps and found["questions"] == 2
+    assert [one["step"] for one in done.rows] == steps and found["questions"] == 2

@@ -16,6 +16,7 @@ from gamma_mod.costs import DecoderShape
 from gamma_mod.evidence.rehearsal import rehearse
 from gamma_mod.evidence.settings import BenchSettings
 from gamma_mod.evidence.speed import Bench, run_bench
+from tenfold.runs.rehearsal import Steps
 
 TINY = DecoderShape(layers=6, hidden=32, intermediate=64, heads=2, kv_heads=2, head_dim=16, vocabulary=50)
 
@@ -102,8 +103,8 @@ def test_the_rehearsal_walks_the_whole_way(tmp_path):
         32, 48, 6, 2, slow=(4, 6, 8, 12), slow_depths=(1, 1, 1, 1), fast=16, fast_intermediate=24, fast_layers=2,
         fast_patches=9, vocabulary=200,
     )  # fmt: skip
-    found = rehearse(tmp_path / "run", shape=shape, tokens=70)
-    assert found["steps"][0]["step"].startswith("write") and len(found["steps"]) == 7
+    found = rehearse(tmp_path / "run", steps := Steps(), shape=shape, tokens=70)
+    assert steps.rows[0]["step"].startswith("write") and len(steps.rows) == 7
     assert found["evaluated"]["questions"] == 2 and found["evaluated"]["skip"]["prefill"] is not None
     assert found["new_tokens"] >= 1 and 0 <= found["skip_prefill"] <= 1
     assert found["written"] == found["parameters"] + 2 * 32  # two converted layers, one router

@@ -109,12 +109,13 @@ class PhiWithQueries(PhiModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             tokens = inputs_embeds.shape[1]  # type: ignore[union-attr]
             position_ids = torch.arange(tokens, device=inputs_embeds.device).unsqueeze(0) + past  # type: ignore[union-attr]
+        cached: dict[str, Any] = {_CACHE: past_key_values}
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,  # type: ignore[arg-type]
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{_CACHE: past_key_values},
+            **cached,
         )
         hidden = self.embed_dropout(inputs_embeds)
         rotary = self.rotary_emb(hidden, position_ids=position_ids)
@@ -127,10 +128,10 @@ class PhiWithQueries(PhiModel):
                 position_ids=position_ids,
                 use_cache=use_cache,
                 position_embeddings=rotary,
-                **{_CACHE: past_key_values},
+                **cached,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), **{_CACHE: past_key_values})
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(hidden), **cached)
 
 
 class FlashSlothPreTrainedModel(PreTrainedModel):

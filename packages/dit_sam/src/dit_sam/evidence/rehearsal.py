@@ -9,10 +9,6 @@ release of random weights says nothing of quality: what is rehearsed are files, 
 
 # Annotations are not deferred: typer evaluates them.
 
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +26,7 @@ from dit_sam.model import DITSam
 from dit_sam.predictor import DitPredictor
 from dit_sam.text_encoder import SPECIAL
 from tenfold.cli import main as run_app
-from tenfold.cli.output import echo
-from tenfold.runs import atomic_write_json, run
+from tenfold.runs.rehearsal import Steps, rehearsed
 
 app = typer.Typer(add_completion=False)
 # BERT's own words stand for themselves; the others are numbered.
@@ -46,36 +41,29 @@ def rehearse(
     sentences: Annotated[int, typer.Option(min=1, help="To evaluate.")] = 2,
 ) -> None:
     """Write, convert, load, segment and evaluate a model of random weights at full size."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="dit-sam-rehearsal-") as place:
-        record = rehearsed(Path(place), size, sentences)
-    atomic_write_json(output, record)
-    for step in record["metrics"]["steps"]:
-        echo(f"{step['step']}: {step['seconds']:.1f} s, peak {step['peak_gb']:.2f} GB")
+    with rehearsed("dit_sam", {"size": size, "sentences": sentences}, output, folder) as (steps, place, metrics):
+        metrics |= walk(place, steps, size, sentences)
 
 
-def rehearsed(place: Path, size: str, sentences: int) -> dict[str, Any]:
-    """All steps in a folder; returns the run's record."""
-    steps: list[dict[str, Any]] = []
-    with run("dit_sam", "rehearsal", config={"size": size, "sentences": sentences}, seed=0, output=None) as current:
-        with _step("write a release", steps):
-            write_release(place, size)
-        with _step("convert", steps):
-            convert(place / "seg_best.pth", place / "model", bert=place / "vocab.txt", variant=_variant(size))
-        (place / "seg_best.pth").unlink()
-        with _step("load in bfloat16", steps):
-            model = DITSam.from_pretrained(place / "model", dtype=torch.bfloat16)
-        with _step("segment a picture", steps):
-            predictor = DitPredictor(model)
-            predictor.set_image(torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8).numpy())
-            shape = predictor.predict(text="the top red circle").masks.shape
-        del model, predictor
-        write_mini(place / "data", MiniSettings(train=1, val=sentences, test=1, size=480, seed=3))
-        with _step(f"evaluate {sentences} sentences", steps):
-            chosen = EvalSettings(model=str(place / "model"), data=str(place / "data"), limit=sentences, batch=1)
-            found = run_eval(chosen, place / "eval")
-        current.metrics |= {"steps": steps, "masks": list(shape), "scores": found.metrics["scores"] if found else {}}
-    assert current.record is not None
-    return current.record.model_dump(mode="json")
+def walk(place: Path, steps: Steps, size: str, sentences: int) -> dict[str, Any]:
+    """All steps in a folder; what the record says beside them."""
+    with steps.step("write a release"):
+        write_release(place, size)
+    with steps.step("convert"):
+        convert(place / "seg_best.pth", place / "model", bert=place / "vocab.txt", variant=_variant(size))
+    (place / "seg_best.pth").unlink()
+    with steps.step("load in bfloat16"):
+        model = DITSam.from_pretrained(place / "model", dtype=torch.bfloat16)
+    with steps.step("segment a picture"):
+        predictor = DitPredictor(model)
+        predictor.set_image(torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8).numpy())
+        shape = predictor.predict(text="the top red circle").masks.shape
+    del model, predictor
+    write_mini(place / "data", MiniSettings(train=1, val=sentences, test=1, size=480, seed=3))
+    with steps.step(f"evaluate {sentences} sentences"):
+        chosen = EvalSettings(model=str(place / "model"), data=str(place / "data"), limit=sentences, batch=1)
+        found = run_eval(chosen, place / "eval")
+    return {"masks": list(shape), "scores": found.metrics["scores"] if found else {}}
 
 
 def _variant(size: str) -> str:
@@ -93,26 +81,6 @@ def write_release(place: Path, size: str) -> None:
     torch.save({"epoch": 25, "state_dict": state, "lr": 1e-6, **rest}, place / "seg_best.pth")
     words = [*WORDS, *(f"[unused{i}]" for i in range(config.words - len(WORDS)))]
     (place / "vocab.txt").write_text("".join(word + "\n" for word in words), encoding="utf-8")
-
-
-@contextmanager
-def _step(name: str, steps: list[dict[str, Any]]) -> Iterator[None]:
-    """Seconds and peak memory of a step, of this process as a whole."""
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")
-    start = time.perf_counter()
-    yield
-    steps.append({"step": name, "seconds": time.perf_counter() - start, "peak_gb": peak_gigabytes()})
-
-
-def peak_gigabytes() -> float:
-    """The peak since it was last reset, in 10^9 bytes; 0 where /proc is not Linux'."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0.0
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -1,61 +1,63 @@
 """The real path once at full size, without real weights: from an official checkpoint to an answered sample.
 
-    python -m dyvte.evidence.rehearsal work-folder record.json
+    python benchmarks/rehearse.py dyvte --output rehearsal.json      # or: python -m dyvte.evidence.rehearsal
 
 Writes LLaVA-1.5-7B with its 32 gates under official names (random weights, 16 bit, sharded), takes gates and host out
 of it, loads both, answers a prompt of the paper's length with an exit, and records seconds and peak memory of every
 step. About 16 GB of memory and 31 GB of disk.
 """
 
-from __future__ import annotations
+# Annotations are not deferred: typer evaluates them.
 
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dyvte.checkpoints import release
 from dyvte.checkpoints.keys import gates_to_official, host_to_official
 from dyvte.checkpoints.load import load_gates
 from dyvte.gates import GateConfig, Gates
-from tenfold import UserError
+from tenfold.cli import main as run_app
 from tenfold.runs import atomic_directory, atomic_write_json
-from tenfold.runs.provenance import hardware, library_versions
+from tenfold.runs.rehearsal import Steps, rehearsed
 from tenfold.weights import StoredTensor, write_weights
 
 SHARD_BYTES = 2 * 10**9
 WORDS = 32000
 
 
-def run_rehearsal(folder: Path, *, layers: int = 32, hidden: int = 4096, tower: int = 24) -> dict[str, Any]:
-    """All steps, in a new folder; the record.
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def rehearsal(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="For the record, as JSON.")],
+    folder: Annotated[Path | None, typer.Option(help="For files in between, 31 GB; default: a temporary one.")] = None,
+) -> None:
+    """Write, split, load and answer with LLaVA-1.5-7B and its gates, of random weights, at full size."""
+    with rehearsed("dyvte", {"host": "llava-1.5-7b"}, output, folder) as (steps, place, metrics):
+        metrics |= run_rehearsal(place, steps)
+
+
+def run_rehearsal(
+    folder: Path, steps: Steps, *, layers: int = 32, hidden: int = 4096, tower: int = 24
+) -> dict[str, Any]:
+    """All steps; what the record says beside them.
 
     Args:
-        folder: for the checkpoints; removed again by `main`.
+        folder: for the checkpoints, which take 31 GB at full size.
         layers, hidden: of the decoder; LLaVA-1.5-7B's by default.
         tower: layers of the vision tower.
 
     Raises:
-        UserError: the folder exists, or a step fails.
+        UserError: a step fails.
     """
-    if folder.exists():
-        raise UserError("exists", folder, "a new folder")
-    folder.mkdir(parents=True)
-    steps: list[dict[str, Any]] = []
-
-    def step(name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        steps.append({"step": name, "seconds": time.perf_counter() - start, "peak_bytes": peak})
-        return result
-
+    step = steps.do
     config = host_config(layers, hidden, tower)
     step("write an official checkpoint", lambda: write_official(folder / "official", config))
     step("gates out of it", lambda: release.to_gates(folder / "official", folder / "gates"))
@@ -71,10 +73,6 @@ def run_rehearsal(folder: Path, *, layers: int = 32, hidden: int = 4096, tower: 
         "layers": layers,
         "hidden": hidden,
         "parameters": sum(p.numel() for p in model.parameters()) + sum(p.numel() for p in gates.parameters()),
-        "device": hardware().cpu,
-        "threads": torch.get_num_threads(),
-        "versions": library_versions("dyvte"),
-        "steps": steps,
         **answered,
     }
 
@@ -149,16 +147,5 @@ def answer(model: Any, gates: Gates) -> dict[str, Any]:
         return {"exit_layer": exit.exit_layers()[0], "tokens": ids.shape[1], "kv_lengths": lengths}
 
 
-def main() -> None:
-    """Run, write the record, remove the checkpoints."""
-    if len(sys.argv) != 3:
-        raise SystemExit("python -m dyvte.evidence.rehearsal FOLDER RECORD.json")
-    folder = Path(sys.argv[1])
-    try:
-        atomic_write_json(Path(sys.argv[2]), run_rehearsal(folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_app(app)

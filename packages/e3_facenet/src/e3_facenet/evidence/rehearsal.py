@@ -1,27 +1,24 @@
 """The real path once at full size, with random weights: an official pickle, a folder, five views at 512 pixels, an
 edit, a mesh, and an evaluation on files in the official format.
 
-    python -m e3_facenet.evidence.rehearsal --output rehearsal     # about two minutes of one core, below 8 GB
+    python benchmarks/rehearse.py e3_facenet --output rehearsal.json     # about two minutes of one core, below 8 GB
 
 CLIP is of ViT-B/32's size with random weights and the mini world's tokenizer, since the real vocabulary is a download.
 """
 
-from __future__ import annotations
+# Annotations are not deferred: typer evaluates them.
 
-import argparse
-import json
 import pickle
-import resource
 import sys
-import time
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
 
@@ -37,7 +34,9 @@ from e3_facenet.evidence.speed import random_generator
 from e3_facenet.facenet import E3FaceNet
 from e3_facenet.mesh import extract_mesh
 from e3_facenet.miniature.model import mini_tokenizer
+from tenfold.cli import main as run_app
 from tenfold.runs import atomic_write_json
+from tenfold.runs.rehearsal import Steps, rehearsed
 
 BUFFERS = ("alpha", "w_avg", "resample_filter")
 
@@ -81,33 +80,32 @@ def write_official_pickle(path: Path, networks: Mapping[str, Mapping[str, Tensor
             del sys.modules[name]
 
 
-class Steps:
-    """Seconds and peak memory of every step."""
+app = typer.Typer(add_completion=False)
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
 
-    def do(self, name: str, work: Callable[[], Any]) -> Any:
-        """Run a step and keep its row."""
-        begun = time.perf_counter()
-        result = work()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        self.rows.append({"step": name, "seconds": round(time.perf_counter() - begun, 2), "peak_gb": round(peak, 2)})
-        print(json.dumps(self.rows[-1]), file=sys.stderr, flush=True)
-        return result
+@app.command()
+def rehearsal(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="For the record, as JSON.")],
+    folder: Annotated[Path | None, typer.Option(help="For files in between; default: a temporary one.")] = None,
+) -> None:
+    """Convert, generate, edit, mesh and evaluate at 512 pixels with random weights."""
+    with rehearsed("e3_facenet", {"resolution": 512}, output, folder) as (steps, place, _):
+        rehearse(place, steps)
 
 
 def rehearse(
-    output: Path, config: GeneratorConfig | None = None, discriminator: DiscriminatorConfig | None = None
-) -> list[dict[str, Any]]:
-    """All steps; writes steps.json into `output`, which must be new.
+    output: Path,
+    steps: Steps,
+    config: GeneratorConfig | None = None,
+    discriminator: DiscriminatorConfig | None = None,
+) -> None:
+    """All steps, in a folder.
 
     Args:
         config, discriminator: smaller dimensions than the paper's, for tests.
     """
     config, discriminator = config or GeneratorConfig(), discriminator or DiscriminatorConfig()
-    output.mkdir(parents=True)
-    steps, clip = Steps(), output / "clip"
+    clip = output / "clip"
 
     def release() -> None:
         generator = random_generator(config, 0)
@@ -158,15 +156,7 @@ def rehearse(
         device="cpu",
     )
     steps.do("evaluate two faces", lambda: run_eval(settings, 0, output / "eval"))
-    atomic_write_json(output / "steps.json", steps.rows)
-    return steps.rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    rehearse(parser.parse_args().output)
 
 
 if __name__ == "__main__":
-    main()
+    run_app(app)

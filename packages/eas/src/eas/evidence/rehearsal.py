@@ -1,21 +1,18 @@
 """A rehearsal at full width: from an official checkpoint of random weights to an evaluated sample, every step timed.
 
-    python -m eas.evidence.rehearsal --layers 32 --output runs/rehearsal
+    python benchmarks/rehearse.py eas --output rehearsal.json      # or: python -m eas.evidence.rehearsal
 
 Writes a LLaVA-EAS checkpoint in the official layout and a frozen host in transformers' layout, converts, loads in
 bfloat16, drops the skipped attentions, and answers AID records from a file in the official format. 32 layers take 28 GB
 of disk and more than 14 GB of memory; fewer layers keep every width.
 """
 
-from __future__ import annotations
+# Annotations are not deferred: typer evaluates them.
 
-import resource
 import shutil
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -36,30 +33,16 @@ from eas.evidence.weights import draw
 from eas.plan import Plan
 from eas.skipper import Skipper
 from tenfold import UserError
+from tenfold.cli import main as run_app
 from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.hosts.loading import load_host
-from tenfold.runs import run
+from tenfold.runs.rehearsal import Steps, rehearsed
 from tenfold.weights import StoredTensor, write_weights
 
-Result = TypeVar("Result")
 TOWER: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 FULL_LAYERS = 32
-
-
-class Steps:
-    """What was done, in seconds, with the peak of this process's memory so far in bytes."""
-
-    def __init__(self) -> None:
-        self.done: list[dict[str, Any]] = []
-
-    def take(self, name: str, work: Callable[[], Result]) -> Result:
-        begin = time.perf_counter()
-        result = work()
-        seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.done.append({"step": name, "seconds": round(seconds, 1), "peak_bytes": peak})
-        typer.echo(f"{name}: {seconds:.1f} s, peak {peak / 1e9:.2f} GB")
-        return result
+app = typer.Typer(add_completion=False)
 
 
 def host_config(layers: int) -> LlavaConfig:
@@ -137,25 +120,23 @@ def write_records_of_aid(folder: Path, count: int) -> None:
     write_records(folder / "test20.json", records, folder / "images")
 
 
-def walk(output: Path, layers: int, samples: int) -> dict[str, Any]:
-    """All steps in a new folder ``output/work``, which is removed again; what the record says of them."""
-    steps, work = Steps(), output / "work"
-    plan = steps.take("write a checkpoint in the official layout", lambda: write_release(work / "release", layers))
-    made = steps.take("convert", lambda: convert(work / "release", work / "adapters"))
+def walk(work: Path, steps: Steps, layers: int, samples: int) -> dict[str, Any]:
+    """All steps in a folder; what the record says beside them."""
+    plan = steps.do("write a checkpoint in the official layout", lambda: write_release(work / "release", layers))
+    made = steps.do("convert", lambda: convert(work / "release", work / "adapters"))
     if made.plan != plan:
         raise UserError("another plan came back", work / "adapters", str(plan))
     shutil.rmtree(work / "release")
-    steps.take("write a frozen host in transformers' layout", lambda: write_host(work / "host", layers))
+    steps.do("write a frozen host in transformers' layout", lambda: write_host(work / "host", layers))
     settings = HostSettings(model=str(work / "host"), device="cpu", dtype="bfloat16")
-    host = steps.take("load the host", lambda: load_host(settings))
-    skipper, _ = steps.take("attach the adapters", lambda: open_adapters(work / "adapters", host.model))
-    gone = steps.take("drop the skipped attentions", skipper.drop_attention)
+    host = steps.do("load the host", lambda: load_host(settings))
+    skipper, _ = steps.do("attach the adapters", lambda: open_adapters(work / "adapters", host.model))
+    gone = steps.do("drop the skipped attentions", skipper.drop_attention)
     write_records_of_aid(work / "aid", samples)
     records = read_records(work / "aid" / "test20.json", work / "aid" / "images")
     encoder = Encoder(host.processor)
-    said = steps.take(f"answer {samples} AID records", lambda: answer(host.model, encoder, records, max_new_tokens=4))
+    said = steps.do(f"answer {samples} AID records", lambda: answer(host.model, encoder, records, max_new_tokens=4))
     scored = scores.aid(records, {record.id: one.text for record, one in zip(records, said, strict=True)})
-    shutil.rmtree(work)
     return {
         "layers": layers,
         "full": layers == FULL_LAYERS,
@@ -163,22 +144,20 @@ def walk(output: Path, layers: int, samples: int) -> dict[str, Any]:
         "dropped_parameters": gone,
         "prompt_tokens": said[0].prompt_tokens,
         "scores": scored,
-        "steps": steps.done,
     }
 
 
-def rehearse(
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="A new folder; its large files are removed at the end.")
-    ],
+@app.command()
+def rehearsal(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="For the record, as JSON.")],
     layers: Annotated[int, typer.Option(help="Of the decoder; every width is the real one.")] = FULL_LAYERS,
     samples: Annotated[int, typer.Option(help="Records that are answered.")] = 1,
+    folder: Annotated[Path | None, typer.Option(help="For files in between, 28 GB; default: a temporary one.")] = None,
 ) -> None:
-    """Walk the whole path once and write a run record."""
-    config = {"layers": layers, "samples": samples}
-    with run("eas", "rehearsal", config=config, seed=0, output=output, data={}) as current:
-        current.metrics.update(walk(output, layers, samples))
+    """Write, convert, load, skip and answer with LLaVA-EAS, of random weights, at full width."""
+    with rehearsed("eas", {"layers": layers, "samples": samples}, output, folder) as (steps, place, metrics):
+        metrics |= walk(place, steps, layers, samples)
 
 
 if __name__ == "__main__":
-    typer.run(rehearse)
+    run_app(app)

@@ -7,11 +7,6 @@ Every step is recorded with its seconds and the process's peak memory. Weights a
 
 from __future__ import annotations
 
-import resource
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,24 +26,17 @@ from flashsloth.evaluation.settings import EvalSettings
 from flashsloth.miniature.vocabulary import write_vocabulary
 from tenfold.cli import main as run_app
 from tenfold.hosts.answers import Prompt, generate
-from tenfold.runs import atomic_write_json, run
+from tenfold.runs import atomic_write_json
+from tenfold.runs.rehearsal import Steps, rehearsed
 from tenfold.weights import StoredTensor, write_weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-def rehearse(config: FlashSlothConfig, folder: Path, limit: int = 2) -> dict[str, Any]:
-    """Walk the way; steps with seconds, and the most memory so far in GB."""
-    steps: list[dict[str, Any]] = []
-    found: dict[str, Any] = {"steps": steps}
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        steps.append({"step": name, "seconds": round(time.perf_counter() - start, 1), "peak_gb": round(peak, 2)})
-
+def rehearse(config: FlashSlothConfig, folder: Path, steps: Steps, limit: int = 2) -> dict[str, Any]:
+    """Walk the way; what the record says beside the steps."""
+    found: dict[str, Any] = {}
+    step = steps.step
     official, ours = folder / "release", folder / "ours"
     with step("write a release"):
         write_release(config, official)
@@ -101,13 +89,8 @@ def rehearsal(
     """Rehearse release, conversion, loading, answer and evaluation at full size."""
     config = FlashSlothConfig.named(model)
     config.dtype = torch.float16
-    with (
-        run("flashsloth", "rehearsal", config={"model": model}, seed=0, output=None) as current,
-        tempfile.TemporaryDirectory(dir=folder, prefix="flashsloth-rehearsal-") as place,
-    ):
-        current.metrics.update(rehearse(config, Path(place)))
-    assert current.record is not None
-    atomic_write_json(output, current.record.model_dump(mode="json"))
+    with rehearsed("flashsloth", {"model": model}, output, folder) as (steps, place, metrics):
+        metrics |= rehearse(config, place, steps)
     typer.echo(f"wrote {output}")
 
 

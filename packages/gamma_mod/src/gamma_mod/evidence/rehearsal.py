@@ -17,18 +17,14 @@ and time.
 
 # Annotations are not deferred: typer evaluates them.
 
-import gc
 import math
-import resource
 import shutil
-import tempfile
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -53,11 +49,11 @@ from gamma_mod.evaluation.settings import EvalSettings
 from gamma_mod.report import calibrate, measure_skips
 from tenfold.cli import main as run_app
 from tenfold.data import mini_host
-from tenfold.runs import atomic_write_json, fingerprint, run, track
+from tenfold.runs import atomic_write_json, fingerprint, track
 from tenfold.runs.ranks import ranks
+from tenfold.runs.rehearsal import Steps, rehearsed
 from tenfold.weights import StoredTensor, WeightFiles, write_weights
 
-Result = TypeVar("Result")
 SHARD_BYTES = 2 * 10**9
 PROMPT, NEW = 1400, 4
 BENCHMARK, QUESTIONS, ANSWER = "gqa", 2, 6  # as many tokens as the released loader lets an answer have
@@ -75,21 +71,14 @@ def rehearsal(
 ) -> None:
     """Write, split, join, load, answer and evaluate LLaVA-HR-7B with random weights at full size."""
     config = {"release": "llava_hr_7b", "layers": layers, "tokens": PROMPT}
-    with (
-        run("gamma_mod", "rehearsal", config=config, seed=0, output=None) as current,
-        tempfile.TemporaryDirectory(dir=folder, prefix="gamma-mod-rehearsal-") as place,
-    ):
-        current.metrics |= rehearse(Path(place), layers)
-    assert current.record is not None
-    atomic_write_json(output, current.record.model_dump(mode="json"))
-    for step in current.metrics["steps"]:
-        typer.echo(f"{step['step']}: {step['seconds']:.1f} s, peak so far {step['peak_bytes_so_far'] / 1e9:.1f} GB")
+    with rehearsed("gamma_mod", config, output, folder) as (steps, place, metrics):
+        metrics |= rehearse(place, steps, layers)
 
 
 def rehearse(
-    folder: Path, layers: int | None = None, shape: ReleaseShape | None = None, tokens: int = PROMPT
+    folder: Path, steps: Steps, layers: int | None = None, shape: ReleaseShape | None = None, tokens: int = PROMPT
 ) -> dict[str, Any]:
-    """All steps, in a folder that is emptied on the way; seconds and peak memory of each.
+    """All steps, in a folder that is emptied on the way; what the record says beside them.
 
     Args:
         layers: of the decoder; None: all.
@@ -101,16 +90,7 @@ def rehearse(
     """
     full = shape or RELEASES["llava_hr_7b"]
     small = replace(full, layers=layers or full.layers)
-    steps: list[dict[str, Any]] = []
-
-    def step(name: str, work: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        result = work()
-        gc.collect()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        steps.append({"step": name, "seconds": time.perf_counter() - start, "peak_bytes_so_far": peak})
-        return result
-
+    step = steps.do
     release, host, again = folder / "release", folder / "host", folder / "again"
     numbers = step("write a release of random weights", lambda: write_release(release, small))
     made = step("split it", lambda: convert_release(release, host, shard_bytes=SHARD_BYTES))
@@ -128,7 +108,6 @@ def rehearse(
         "parameters": made.parameters,
         "written": numbers,
         "tokens": tokens,
-        "steps": steps,
         **found,
     }
 

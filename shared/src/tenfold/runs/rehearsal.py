@@ -1,0 +1,89 @@
+"""A rehearsal: a package's real path walked once, at full size, with random weights in the official layout.
+
+    with rehearsed("dit_sam", {"size": "vit_h"}, output, folder) as (steps, place, metrics):
+        with steps.step("write a release"):
+            write_release(place)
+        metrics["masks"] = list(shape)
+
+The record is a run's, with seconds and peak memory of every step; `benchmarks/rehearse.py` runs them.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tenfold.cli.output import echo
+from tenfold.runs.context import run
+from tenfold.runs.files import atomic_write_json
+
+Result = TypeVar("Result")
+
+
+class Steps:
+    """What was done, one row a step: "step", "seconds", and "peak_gb", the process's peak memory in 10^9 bytes.
+
+    On Linux the peak is that of the step; elsewhere, that of the process so far.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A step; what fails has no row."""
+        gc.collect()
+        reset = Path("/proc/self/clear_refs")
+        if reset.exists():
+            reset.write_text("5")
+        start = time.perf_counter()
+        yield
+        seconds, peak = time.perf_counter() - start, peak_bytes() / 1e9
+        self.rows.append({"step": name, "seconds": round(seconds, 1), "peak_gb": round(peak, 2)})
+        echo(f"{name}: {seconds:.1f} s, peak {peak:.2f} GB")
+
+    def do(self, name: str, work: Callable[[], Result]) -> Result:
+        """A step of one call; what it returns."""
+        with self.step(name):
+            return work()
+
+
+def peak_bytes() -> int:
+    """The peak of this process's memory, since it was last reset where that can be done."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+@contextmanager
+def rehearsed(
+    package: str, config: Mapping[str, Any], output: Path, folder: Path | None = None
+) -> Iterator[tuple[Steps, Path, dict[str, Any]]]:
+    """Record a rehearsal.
+
+    Args:
+        config: what was rehearsed, for the record.
+        output: the file of the record, as JSON.
+        folder: where a folder for what lies in between is made, and removed; None: the system's temporary one.
+
+    Yields:
+        steps to fill, an empty folder, and the record's metrics.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        run(package, "rehearsal", config=config, seed=0, output=None) as current,
+        tempfile.TemporaryDirectory(dir=folder, prefix=f"{package.replace('_', '-')}-rehearsal-") as place,
+    ):
+        steps = Steps()
+        yield steps, Path(place), current.metrics
+        current.metrics["steps"] = steps.rows
+    assert current.record is not None
+    atomic_write_json(output, current.record.model_dump(mode="json"))
