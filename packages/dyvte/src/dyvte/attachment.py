@@ -17,18 +17,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dyvte.observation import Observed, Observer
 from dyvte.passes import CACHE_STATE, Exits, ForwardPass
 from tenfold import UserError
 from tenfold.hosts import structure
+from tenfold.hosts.attached import attached, join, leave, present, refuse_beside, visual_of_pass
 from tenfold.hosts.ragged import Tokens, cache_length, kv_cache
 
 # Settings of generate() that propose tokens to be taken back: the cache would be cropped below its ragged lengths.
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
+NAME = "DyVTE"
 _serial = itertools.count()
 
 
@@ -91,6 +92,7 @@ class Attachment:
         modules: Any = structure.decoder_layers(self.model)
         if any(hasattr(module.self_attn, "_dyvte") for module in modules):
             raise UserError("an exit is already attached", type(self.model).__name__, "one attachment at a time")
+        self._refuse_company(len(modules))
         self._parameters = list(inspect.signature(self.model.forward).parameters)
         self.layers = [AttachedLayer(self, number, module) for number, module in enumerate(modules)]
         self._handles = [
@@ -100,6 +102,18 @@ class Attachment:
         self._generate = self.model.generate
         self._own_generate = vars(self.model).get("generate")
         self.model.generate = self.generate
+        join(self.model, NAME)
+
+    def _refuse_company(self, layers: int) -> None:
+        refuse_beside(
+            self.model, NAME, after=("FitPrune",), reason="a host of whole layers, or FitPrune attached first"
+        )
+        if not attached(self.model):
+            return
+        alone = self.compact_every == 1 and not any(self.rule.observes(layer) for layer in range(layers))
+        if not alone:
+            expected = "compact_every=1, and gates that read states: caches and attention are FitPrune's too"
+            raise UserError("DyVTE beside FitPrune in this setting", type(self.model).__name__, expected)
 
     @property
     def running(self) -> ForwardPass | None:
@@ -122,6 +136,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Restore the model: attributes, hooks and configuration are exactly as before."""
+        leave(self.model, NAME)
         for handle in self._handles:
             handle.remove()
         for layer in self.layers:
@@ -161,12 +176,13 @@ class Attachment:
         batch, length = sequence.shape[:2]
         mask = inputs.get("attention_mask")
         past = cache_length(kv_cache(inputs), 0)
+        present.set(None)
         if length == 1 and past:  # one generated token: nothing leaves, and no reason to ask the device
             self._thread.running = ForwardPass(self, past, None, None, mask)
             return
         real = None if mask is None else mask[:, -length:].bool()
         real = None if real is None or bool(real.all()) else real
-        prompt = Tokens.of_prompt(self._visual(inputs, batch, length), real)
+        prompt = Tokens.of_prompt(visual_of_pass(self.model, inputs, self.visual_mask, batch, length), real)
         self._thread.running = running = ForwardPass(self, past, prompt, real, mask)
         if prompt is None:
             return
@@ -181,21 +197,7 @@ class Attachment:
         if running is not None and self.held is not None and running.exits is not None:
             self.held.keep(running.exits)
         self._thread.running = None
-
-    def _visual(self, inputs: dict[str, Any], batch: int, length: int) -> Tensor:
-        if inputs.get("input_ids") is not None or self.visual_mask is None:
-            return structure.visual_mask(self.model, inputs)
-        mask = self.visual_mask.bool()
-        device = inputs["inputs_embeds"].device
-        if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:
-            if cache_length(kv_cache(inputs), 0):
-                return torch.zeros(batch, length, dtype=torch.bool, device=device)  # a later turn, of text alone
-            raise UserError(
-                "visual_mask does not fit inputs_embeds",
-                f"mask {list(mask.shape)}",
-                f"[{batch}, {length}] as inputs_embeds",
-            )
-        return mask.to(device).repeat_interleave(batch // mask.shape[0], dim=0)  # beams of a row stand together
+        present.set(None)
 
     def _refuse(self, inputs: dict[str, Any]) -> None:
         name = type(self.model).__name__
@@ -245,7 +247,6 @@ class AttachedLayer:
         self.number = number
         self.module = module
         self.attention = module.self_attn
-        self.config = module.self_attn.config
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
         # accelerate keeps the layer's own forward aside and moves its inputs to the right device first.
         self._slot = "_old_forward" if hasattr(module, "_old_forward") else "forward"
@@ -281,14 +282,16 @@ class AttachedLayer:
         state = running.cache_state(kv_cache(kwargs))
         if running.tokens is None and state is None:
             return self.original(hidden_states, **kwargs)  # no image, in a cache that holds none
+        running.look()
         if running.tokens is not None:  # layers of one model may live on several devices
             running.on(hidden_states.device)
             if self.number == 0 and owner.rule.before(running.tokens):
                 hidden_states = running.leave_before(hidden_states)
-        kwargs = running.arguments(self.number, hidden_states, kwargs, self.config._attn_implementation)
+        kwargs = running.arguments(self.number, hidden_states, kwargs, owner.text_config._attn_implementation)
         output = self.original(hidden_states, **kwargs)
         if running.tokens is None:
             return output
+        running.look()
         hidden_states = output[0] if isinstance(output, tuple) else output
         remaining = running.after(self.number, hidden_states)
         if remaining is hidden_states:

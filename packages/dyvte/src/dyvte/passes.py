@@ -14,15 +14,13 @@ from torch import Tensor
 
 from dyvte.observation import Observed
 from dyvte.states import text_block
-from tenfold import UserError
-from tenfold.hosts.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take, take_positions
+from tenfold.hosts.attached import gather_positions, left_by_another, present
+from tenfold.hosts.ragged import RaggedCache, Tokens, cache_length, kv_cache, layer_mask, take
 
 if TYPE_CHECKING:
     from dyvte.attachment import Attachment
 
 CACHE_STATE = "dyvte_state"
-# Arguments of a decoder layer that are understood; another one that holds a value per token cannot be compacted.
-HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
 
 
 @dataclass
@@ -90,6 +88,7 @@ class ForwardPass:
         self._attention_mask = attention_mask
         self._positions: dict[str, Any] | None = None  # of the present tokens, gathered once per removal
         self._mask: Tensor | None = None
+        self._seen: Tokens | None = None  # in `present`
         self._cache: Any = None
         self._waiting: list[tuple[int, int]] = []  # (layer, past): layers since the last compaction
         self._pending = False  # rows may have left since the last compaction
@@ -134,6 +133,12 @@ class ForwardPass:
                 self.prompt = moved
             self.tokens, self._positions, self._mask = moved, None, None
             self.exits.layer = self.exits.layer.to(device)
+
+    def look(self) -> None:
+        """Take note of tokens that another method has let leave."""
+        if self.prompt is not None and (left := left_by_another(self.prompt, self._seen)) is not None:
+            self.tokens, self._seen = left, present.get()
+            self._positions = self._mask = None
 
     def leave_before(self, hidden: Tensor) -> Tensor:
         """All visual tokens leave before layer 0; returns the states of the others."""
@@ -273,6 +278,8 @@ class ForwardPass:
         assert self.tokens is not None
         self.tokens, select = self.tokens.without(removed, counts)
         self._positions = self._mask = None
+        self._seen = self.tokens
+        present.set(self.tokens)
         return select
 
     def _compact(
@@ -281,9 +288,9 @@ class ForwardPass:
         tokens, new = self.tokens, like.shape[1]
         kwargs = dict(kwargs)
         if tokens is not self.prompt:
-            assert tokens is not None
+            assert tokens is not None and self.prompt is not None
             if self._positions is None:
-                self._positions = self._gather_positions(kwargs, tokens)
+                self._positions = gather_positions(kwargs, tokens.index, self.prompt.width)
             kwargs.update(self._positions)
         mask = self._mask
         if mask is None or past:  # with a past, two layers of one width can hide different entries
@@ -291,24 +298,3 @@ class ForwardPass:
             self._mask = mask
         kwargs["attention_mask"] = mask
         return kwargs
-
-    def _gather_positions(self, kwargs: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
-        assert self.prompt is not None
-        return gather_positions(kwargs, tokens.index, self.prompt.width)
-
-
-def gather_positions(kwargs: dict[str, Any], select: Tensor, length: int) -> dict[str, Any]:
-    """A decoder layer's positional arguments at ``select [batch, kept]`` of a prompt of ``length`` tokens.
-
-    Raises:
-        UserError: the layer takes a value per token that is not understood.
-    """
-    for name, value in kwargs.items():
-        if name not in HANDLED and isinstance(value, Tensor) and value.ndim > 1 and length in value.shape[1:]:
-            raise UserError(f"decoder layers take {name!r} per token", "this host", "positions and a mask only")
-    gathered: dict[str, Any] = {}
-    if kwargs.get("position_ids") is not None:
-        gathered["position_ids"] = take_positions(kwargs["position_ids"], select)
-    if kwargs.get("position_embeddings") is not None:
-        gathered["position_embeddings"] = tuple(take(part, select) for part in kwargs["position_embeddings"])
-    return gathered

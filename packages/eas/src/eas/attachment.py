@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from eas.adapters import PIA, Adapter, mean_token
 from eas.plan import Plan
 from tenfold import UserError
+from tenfold.hosts.attached import join, leave, present, refuse_beside
 from tenfold.hosts.ragged import cache_name, kv_cache
 from tenfold.hosts.structure import decoder_layers, is_plain_pre_norm, unwrap
 
+NAME = "EAS"
 CALL = "eas_call"  # the keyword argument that layers receive
 STATE = "eas_state"  # the attribute of a KV cache
 Means = Literal["prompt", "all"]
@@ -82,6 +84,7 @@ class Attachment:
             raise UserError(f"a plan for {plan.layers} layers", name, f"{len(modules)} layers")
         for number, module in enumerate(modules):
             _refuse(module, number, name)
+        refuse_beside(self.model, NAME, reason="EAS attached first: its blocks stand in the place of the host's")
         self._parameters = list(inspect.signature(self.model.forward).parameters)
         self.layers = [
             AttachedLayer(self, number, module, adapters.get(number), pias.get(number))
@@ -89,6 +92,7 @@ class Attachment:
         ]
         self.set_skip(plan.skip)
         self._handle = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        join(self.model, NAME)
 
     def set_skip(self, skip: tuple[int, ...]) -> None:
         """Skip these attentions from the next forward on; those that stay get consecutive cache slots."""
@@ -97,13 +101,16 @@ class Attachment:
             layer.skipped = layer.number in skip
             if layer.skipped and layer.pia is None:
                 raise UserError(f"layer {layer.number} has no PIA", "the plan", "a plan that skips it")
-            if not layer.skipped:
+            if layer.skipped:
+                layer.module.self_attn.layer_idx = None  # it has none, for who else counts caches
+            else:
                 layer.module.self_attn.layer_idx = slot
                 slot += 1
         self.slots = slot
 
     def detach(self) -> None:
         """Restore the model: attributes, hooks and cache slots are exactly as before."""
+        leave(self.model, NAME)
         self._handle.remove()
         for layer in self.layers:
             layer.detach()
@@ -218,7 +225,7 @@ class AttachedLayer:
                 raise UserError("this cache was made with another skip list", f"layer {self.number}", "a new cache")
             router = state.router[self.number]
             return (router, state.globe[self.number]) if isinstance(part, PIA) else (router,)
-        mean = mean_token(tokens, call.weights.to(tokens.device))
+        mean = mean_token(tokens, _weights_left(call.weights.to(tokens.device)))
         router = part.route(mean)
         if state is not None:
             state.router[self.number] = router
@@ -228,6 +235,15 @@ class AttachedLayer:
         if state is not None:
             state.globe[self.number] = globe
         return router, globe
+
+
+def _weights_left(weights: Tensor) -> Tensor:
+    """Of the tokens that another method has left, of sum one again; ``[batch, tokens]``."""
+    tokens = present.get()
+    if tokens is None:
+        return weights
+    left = weights.gather(1, tokens.index.to(weights.device)) * tokens.real.to(weights.device)
+    return left / left.sum(1, keepdim=True).clamp_min(torch.finfo(left.dtype).tiny)
 
 
 def _trim(cache: Any, slots: int) -> None:

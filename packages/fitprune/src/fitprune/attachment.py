@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from fitprune.host import CACHE_STATE, refuse_input
 from fitprune.rules import Observation
 from tenfold import UserError
-from tenfold.hosts import structure
+from tenfold.hosts import attached, structure
 from tenfold.hosts.ragged import (
     RaggedCache,
     Reading,
@@ -36,14 +36,10 @@ from tenfold.hosts.ragged import (
     layer_mask,
     read_prompt,
     take,
-    take_positions,
 )
 from tenfold.hosts.structure import is_plain_pre_norm
 
-ATTENTION = "fitprune"
-# Arguments of a decoder layer that are understood; another one that holds a value per token cannot be
-# compacted.
-HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
+ATTENTION, NAME = "fitprune", "FitPrune"
 
 
 _serial = itertools.count()
@@ -110,15 +106,25 @@ class Attachment:
         modules = structure.decoder_layers(self.model)
         if any(hasattr(module.self_attn, "_fitprune") for module in modules):
             raise UserError("this model is already being pruned", type(self.model).__name__, "one attachment at a time")
+        attached.refuse_beside(
+            self.model, NAME, after=("EAS",), reason="FitPrune attached first, or after EAS: it goes into layers"
+        )
+        if not all(hasattr(module.self_attn, "o_proj") for module in modules):
+            raise UserError(
+                "a decoder layer without o_proj", type(self.model).__name__, "self_attn.o_proj in all of them"
+            )
+        self.around = bool(attached.attached(self.model))
         self._parameters = list(inspect.signature(self.model.forward).parameters)
         self.layers = [Layer(self, number, module) for number, module in enumerate(modules)]
         self._handles = [
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.model.register_forward_hook(self._end, always_call=True),
         ]
+        attached.join(self.model, NAME)
 
     def detach(self) -> None:
         """Restore the model: attributes, hooks and configuration are exactly as before."""
+        attached.leave(self.model, NAME)
         for handle in self._handles:
             handle.remove()
         for layer in self.layers:
@@ -127,17 +133,19 @@ class Attachment:
 
     def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
-        refuse_input(model, inputs, self.text_config._attn_implementation, self.serial, len(self.layers))
+        slots = [slot for layer in self.layers if (slot := layer.slot) is not None]
+        refuse_input(model, inputs, self.text_config._attn_implementation, self.serial, slots)
         sequence = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if sequence is None:
             raise UserError("forward without input_ids or inputs_embeds", type(model).__name__, "one of them")
         batch, length = sequence.shape[:2]
         mask = inputs.get("attention_mask")
         past = cache_length(kv_cache(inputs), 0)
+        attached.present.set(None)
         if length == 1 and past:  # one generated token: nothing to remove, and no reason to ask the device
             self.running = Pass(past, Reading(None, None, None))
             return
-        reading = read_prompt(self._visual(inputs, batch, length), mask, past)
+        reading = read_prompt(attached.visual_of_pass(self.model, inputs, self.visual_mask, batch, length), mask, past)
         self.running = Pass(past, reading)
         if (prompt := reading.tokens) is None:
             return
@@ -150,21 +158,7 @@ class Attachment:
 
     def _end(self, *_: Any) -> None:
         self.running = None
-
-    def _visual(self, inputs: dict[str, Any], batch: int, length: int) -> Tensor:
-        if inputs.get("input_ids") is not None or self.visual_mask is None:
-            return structure.visual_mask(self.model, inputs)
-        mask = self.visual_mask.bool()
-        device = inputs["inputs_embeds"].device
-        if mask.ndim != 2 or mask.shape[1] != length or batch % mask.shape[0]:
-            if cache_length(kv_cache(inputs), 0):
-                return torch.zeros(batch, length, dtype=torch.bool, device=device)  # a later turn, of text alone
-            raise UserError(
-                "visual_mask does not fit inputs_embeds",
-                f"mask {list(mask.shape)}",
-                f"[{batch}, {length}] as inputs_embeds",
-            )
-        return mask.to(device).repeat_interleave(batch // mask.shape[0], dim=0)  # beams of a row stand together
+        attached.present.set(None)
 
 
 class Pass:
@@ -186,13 +180,24 @@ class Pass:
         self._past_real = reading.past_real
         self._compacted: dict[str, Any] | None = None  # positions of the present tokens, gathered once per removal
         self._mask: Tensor | None = None
+        self._seen: Tokens | None = None  # in `present`
+
+    def look(self) -> bool:
+        """Take note of tokens that another method has let leave; whether it has."""
+        left = None if self.tokens is None else attached.left_by_another(self.prompt, self._seen)
+        if left is None:
+            return False
+        self.tokens, self._seen = left, attached.present.get()
+        self._compacted = self._mask = None
+        return True
 
     def cache_state(self, cache: Any, owner: Attachment) -> RaggedCache | None:
         """The bookkeeping of this cache; made by the first pass that holds an image."""
         state = getattr(cache, CACHE_STATE, None)
         if cache is not None and state is None and self.tokens is not None:
             layers = len(owner.layers)
-            state = RaggedCache(owner.serial, [self.past] * layers, [self._past_real] * layers, [False] * layers)
+            lengths = [cache_length(cache, slot) for slot in range(layers)]
+            state = RaggedCache(owner.serial, lengths, [self._past_real] * layers, [False] * layers)
             setattr(cache, CACHE_STATE, state)
         return state
 
@@ -209,6 +214,8 @@ class Pass:
         """Take tokens out of the pass; returns ``[batch, kept]`` int64, the columns that survive."""
         self.tokens, select = self.tokens.without(removed, counts)
         self._compacted = self._mask = None
+        self._seen = self.tokens
+        attached.present.set(self.tokens)
         return select
 
     def compact(
@@ -225,7 +232,7 @@ class Pass:
         tokens, new = self.tokens, like.shape[1]
         kwargs = dict(kwargs)
         if self._compacted is None and tokens is not self.prompt:
-            self._compacted = self._positions(kwargs, tokens)
+            self._compacted = attached.gather_positions(kwargs, tokens.index, self.prompt.width)
         if tokens is not self.prompt:
             kwargs.update(self._compacted or {})
         mask = self._mask
@@ -234,18 +241,6 @@ class Pass:
             self._mask = mask
         kwargs["attention_mask"] = mask
         return kwargs
-
-    def _positions(self, kwargs: dict[str, Any], tokens: Tokens) -> dict[str, Any]:
-        length = self.prompt.width
-        for name, value in kwargs.items():
-            if name not in HANDLED and isinstance(value, Tensor) and value.ndim > 1 and length in value.shape[1:]:
-                raise UserError(f"decoder layers take {name!r} per token", "this host", "positions and a mask only")
-        compacted: dict[str, Any] = {}
-        if kwargs.get("position_ids") is not None:
-            compacted["position_ids"] = take_positions(kwargs["position_ids"], tokens.index)
-        if kwargs.get("position_embeddings") is not None:
-            compacted["position_embeddings"] = tuple(take(part, tokens.index) for part in kwargs["position_embeddings"])
-        return compacted
 
 
 @dataclass(frozen=True)
@@ -288,7 +283,10 @@ class Layer:
         self.module = module
         self.attention = module.self_attn
         self.config = module.self_attn.config
-        self.drops_before_projection = is_plain_pre_norm(module) and not attachment.selection.at_output
+        # Where another method has its own block in the host's place, that one runs whole.
+        self.drops_before_projection = (
+            is_plain_pre_norm(module) and not attachment.selection.at_output and not attachment.around
+        )
         self.turn: Turn | None = None
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
         # accelerate keeps the layer's own forward aside and moves its inputs to the right device first.
@@ -311,6 +309,11 @@ class Layer:
         else:
             setattr(self.module, self._slot, self._previous)
 
+    @property
+    def slot(self) -> int | None:
+        """Its place in the cache; None where another method leaves its attention out."""
+        return getattr(self.attention, "layer_idx", self.number)
+
     def attention_function(self) -> Callable[..., Any]:
         implementation = self.config._attn_implementation
         if implementation == "eager":
@@ -331,6 +334,8 @@ class Layer:
         if running.tokens is None and state is None:
             return self.original(hidden_states, **kwargs)  # no image, in a cache that was never pruned
 
+        if running.look():
+            owner.entering[-1] = running.tokens
         tokens = running.tokens
         if tokens is not None:  # layers of one model may live on several devices
             tokens = running.on(hidden_states.device)
@@ -341,12 +346,14 @@ class Layer:
             real = tokens.real if tokens.padded else None
         else:
             real = running.real
-        past = cache_length(cache, self.number)
+        if (slot := self.slot) is None:
+            return self._without_attention(hidden_states, kwargs, tokens)
+        past = cache_length(cache, slot)
         pruned = tokens is not running.prompt
         if state is not None:
             state.cut |= pruned and self.number == 0
-            real = state.extend(self.number, real, hidden_states.shape[:2], pruned)
-            pruned = state.pruned[self.number]
+            real = state.extend(slot, real, hidden_states.shape[:2], pruned)
+            pruned = state.pruned[slot]
         if pruned:
             kwargs = running.compact(kwargs, real, past, hidden_states, self.config._attn_implementation)
         if tokens is None:
@@ -357,6 +364,19 @@ class Layer:
             output = self.original(hidden_states, **kwargs)
         owner.entering.append(running.tokens)
         return output
+
+    def _without_attention(self, hidden_states: Tensor, kwargs: dict, tokens: Tokens | None) -> Any:
+        """A layer whose attention another method leaves out: there is nothing to choose tokens by."""
+        owner = self.attachment
+        if tokens is not None:
+            if owner.selection.active(self.number, tokens):
+                raise UserError(
+                    f"tokens to remove in layer {self.number}, whose attention is skipped",
+                    type(owner.model).__name__,
+                    "a recipe with 0 there",
+                )
+            owner.entering.append(tokens)
+        return self.original(hidden_states, **kwargs)
 
     def _forward_and_remove(self, hidden_states: Tensor, kwargs: dict, turn: Turn) -> Any:
         self.turn = turn

@@ -6,7 +6,7 @@ Whether a host can be served at all is read off its structure, once, when the pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from tenfold.hosts.ragged import cache_length, kv_cache
 CACHE_STATE = "fitprune_state"  # the attribute of a KV cache that holds its `RaggedCache`
 
 
-def refuse_input(model: nn.Module, inputs: Mapping[str, Any], attention: str, owner: int, layers: int) -> None:
+def refuse_input(model: nn.Module, inputs: Mapping[str, Any], attention: str, owner: int, slots: Sequence[int]) -> None:
     """Refuse what pruning cannot serve.
 
     Args:
@@ -25,7 +25,7 @@ def refuse_input(model: nn.Module, inputs: Mapping[str, Any], attention: str, ow
         inputs: arguments of its forward by name.
         attention: the name of its attention implementation.
         owner: the attachment's number, which a cache that it pruned carries.
-        layers: of the decoder.
+        slots: of the cache that the decoder's attentions use.
 
     Raises:
         UserError: labels, a static cache, a mask of another form, another attention, or a cache that was pruned
@@ -47,8 +47,8 @@ def refuse_input(model: nn.Module, inputs: Mapping[str, Any], attention: str, ow
     state = getattr(cache, CACHE_STATE, None)
     if state is not None and state.cut and inputs.get("position_ids") is None:
         raise UserError("tokens removed before layer 0 leave positions open", name, "generate(), or position_ids")
-    lengths = [cache_length(cache, layer) for layer in range(layers)]
+    lengths = [cache_length(cache, slot) for slot in slots]
     if (state is None and len(set(lengths)) > 1) or (state is not None and state.owner != owner):
         raise UserError("this cache was pruned elsewhere", name, "a cache made inside this context, or a new one")
-    if state is not None and state.lengths != lengths:
+    if state is not None and [state.lengths[slot] for slot in slots] != lengths:
         raise UserError("a pruned cache was changed between passes", name, "no cropping (assisted generation)")

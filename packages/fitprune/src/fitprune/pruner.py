@@ -139,7 +139,9 @@ class RecipeSelection(Selection):
         for visual in tokens.prompt_visual:
             if visual not in self._counts:
                 self._counts[visual] = self.recipe.counts_for(visual)
-        return tuple(self._counts[visual][layer] for visual in tokens.prompt_visual)
+        # Another method may have let some leave, or all.
+        present = zip(tokens.prompt_visual, tokens.num_visual, strict=True)
+        return tuple(min(self._counts[visual][layer], left) for visual, left in present)
 
     def before(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]] | None:
         if not self._before:

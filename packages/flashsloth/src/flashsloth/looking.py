@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from flashsloth.configuration import FlashSlothConfig
 from flashsloth.embq import EmbeddedQuery
 from flashsloth.questions import Round, rounds
+from tenfold.hosts.attached import present
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,28 @@ def _plan(
     )
 
 
+def where_now(places: Tensor, rows: Tensor) -> Tensor:
+    """Columns of places of the prompt, where a method has let visual tokens leave before this layer; queries and
+    questions stay.
+
+    Args:
+        places: ``[rows, rounds, any]``, of the prompt. rows: ``[rows]``, of the batch.
+    """
+    tokens = present.get()
+    if tokens is None:
+        return places
+    index = tokens.index.to(places.device).masked_fill(~tokens.real.to(places.device), -1)[rows]  # [rows, width]
+    return (places.unsqueeze(-1) == index[:, None, None]).int().argmax(-1)
+
+
 def embed_queries(embq: EmbeddedQuery, plan: Plan) -> Callable[[Tensor], Tensor]:
     """EmbQ of a plan as a step of the language model: hidden states ``[batch, tokens, d]`` -> the same, updated."""
 
     def step(hidden: Tensor) -> Tensor:
         device = hidden.device  # layers may lie on several
         rows = plan.rows.to(device)[:, None, None]
-        places, text_mask = plan.queries.to(device), plan.text_mask.to(device)
-        text = hidden[rows, plan.text.to(device)] * text_mask.unsqueeze(-1)
+        places, text_mask = where_now(plan.queries, plan.rows).to(device), plan.text_mask.to(device)
+        text = hidden[rows, where_now(plan.text, plan.rows).to(device)] * text_mask.unsqueeze(-1)
         mask = None if plan.patch_mask is None else plan.patch_mask.to(device)
         patches = plan.patches.to(device, hidden.dtype)
         updated = embq(hidden[rows, places], text, text_mask, patches, mask).to(hidden)

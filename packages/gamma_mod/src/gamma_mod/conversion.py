@@ -33,9 +33,11 @@ from gamma_mod.routing import Router
 from gamma_mod.storage import write_beside, write_card
 from tenfold import UserError
 from tenfold.hosts import structure
+from tenfold.hosts.attached import join, leave, refuse_beside
 
 logger = logging.getLogger(__name__)
 
+NAME = "gamma-MoD"
 ATTENTIONS = ("eager", "sdpa")
 # What save_pretrained(push_to_hub=True) hands on.
 _HUB = {"repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr"}
@@ -90,6 +92,9 @@ class Conversion:
         name = type(model).__name__
         if hasattr(model, "gamma_mod"):
             raise UserError("this model is already converted", name, "model.gamma_mod.remove() first")
+        refuse_beside(
+            model, NAME, reason="a host by itself: its layers pass tokens by, which no other method here counts"
+        )
         if config.layers[-1] >= len(layers):
             raise UserError(f"layer {config.layers[-1]}", name, f"0 to {len(layers) - 1}")
         self.text_config = model.config.get_text_config()
@@ -117,6 +122,7 @@ class Conversion:
         if self._save is not None:
             model.save_pretrained = self.save_pretrained
         model.gamma_mod = self
+        join(model, NAME)
 
     @property
     def router(self) -> Router:
@@ -152,6 +158,7 @@ class Conversion:
 
     def remove(self) -> None:
         """Undo the conversion: modules, hooks and methods are as before; the router is gone."""
+        leave(self._model, NAME)
         for handle in self._handles:
             handle.remove()
         for routed in self._routed:

@@ -117,9 +117,7 @@ def _refuse_unsupported(model: Any, config: Any, layers: nn.ModuleList) -> None:
         "bidirectional attention over the image lets later visual tokens feed earlier ones": (
             bool(getattr(config, "use_bidirectional_attention", None))
         ),
-        "a decoder layer has no self_attn.o_proj": (
-            not all(hasattr(getattr(layer, "self_attn", None), "o_proj") for layer in layers)
-        ),
+        "a decoder layer has no self_attn": not all(hasattr(layer, "self_attn") for layer in layers),
     }
     for reason, applies in reasons.items():
         if applies:
