@@ -1,0 +1,1 @@
+"""The pieces of `benchmarks/efficiency.py`: arms, questions, costs, pages."""
