@@ -21,6 +21,7 @@ from dyvte.checkpoints.keys import RECOMPUTED, gates_to_official, host_from_offi
 from dyvte.checkpoints.load import load_gates, save_gates
 from dyvte.gates import Gates
 from tenfold import UserError
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
 from tenfold.weights import StoredTensor, WeightFiles, write_weights
 
@@ -130,7 +131,8 @@ def to_official(host: str | Path, gates: str | Path, folder: str | Path) -> int:
     settings = _object(host / "config.json")
     if settings.get("model_type") != "llava":
         raise UserError(f"model_type {settings.get('model_type')!r}", host, "llava, in transformers' layout")
-    config = LlavaConfig.from_dict(settings)
+    with loading_from(host, "a config.json as save_pretrained writes it"):
+        config = LlavaConfig.from_dict(settings)
     text: Any = config.text_config
     if text.model_type != "llama":
         raise UserError(f"a decoder of type {text.model_type}", host, "llama: the official code has no other")
@@ -187,22 +189,23 @@ def _llava_config(release: dict[str, Any], tower: dict[str, Any], source: Path) 
         what = f"no {missing[0]}" if missing else f"projector {release.get('mm_projector_type')!r}"
         raise UserError(what, source / "config.json", "an official LLaVA-1.5 config (mlp2x_gelu)")
     words = release["vocab_size"]
-    llama = LlamaConfig(
-        **{name: release[name] for name in LLAMA if name in release},
-        num_key_value_heads=release.get("num_key_value_heads") or release["num_attention_heads"],
-        vocab_size=-(-(words + 2) // 64) * 64,  # room for <image> and <pad>, as in the ports of llava-hf
-        pad_token_id=words + 1,
-    )
-    return LlavaConfig(
-        text_config=llama,
-        vision_config=CLIPVisionConfig(**tower),
-        image_token_index=words,
-        vision_feature_layer=release["mm_vision_select_layer"],
-        vision_feature_select_strategy="default",
-        dtype=release.get("torch_dtype", "float16"),
-        architectures=["LlavaForConditionalGeneration"],
-        official_vocab_size=words,  # type: ignore[call-arg]
-    )
+    with loading_from(source, "an official LLaVA-1.5 config"):
+        llama = LlamaConfig(
+            **{name: release[name] for name in LLAMA if name in release},
+            num_key_value_heads=release.get("num_key_value_heads") or release["num_attention_heads"],
+            vocab_size=-(-(words + 2) // 64) * 64,  # room for <image> and <pad>, as in the ports of llava-hf
+            pad_token_id=words + 1,
+        )
+        return LlavaConfig(
+            text_config=llama,
+            vision_config=CLIPVisionConfig(**tower),
+            image_token_index=words,
+            vision_feature_layer=release["mm_vision_select_layer"],
+            vision_feature_select_strategy="default",
+            dtype=release.get("torch_dtype", "float16"),
+            architectures=["LlavaForConditionalGeneration"],
+            official_vocab_size=words,  # type: ignore[call-arg]
+        )
 
 
 def official_config(config: LlavaConfig, words: int) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def model_config(settings: TrainSettings) -> FlashSlothConfig:
         }
         values["embq_width"] = None
     values |= {"train_vision": settings.train_vision, "instruction_tuned": True} | settings.model.config
-    return FlashSlothConfig.from_dict(values)
+    with loading_from("model.config", "values that the model can have"):
+        return FlashSlothConfig.from_dict(values)
 
 
 def make_processor(settings: TrainSettings, config: FlashSlothConfig) -> FlashSlothProcessor:

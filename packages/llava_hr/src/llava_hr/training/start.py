@@ -116,7 +116,8 @@ def open_model(
     _merge(values, model.config)
     values["vision_config"] |= {"image_size": stage.image_size, "adapters": name == "finetune"}
     values |= {"image_aspect_ratio": stage.image_aspect_ratio, "conversation": stage.conversation}
-    return LlavaHrConfig.from_dict(values), whole
+    with loading_from("model.config", "values that the model can have"):
+        return LlavaHrConfig.from_dict(values), whole
 
 
 def make_processor(settings: TrainSettings, config: LlavaHrConfig) -> LlavaHrProcessor:
@@ -257,7 +258,7 @@ def _whole(folder: Path, files: ExitStack) -> tuple[LlavaHrConfig, dict[str, Sto
     if settings.get("model_type") != LlavaHrConfig.model_type:
         what = f"not a LLaVA-HR (model_type {settings.get('model_type')!r})"
         raise UserError(what, folder / "config.json", f"{LlavaHrConfig.model_type}, or an official LLaVA-HR")
-    return LlavaHrConfig.from_dict(settings), files.enter_context(WeightFiles(folder)).tensors
+    return checkpoints.read_config(LlavaHrConfig, folder), files.enter_context(WeightFiles(folder)).tensors
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
