@@ -96,5 +96,6 @@ def test_d12_every_verb_that_makes_a_run_can_be_verified():
 def test_d13_the_rehearsal_runs_small(tmp_path):
     """The same steps at two layers; at full size its record is committed. Fails if a step does not follow."""
     found = run_rehearsal(tmp_path, steps := Steps(), layers=2, hidden=128, tower=2)
-    assert [step["step"] for step in steps.rows][-1].startswith("prefill")
+    assert [step["step"] for step in steps.rows][-2:] == ["prefill and 4 tokens with an exit", "evaluate a question"]
+    assert found["evaluated"]["questions"] == 1
     assert found["tokens"] == 640 and found["kv_lengths"][0] >= 640 - 1

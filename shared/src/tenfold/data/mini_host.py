@@ -158,13 +158,20 @@ def config() -> LlavaConfig:
     )
 
 
-def processor() -> LlavaProcessor:
-    """Images of any size to 80 x 80 pixels, CLIP's normalisation; text to ids, padded on the left."""
-    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+def processor(side: int = IMAGE_SIZE, patch: int = PATCH_SIZE, longest: int | None = None) -> LlavaProcessor:
+    """Images of any size to a square, CLIP's normalisation; text to ids, padded on the left.
+
+    Args:
+        side: of the square in pixels. patch: of its patches.
+        longest: tokens of a prompt, for hosts of other lengths; None: the mini host's.
+    """
+    square = {"height": side, "width": side}
+    words = tokenizer()
+    words.model_max_length = longest or words.model_max_length
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False),
-        tokenizer=tokenizer(),
-        patch_size=PATCH_SIZE,
+        tokenizer=words,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,

@@ -173,11 +173,11 @@ def counts_on(counts: Sequence[int], device: torch.device) -> Tensor:
 
 
 def take(states: Tensor, select: Tensor) -> Tensor:
-    """Gather rows: ``states [..., batch or 1, tokens, width]`` at ``select [batch, kept]`` -> ``[...,
-    batch, kept, width]``."""
+    """Gather rows: ``states [..., batch or 1, tokens, width]`` at ``select [batch, kept]``, which names no column
+    of a row twice -> ``[..., batch, kept, width]``."""
     batch, width = select.shape[0], states.shape[-1]
     if states.ndim == 3 and states.shape[0] == batch:  # whole rows are copied: several times as fast as by element
-        return states.flatten(0, 1).index_select(0, _flat(select, states.shape[1])).view(batch, -1, width)
+        return _Rows.apply(states.flatten(0, 1), _flat(select, states.shape[1])).view(batch, -1, width)
     states = states.expand(*states.shape[:-3], batch, *states.shape[-2:])
     return states.gather(-2, select.unsqueeze(-1).expand(*states.shape[:-2], select.shape[1], width))
 
@@ -187,6 +187,21 @@ def put(states: Tensor, select: Tensor, new: Tensor) -> Tensor:
     kept]``, which names no column twice; a new tensor."""
     at = _flat(select, states.shape[1])
     return states.flatten(0, 1).index_copy(0, at, new.flatten(0, 1)).view_as(states)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows that are all different: their gradients are put back, not added one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.rows = states.shape[0]
+        return states.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (at,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy(0, at, gradient), None
 
 
 def _flat(select: Tensor, tokens: int) -> Tensor:

@@ -3,8 +3,8 @@
     python benchmarks/rehearse.py dyvte --output rehearsal.json      # or: python -m dyvte.evidence.rehearsal
 
 Writes LLaVA-1.5-7B with its 32 gates under official names (random weights, 16 bit, sharded), takes gates and host out
-of it, loads both, answers a prompt of the paper's length with an exit, and records seconds and peak memory of every
-step. About 16 GB of memory and 31 GB of disk.
+of it, loads both, answers a prompt of the paper's length with an exit, evaluates a question, and records seconds and
+peak memory of every step. About 16 GB of memory and 31 GB of disk.
 """
 
 # Annotations are not deferred: typer evaluates them.
@@ -21,9 +21,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from dyvte.checkpoints import release
 from dyvte.checkpoints.keys import gates_to_official, host_to_official
 from dyvte.checkpoints.load import load_gates
+from dyvte.evaluation.run import run_eval
+from dyvte.evaluation.settings import EvalSettings
 from dyvte.gates import GateConfig, Gates
 from tenfold.cli import main as run_app
-from tenfold.runs import atomic_directory, atomic_write_json
+from tenfold.data import mini_host
+from tenfold.hosts.loading import Host
+from tenfold.runs import atomic_directory, atomic_write_json, fingerprint
 from tenfold.runs.rehearsal import Steps, rehearsed
 from tenfold.weights import StoredTensor, write_weights
 
@@ -31,6 +35,7 @@ SHARD_BYTES = 2 * 10**9
 WORDS = 32000
 
 
+BENCHMARK = "mme"
 app = typer.Typer(add_completion=False)
 
 
@@ -69,6 +74,7 @@ def run_rehearsal(
     )
     gates = step("load the gates", lambda: load_gates(folder / "gates", dtype=torch.bfloat16))
     answered = step("prefill and 4 tokens with an exit", lambda: answer(model, gates))
+    answered |= step("evaluate a question", lambda: evaluate(model, folder))
     return {
         "layers": layers,
         "hidden": hidden,
@@ -145,6 +151,19 @@ def answer(model: Any, gates: Gates) -> dict[str, Any]:
         made = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         lengths = [layer[0] for layer in exit.kv_lengths(made.past_key_values)]
         return {"exit_layer": exit.exit_layers()[0], "tokens": ids.shape[1], "kv_lengths": lengths}
+
+
+def evaluate(model: Any, folder: Path) -> dict[str, Any]:
+    """The first question of a benchmark's mini set, written and read in its official format."""
+    tower = model.config.vision_config
+    processor = mini_host.processor(tower.image_size, tower.patch_size, longest=4096)
+    model.config.image_token_id = processor.image_token_id  # the mini world's words, in a vocabulary of 32,000
+    settings = EvalSettings(
+        gates=str(folder / "gates"), benchmark=BENCHMARK, protocol="processor", limit=1, batch=1, device="cpu"
+    )
+    host = Host(model, processor, fingerprint({"random weights": model.config.to_dict()}))
+    (found,) = run_eval(settings, 0, folder / "eval", host=host)
+    return {"evaluated": {name: found.metrics[name] for name in ("benchmark", "questions")}}
 
 
 if __name__ == "__main__":

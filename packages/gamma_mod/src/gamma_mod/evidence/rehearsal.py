@@ -30,12 +30,10 @@ import torch
 import typer
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from gamma_mod.checkpoints.convert import convert_back, convert_release
@@ -219,18 +217,7 @@ def _answer(model: Any, shape: ReleaseShape, tokens: int) -> dict[str, Any]:
 
 def _evaluate(model: LlavaForConditionalGeneration, shape: ReleaseShape, output: Path) -> dict[str, Any]:
     """The first questions of a benchmark's mini set, written and read in its official format."""
-    side = 14 * round(shape.fast_patches**0.5)
-    square = {"height": side, "width": side}
-    tokenizer = mini_host.tokenizer()
-    tokenizer.model_max_length = 4096  # the host's, not the mini host's
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=mini_host.CHAT_TEMPLATE,
-    )
+    processor = mini_host.processor(14 * round(shape.fast_patches**0.5), 14, longest=4096)
     benchmark = replace(find_benchmark(BENCHMARK), max_new_tokens=ANSWER)
     settings = EvalSettings(benchmark=BENCHMARK, split=benchmark.splits[0], limit=QUESTIONS, batch=1)
     digest = fingerprint({"random weights": release_shapes(shape)})
