@@ -50,7 +50,8 @@ def test_the_published_numbers_are_there(ledger):
 
 
 def counted(ledger):
-    checks = {name: check for name, check in claims.checks().items() if name not in (*claims.PARITY, "shipped_folded")}
+    apart = (*claims.PARITY, "shipped_folded")
+    checks = {name: check for name, check in claims.checks().items() if name not in apart and "official" not in name}
     chosen = ledger.model_copy(update={"claims": [one for one in ledger.claims if one.check in checks]})
     return chosen, evaluate(chosen, checks, None)
 

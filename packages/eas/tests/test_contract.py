@@ -114,7 +114,7 @@ def test_d10_one_line_and_exit_code_2(tmp_path):
 
 def test_d11_readme_citation_and_ledger_are_whole():
     """Fails if a section, an author, a check, a verb or an option that README or ledger name is not there."""
-    ledger.reads_well("eas", authors=5, announced="--host")
+    ledger.reads_well("eas", authors=5)
 
 
 def test_d13_the_rehearsal_runs_small(tmp_path, monkeypatch):

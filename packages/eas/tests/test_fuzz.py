@@ -1,14 +1,19 @@
 """D10: what EAS reads, damaged at random: refused in one line, or right."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from eas_fixtures import skipper
+from lavin_fixtures import lavin
 from meter_fixtures import meter
 from PIL import Image
+from safetensors.torch import save_file
 
 from eas.checkpoints.folder import About, load_folder, save_folder, weights_of
+from eas.checkpoints.lavin import open_lavin
 from eas.checkpoints.lightning import read_lightning
 from eas.checkpoints.meter import MeterAbout, open_meter, write_meter
 from eas.commands.app import main
@@ -31,6 +36,15 @@ def readings(folder: Path) -> list[Reading]:
     write.write_scienceqa(problems, 0, 8, 32)
     model = meter()
     write_meter(folder / "meter", model.config, model.state_dict(), MeterAbout(left_out={}), answers=["a", "b", "c"])
+    (folder / "lavin").mkdir()
+    decoder = lavin()
+    said = {
+        "format": "eas-lavin",
+        "config": asdict(decoder.config),
+        "about": {"prompt_format": "QCM-ALE", "skipped": []},
+    }
+    (folder / "lavin" / "lavin.json").write_text(json.dumps(said))
+    save_file(decoder.state_dict(), folder / "lavin" / "model.safetensors")
     (folder / "lightning").mkdir()
     small = {name: value for name, value in model.state_dict().items() if name.startswith("cross_modal_text_pooler")}
     torch.save({"state_dict": small, "epoch": 3}, folder / "lightning" / "a.ckpt")
@@ -39,6 +53,7 @@ def readings(folder: Path) -> list[Reading]:
         Reading("adapters", adapters, lambda f: weights_of(load_folder(f)[0])),
         Reading("records", records, _pictures),
         Reading("METER", folder / "meter", lambda f: open_meter(f)[0].state_dict()),
+        Reading("LaVIN", folder / "lavin", lambda f: open_lavin(f)[0].state_dict()),
         Reading("Lightning", folder / "lightning", lambda f: read_lightning(f / "a.ckpt")[0]),
         Reading("problems", problems, lambda f: [one.record.question for one in read_problems(f)]),
     ]

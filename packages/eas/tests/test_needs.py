@@ -1,7 +1,7 @@
 """What users of such methods asked for, one test each (numbers of the list in the package's sheet).
 
-Not here: 5 (VQAv2's local score and its split) is in test_meter_eval.py, 6 (resolutions of METER) in test_meter.py; the
-six prompt formats of 7 belong to LaVIN, which is not built yet. Hosts over several devices (3) are tried in
+Not here: 5 (VQAv2's local score and its split) is in test_meter_eval.py, 6 (resolutions of METER) in test_meter.py, 1
+and 13 of LaVIN in test_lavin.py; the six prompt formats of 7 are a golden case. Hosts over several devices (3) are in
 test_peers.py; a quantised base is tried (13), a row of the bench with one is not there.
 """
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eas.adapters import PIA, Adapter
 
@@ -81,9 +81,19 @@ def fold(
         gain: ``[width]``, gamma of the norm between PIA and the layer.
         as_released: the authors' order of the bias, ``b' = W M b`` where ``W b`` is meant.
     """
+    released = folded.bias if gain is None else gain * folded.bias  # the gain stands in both factors there
     if gain is not None:
         weight = weight * gain
     update = torch.linalg.multi_dot([weight, folded.up.to(weight.dtype), folded.down.to(weight.dtype)])
     merged = weight + update
-    moved = (merged if as_released else weight) @ folded.bias.to(weight.dtype)
+    moved = merged @ released.to(weight.dtype) if as_released else weight @ folded.bias.to(weight.dtype)
     return Folded(merged, moved if bias is None else moved + bias)
+
+
+def linear_of(folded: Folded) -> nn.Linear:
+    """A linear layer of these matrices, which takes no gradient."""
+    out, width = folded.weight.shape
+    with torch.device("meta"):
+        linear = nn.Linear(width, out)
+    linear.weight, linear.bias = nn.Parameter(folded.weight, False), nn.Parameter(folded.bias, False)
+    return linear

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eas.adapters import PIA, Adapter
 from eas.attachment import STATE, Attachment, Means, PromptState
-from eas.folding import Affine, Folded, affine, fold
+from eas.folding import Affine, affine, fold, linear_of
 from eas.plan import Plan
 from tenfold import UserError
 from tenfold.hosts.structure import decoder_layers, unwrap
@@ -247,7 +247,7 @@ class Skipper:
                 raise UserError(f"{name} of layer {layer.number} cannot be folded", type(linear).__name__, "nn.Linear")
         for _, name, linear in found:
             bias = linear.bias
-            setattr(block, name, _linear(fold(linear.weight, one, bias=bias, gain=gain, as_released=as_released)))
+            setattr(block, name, linear_of(fold(linear.weight, one, bias=bias, gain=gain, as_released=as_released)))
         layer.folded = True
         return found
 
@@ -258,14 +258,6 @@ def find_projector(host: nn.Module) -> nn.Module:
         if name.rpartition(".")[2] == "multi_modal_projector":
             return module
     raise UserError("no multi_modal_projector", type(host).__name__, "a LLaVA host: only its projector is tuned")
-
-
-def _linear(folded: Folded) -> nn.Linear:
-    out, width = folded.weight.shape
-    with torch.device("meta"):
-        linear = nn.Linear(width, out)
-    linear.weight, linear.bias = nn.Parameter(folded.weight, False), nn.Parameter(folded.bias, False)
-    return linear
 
 
 def _refuse_rows(state: PromptState) -> None:

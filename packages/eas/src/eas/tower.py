@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eas.adapters import Adapter
+from eas.folding import Folded, affine, fold
 from tenfold import UserError
 
 
@@ -27,10 +28,11 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[batch, tokens, width]``, every token attends to all."""
+    def forward(self, tokens: Tensor, folded: Folded | None = None) -> Tensor:
+        """``[batch, tokens, width]``, every token attends to all; `folded` stands for the one matrix."""
         batch, length, width = tokens.shape
-        joined = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        weight, bias = (self.in_proj_weight, self.in_proj_bias) if folded is None else (folded.weight, folded.bias)
+        joined = F.linear(tokens, weight, bias)
         query, key, value = joined.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)  # [batch, heads, tokens, width / heads]
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
@@ -55,11 +57,17 @@ class Block(nn.Module):
         self.ln_2, self.mlp = nn.LayerNorm(width), MLP(width)
         self.adapter = adapter
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        normed = self.ln_1(tokens)
+    def forward(self, tokens: Tensor, *, fold_adapter: bool = False) -> Tensor:
+        """``[batch, tokens, width]``; `fold_adapter`: of one picture, with the adapter in the attention's matrix."""
+        normed, folded = self.ln_1(tokens), None
         if self.adapter is not None:
-            normed = self.adapter(normed, self.adapter.route(normed[:, 1:].float().mean(1)))
-        tokens = tokens + self.attn(normed)
+            router = self.adapter.route(normed[:, 1:].float().mean(1))
+            if fold_adapter:
+                one = affine(self.adapter, router[0])
+                folded = fold(self.attn.in_proj_weight, one, bias=self.attn.in_proj_bias)
+            else:
+                normed = self.adapter(normed, router)
+        tokens = tokens + self.attn(normed, folded)
         return tokens + self.mlp(self.ln_2(tokens))
 
 
@@ -107,11 +115,17 @@ class Tower(nn.Module):
             tokens = block(tokens)
         return self.ln_post(tokens)
 
-    def classes(self, pixels: Tensor, every: int) -> Tensor:
-        """The class token behind every `every`-th block, not normed: ``[batch, blocks / every, width]``."""
+    def classes(self, pixels: Tensor, every: int, *, fold: bool = False) -> Tensor:
+        """The class token behind every `every`-th block, not normed: ``[batch, blocks / every, width]``.
+
+        Args:
+            fold: with the adapters in the matrices behind them: routers are a picture's own, so one at a time.
+        """
+        if fold and len(pixels) != 1:
+            raise UserError(f"{len(pixels)} pictures", "a folded tower", "one: a fold is one picture's")
         tokens, found = self.embed(pixels), []
         for number, block in enumerate(self.transformer.resblocks, start=1):
-            tokens = block(tokens)
+            tokens = block(tokens, fold_adapter=fold)
             if number % every == 0:
                 found.append(tokens[:, 0])
         return torch.stack(found, dim=1)

@@ -1,6 +1,7 @@
-"""A PyTorch Lightning checkpoint as data: its tensors under ``state_dict``, and the names of what was left out.
+"""A checkpoint of a training as data: its weights under one key, and the names of what was left out.
 
-METER's and EAS's files hold the whole configuration object, metrics and optimiser states beside the weights;
+METER's (PyTorch Lightning, ``state_dict``) and LaVIN's (``model``) hold a whole configuration object, metrics and
+optimiser states beside the weights;
 `torch.load(weights_only=True)` refuses them for their classes. Here no class is looked up at all: what is no tensor
 becomes an empty stub whose class is reported, and the numbers of optimiser states are never read.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from tenfold import UserError
 from tenfold.runs.unpickling import unpickle
 
-EXPECTED = "a checkpoint of torch 1.6 or later with a state_dict"
+EXPECTED = "a checkpoint of torch 1.6 or later"
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -75,23 +76,23 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-def read_lightning(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a checkpoint, and the classes of all that was left out.
+def read_lightning(path: str | Path, key: str = "state_dict") -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that a checkpoint holds under `key`, and the classes of all that was left out.
 
     Raises:
-        UserError: no such file, no archive of torch, a broken or hostile pickle, no state_dict in it.
+        UserError: no such file, no archive of torch, a broken or hostile pickle, nothing under that key.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError("no such file", path, EXPECTED)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(archive, path)
+            return _read(archive, path, key)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise UserError(f"no archive of torch, or a truncated one ({error})", path, EXPECTED) from error
 
 
-def _read(archive: zipfile.ZipFile, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _read(archive: zipfile.ZipFile, path: Path, key: str) -> tuple[dict[str, Tensor], list[str]]:
     entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
@@ -107,9 +108,9 @@ def _read(archive: zipfile.ZipFile, path: Path) -> tuple[dict[str, Tensor], list
         persistent=_storage,
         skipped=skipped,
     )
-    state = content.get("state_dict") if isinstance(content, dict) else None
+    state = content.get(key) if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not state:
-        raise UserError("no state_dict in it", path, EXPECTED)
+        raise UserError(f"no {key} in it", path, f"{EXPECTED} with its weights under {key}")
     root, found = pickles[0].removesuffix("data.pkl"), {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, _Stored):

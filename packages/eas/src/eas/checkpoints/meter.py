@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eas.checkpoints.description import check_divided, check_sites, check_sizes
 from eas.checkpoints.lightning import read_lightning
 from eas.meter import Meter, MeterConfig, StaticAdapter, StaticPIA, merge
 from eas.tower import interpolate_positions, side
@@ -52,7 +53,6 @@ TRAINED_ON = {"vqa": ("train2014", "val2014"), "nlvr2": ("train",), "irtr": ("tr
 NOT_BUILT = {"RoBERTa's pooler": 768 * 768 + 768, "CLIP's text positions and norm": 77 * 512 + 2 * 512}
 ITM_HEAD = 1536 * 2 + 2  # frozen beside retrieval's own
 _BOUNDS = {"vocabulary": 10**6, "text_positions": 10**5, "answers": 10**5, "size": 4096, "max_text": 10**4}
-_MOST_WIDTH, _MOST_LAYERS = 2**15, 200
 
 
 @dataclass(frozen=True)
@@ -235,30 +235,14 @@ def read_meter_about(folder: str | Path) -> tuple[MeterConfig, MeterAbout]:
 
 
 def _config(content: Any, path: Path) -> MeterConfig:
-    plain = MeterConfig()
-    if not isinstance(content, dict) or set(content) != {field.name for field in fields(plain)}:
-        raise UserError("config is of another form", path, ", ".join(field.name for field in fields(plain)))
+    check_sizes(MeterConfig(), content, path, _BOUNDS)
     if content["task"] not in TRAINED_ON:
         raise UserError(f"task {str(content['task'])[:40]!r}", path, ", ".join(TRAINED_ON))
-    for name, value in content.items():
-        default = getattr(plain, name)
-        if type(default) is int:
-            most = _BOUNDS.get(name, _MOST_LAYERS if name.endswith(("layers", "groups", "heads")) else _MOST_WIDTH)
-            if type(value) is not int or not 1 <= value <= most:
-                raise UserError(f"{name} is {str(value)[:40]!r}", path, f"1 to {most}")
-        elif type(default) is bool and type(value) is not bool:
-            raise UserError(f"{name} is {str(value)[:40]!r}", path, "true or false")
-    for name in ("scale", "dropout"):
-        if type(content[name]) not in (int, float) or not 0 <= content[name] < (1 if name == "dropout" else 1e6):
-            raise UserError(f"{name} is {str(content[name])[:40]!r}", path, "a number from 0 on")
-    skip = content["skip"]
-    if not isinstance(skip, list) or any(type(site) is not int or not 0 <= site <= 23 for site in skip):
-        raise UserError(f"skip is {str(skip)[:40]!r}", path, "sites 0 to 23")
-    config = MeterConfig(**content | {"skip": tuple(skip)})
+    check_sites(content["skip"], 24, path)
+    config = MeterConfig(**content | {"skip": tuple(content["skip"])})
     whole = [(config.width, config.heads), (config.text_width, config.heads), (config.vit_width, config.vit_heads)]
     whole += [(config.adapter_rank, config.groups), (config.pia_rank, config.groups), (config.size, config.vit_patch)]
-    if any(number % part for number, part in (*whole, (config.width, config.groups))):
-        raise UserError("widths, ranks or sizes that their parts do not divide", path, "multiples")
+    check_divided([*whole, (config.width, config.groups)], path)
     return config
 
 

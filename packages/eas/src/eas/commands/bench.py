@@ -13,10 +13,14 @@ from tenfold.cli.app import console
 from tenfold.cli.output import echo
 from tenfold.cli.settings import checked
 
-EPILOG = "Example: [bold]eas bench --device cuda --output runs/bench[/bold]"
+EPILOG = (
+    "Examples: [bold]eas bench --device cuda --output runs/bench[/bold] · [bold]eas bench --host lavin --prompt 128 "
+    "--device cuda --output runs/bench-lavin[/bold]"
+)
 
 
 def bench(
+    host: Annotated[str | None, typer.Option(help="llava (default), or lavin: the paper's 2.2x by its parts.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 (default), float16 or float32.")] = None,
     layers: Annotated[int | None, typer.Option(help="Default: 4 on the CPU, 32 on CUDA.")] = None,
@@ -29,14 +33,16 @@ def bench(
 ) -> None:
     """Measure prefill and decoding un-skipped, un-merged and folded, beside what MACs and bytes promise."""
     given = {"device": device, "dtype": dtype, "layers": layers, "removed": removed, "prompt": prompt}
-    settings = checked(BenchSettings, given | {"tokens": tokens, "rounds": rounds})
+    settings = checked(BenchSettings, given | {"tokens": tokens, "rounds": rounds, "host": host})
 
     from eas.commands.tables import bench_table
     from eas.evidence.speed import run_bench
 
     record = run_bench(settings, seed, output)
     console().print(bench_table(record))
-    for part, ratio in record["skipping_alone"].items():
+    for name, ratios in record.get("ratios", {}).items():
+        echo(f"{name}: {ratios['decode']:.3f} times a token, {ratios['request']:.3f} times a request of 64 tokens")
+    for part, ratio in record.get("skipping_alone", {}).items():
         echo(f"skipping alone, {part}: {ratio['realised']:.3f} times, predicted {ratio['predicted']:.3f}")
     if "fold" in record["subjects"]["folded"]:
         echo(f"folding one prompt: {record['subjects']['folded']['fold']['seconds'] * 1000:.1f} ms")

@@ -18,6 +18,7 @@ EPILOG = (
 )
 LLAVA = ("vicuna_7b_sqa", "llava15_7b_aid_slake")
 METER = ("meter_vqa", "meter_nlvr2", "meter_irtr")
+LAVIN = ("lavin_7b", "lavin_13b")
 
 
 def convert(
@@ -25,15 +26,17 @@ def convert(
         Path | None, typer.Argument(metavar="SRC", help="An official checkpoint, or a folder of ours.")
     ] = None,
     target: Annotated[Path | None, typer.Argument(metavar="DST", help="A new folder.")] = None,
-    host: Annotated[str | None, typer.Option(help="llava or meter, where the file does not tell.")] = None,
+    host: Annotated[str | None, typer.Option(help="llava, meter or lavin, where the file does not tell.")] = None,
     to: Annotated[str, typer.Option(help="ours or official.")] = "ours",
     base: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Frozen language model, for a whole official checkpoint.")
+        Path | None, typer.Option(metavar="FOLDER", help="Frozen language model: LaVIN's LLaMA, or for --to official.")
     ] = None,
+    tower: Annotated[Path | None, typer.Option(metavar="FOLDER", help="LaVIN: CLIP ViT-L/14.")] = None,
     task: Annotated[str | None, typer.Option(help="METER: vqa, nlvr2 or irtr (retrieval).")] = None,
     size: Annotated[int | None, typer.Option(help="METER: edge of the pictures; default 384, NLVR2 288.")] = None,
     skip: Annotated[
-        str | None, typer.Option(help="METER: sites (13,8,17), a search.json, or a list of the authors (meter-vqa-10).")
+        str | None,
+        typer.Option(help="METER, LaVIN: sites (13,8,17), a search.json, or a list of the authors (meter-vqa-10)."),
     ] = None,
     as_released: Annotated[
         bool,
@@ -47,7 +50,7 @@ def convert(
         Path | None, typer.Option(metavar="FOLDER|FILE", help="METER: VQAv2's annotations, or a json of 3,129 answers.")
     ] = None,
     check: Annotated[
-        str | None, typer.Option(metavar="HOST", help=f"Compare full-size names: {', '.join(LLAVA + METER)}.")
+        str | None, typer.Option(metavar="HOST", help=f"Compare full-size names: {', '.join(LLAVA + METER + LAVIN)}.")
     ] = None,
 ) -> None:
     """Take what a tuning made out of an official checkpoint, or (LLaVA) put it back, bit for bit."""
@@ -58,15 +61,18 @@ def convert(
         raise UserError("nothing to convert", expected="eas convert SRC DST")
     if to not in ("ours", "official"):
         raise UserError("unknown format", f"--to {to}", "ours or official")
-    if host not in (None, "llava", "meter"):
-        raise UserError("unknown host", f"--host {host}", "llava or meter")
+    if host not in (None, "llava", "meter", "lavin"):
+        raise UserError("unknown host", f"--host {host}", "llava, meter or lavin")
+    if host == "lavin" or (host is None and source.suffix == ".pth" and tower is not None):
+        _lavin(source, target, base, tower, skip)
+        return
     if host == "meter" or (host is None and source.suffix == ".ckpt" and zipfile.is_zipfile(source)):
         if to == "official":
             raise UserError("--to official", "METER", "nothing: its weights keep the official names")
         _meter(source, target, task, size, skip, as_released, folded, tokenizer, answers)
         return
-    if task or size or skip or as_released or folded or tokenizer or answers:
-        raise UserError("options of METER", source, "a checkpoint of METER, or --host meter")
+    if task or size or skip or as_released or folded or tokenizer or answers or tower:
+        raise UserError("options of METER or LaVIN", source, "a checkpoint of theirs, or --host meter or lavin")
 
     from eas.checkpoints.convert import convert as work
 
@@ -91,18 +97,10 @@ def _meter(
     from eas.checkpoints.meter import TRAINED_ON, convert_meter
     from eas.data.meter import read_answers
     from eas.meter import MeterConfig
-    from eas.plan import released
-    from eas.result import SearchResult
 
     if task not in TRAINED_ON:
         raise UserError(f"task {task}", "METER", "--task vqa, nlvr2 or irtr: a checkpoint does not say it")
-    sites: tuple[int, ...] = ()
-    search = None
-    if skip is not None and Path(skip).is_file():
-        found = SearchResult.load(skip)
-        sites, search = found.skip, found.sha256
-    elif skip is not None:
-        sites = tuple(map(int, skip.split(","))) if skip.replace(",", "").isdigit() else released(skip)
+    sites, search = _sites(skip)
     texts = None if answers is None else read_answers(answers)
     sizes = {"vqa": (384, 50), "nlvr2": (288, 50), "irtr": (384, 40)}[task]
     config = MeterConfig(
@@ -119,6 +117,29 @@ def _meter(
     echo(f"left out: {left}; classes not read: {', '.join(made.about.skipped) or 'none'}")
 
 
+def _sites(skip: str | None) -> tuple[tuple[int, ...], str | None]:
+    """A skip list from numbers, a name of the authors or a search's file, and that file's hash."""
+    from eas.plan import released
+    from eas.result import SearchResult
+
+    if skip is None:
+        return (), None
+    if Path(skip).is_file():
+        found = SearchResult.load(skip)
+        return found.skip, found.sha256
+    return (tuple(map(int, skip.split(","))) if skip.replace(",", "").isdigit() else released(skip)), None
+
+
+def _lavin(source: Path, target: Path, base: Path | None, tower: Path | None, skip: str | None) -> None:
+    from eas.checkpoints.lavin import convert_lavin
+
+    if base is None or tower is None:
+        raise UserError("frozen parts are missing", source, "--base LLAMA and --tower CLIP")
+    made = convert_lavin(source, target, base=base, tower=tower, skip=_sites(skip)[0])
+    echo(f"wrote {made.output}: skips {list(made.config.skip)} of {made.config.layers}; {made.trained:,} parameters of")
+    echo(f"the method, {made.frozen:,} frozen ones; classes not read: {', '.join(made.skipped) or 'none'}")
+
+
 def _check(host: str) -> None:
     from tenfold.ledger.goldens import goldens
     from tenfold.runs import read_json
@@ -126,13 +147,17 @@ def _check(host: str) -> None:
     folder = goldens("eas")
     if folder is None:
         raise UserError("the official list of weights does not travel in a wheel", expected="the source tree")
-    if host not in LLAVA + METER:
-        raise UserError("no such host", f"--check {host}", ", ".join(LLAVA + METER))
+    if host not in LLAVA + METER + LAVIN:
+        raise UserError("no such host", f"--check {host}", ", ".join(LLAVA + METER + LAVIN))
     golden = read_json(folder / "official_keys.json")
     if host in METER:
         from eas.checkpoints.meter import key_report as meter_report
 
         count, parameters, wrong = meter_report(host, golden)
+    elif host in LAVIN:
+        from eas.checkpoints.lavin import key_report as lavin_report
+
+        count, parameters, wrong = lavin_report(host, golden)
     else:
         from eas.checkpoints.convert import key_report
 

@@ -36,7 +36,7 @@ def evaluate(
     adapters: Annotated[str | None, typer.Option(help=ADAPTERS)] = None,
     config: Annotated[str | None, typer.Option(help="A YAML file, or a shipped one: mini, scienceqa, aid20.")] = None,
     set_: SetOption = None,
-    host: Annotated[str | None, typer.Option(help="llava or meter, where folder and benchmark do not tell.")] = None,
+    host: Annotated[str | None, typer.Option(help="llava, meter or lavin, where the folder does not tell.")] = None,
     benchmark: Annotated[
         str | None, typer.Option(help="mini, scienceqa, aid or slake; METER: vqav2, nlvr2 or flickr30k.")
     ] = None,
@@ -51,6 +51,13 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Ask only the first so many questions.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 8.")] = None,
     folded: Annotated[bool, typer.Option("--folded", help="Decode with folded matrices, prompt by prompt.")] = False,
+    semantics: Annotated[
+        str | None, typer.Option(help="LaVIN: consistent, or the authors' unmerged or merged.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Score the authors' preds.json of ScienceQA; no model is loaded."),
+    ] = None,
     output: Output = None,
     seed: SeedOption = 0,
     dtype: Dtype = None,
@@ -65,7 +72,7 @@ def evaluate(
     given |= {"benchmark": benchmark, "data": absolute(data), "split": split, "train": absolute_if_there(train)}
     given["host"] = host
     given |= {"limit": limit, "batch": batch, "folded": folded or None, "dtype": dtype, "device": device}
-    given["attention"] = attention
+    given |= {"attention": attention, "semantics": semantics, "predictions": absolute(predictions)}
     settings = chosen(EvalSettings, "eas", config, set_, given)
     folder = output or new_folder("eas", "eval")
 

@@ -22,7 +22,8 @@ def scores_table(title: str, metrics: Mapping[str, Any]) -> Table:
         shown = "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
         table.add_row(name, shown)
     table.add_row("attentions skipped", f"{len(skip)}: {', '.join(map(str, skip))}" if skip else "none")
-    table.add_row("MACs of a prompt saved", f"{metrics['macs_saved']:.1%}")
+    if "macs_saved" in metrics:
+        table.add_row("MACs of a prompt saved", f"{metrics['macs_saved']:.1%}")
     if "cache_share" in metrics:
         table.add_row("KV cache left", f"{metrics['cache_share']:.1%}")
     if "leaked_pictures" in metrics:

@@ -60,20 +60,23 @@ BENCHMARKS = {
         "Flickr30k retrieval", "test", 0, False, "karpathy/dataset_flickr30k.json, flickr30k-images/", "meter"
     ),
 }
+LAVIN_SCIENCEQA = Benchmark(
+    "ScienceQA on LaVIN", "test", 64, False, BENCHMARKS["scienceqa"].tree, "lavin"
+)  # the same files, other prompts
 TASKS = {"vqav2": "vqa", "nlvr2": "nlvr2", "flickr30k": "irtr"}  # of METER
 
 
 def host_of(settings: EvalSettings) -> str:
-    """Whose model is evaluated: by what its folder holds, else by the benchmark, else as `--host` says.
+    """Whose model is evaluated: by what its folder holds, else as `--host` says, else LLaVA's.
 
     Raises:
         UserError: `--host`, the folder and the benchmark do not go together.
     """
-    told = "meter" if Path(settings.model, "meter.json").is_file() else None
+    told = next((host for host in ("meter", "lavin") if Path(settings.model, f"{host}.json").is_file()), None)
     if settings.host and told and settings.host != told:
         raise UserError(f"--host {settings.host}", settings.model, f"{told}: its folder says so")
-    host, one = settings.host or told or "llava", BENCHMARKS[settings.benchmark]
-    if one.host != host:
-        fitting = ", ".join(name for name, other in BENCHMARKS.items() if other.host == host)
-        raise UserError(f"--benchmark {settings.benchmark}", f"a {host} host", f"one of {fitting}")
+    host = settings.host or told or "llava"
+    fitting = ["scienceqa"] if host == "lavin" else [name for name, one in BENCHMARKS.items() if one.host == host]
+    if settings.benchmark not in fitting:
+        raise UserError(f"--benchmark {settings.benchmark}", f"a {host} host", f"one of {', '.join(fitting)}")
     return host

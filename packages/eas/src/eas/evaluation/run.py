@@ -24,6 +24,7 @@ from eas.data.scienceqa import Problem, read_problems
 from eas.evaluation import scores
 from eas.evaluation.answers import answer
 from eas.evaluation.benchmarks import BENCHMARKS, Benchmark, Evaluation, host_of
+from eas.evaluation.lavin import run_lavin, score_file
 from eas.evaluation.meter import run_meter
 from eas.evaluation.settings import SHIPPED, EvalSettings
 from eas.miniature import task
@@ -83,8 +84,13 @@ def run_eval(
             of something else.
     """
     one = BENCHMARKS[settings.benchmark]
-    if host_of(settings) == "meter":
-        return run_meter(settings, seed, output, progress, say)
+    if settings.predictions is not None:
+        if settings.benchmark != "scienceqa":
+            raise UserError("--predictions", f"--benchmark {settings.benchmark}", "scienceqa: the authors' file")
+        return score_file(settings, seed, output)
+    if (name := host_of(settings)) != "llava":
+        work = run_meter if name == "meter" else run_lavin
+        return work(settings, seed, output, progress, say)
     adapters_folder(settings.adapters, settings.model)  # before the model, whose loading takes longest
     with ranks() as group, _asked(settings, one) as asked:
         host = load_host(settings.model_copy(update={"device": str(choose_device(settings.device))}))

@@ -14,6 +14,7 @@ from typing import Any
 
 from eas.data.records import Record
 from eas.data.scienceqa import LETTERS, Problem
+from tenfold.data.formats.scienceqa import ScienceQASample
 from tenfold.metrics.scienceqa import ScienceQAAnswer, scienceqa_scores
 from tenfold.metrics.vqa import normalise_answer
 
@@ -35,21 +36,26 @@ def option(text: str, choices: int) -> int | None:
 
 def scienceqa(problems: Sequence[Problem], texts: Mapping[str, str]) -> dict[str, Any]:
     """Accuracy in per cent by subject, context and grade, and in all; how many answers could not be read."""
-    read = {one.sample.id: option(texts[one.sample.id], len(one.sample.choices)) for one in problems}
+    samples = [one.sample for one in problems]
+    return scienceqa_table(samples, {one.id: option(texts[one.id], len(one.choices)) for one in samples})
+
+
+def scienceqa_table(samples: Sequence[ScienceQASample], chosen: Mapping[str, int | None]) -> dict[str, Any]:
+    """The same of options that are known, as places; None: could not be read."""
     answers = [
         ScienceQAAnswer(
-            predicted=read[one.sample.id],
-            answer=one.sample.answer,
-            subject=one.sample.subject,
-            grade=one.sample.grade,
-            has_text=bool(one.sample.hint),
-            has_image=one.sample.picture is not None,
+            predicted=chosen[one.id],
+            answer=one.answer,
+            subject=one.subject,
+            grade=one.grade,
+            has_text=bool(one.hint),
+            has_image=one.picture is not None,
         )
-        for one in problems
+        for one in samples
     ]
     table = scienceqa_scores(answers).accuracy
-    scores: dict[str, Any] = {name: None if value is None else 100 * value for name, value in table.items()}
-    return {**scores, "unread": sum(value is None for value in read.values())}
+    found: dict[str, Any] = {name: None if value is None else 100 * value for name, value in table.items()}
+    return {**found, "unread": sum(chosen[one.id] is None for one in samples)}
 
 
 def aid(records: Sequence[Record], texts: Mapping[str, str]) -> dict[str, Any]:

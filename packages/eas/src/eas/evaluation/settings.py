@@ -19,7 +19,7 @@ class EvalSettings(HostSettings):
 
     Attributes:
         adapters: a folder of ours, "mini" (what ships, for the mini host), or None: the host as it is.
-        host: "llava" or "meter", where neither folder nor benchmark tells. METER's adapters are in its folder.
+        host: "llava", "meter" or "lavin", where the folder does not tell; METER's and LaVIN's hold their adapters.
         benchmark: "mini", "scienceqa", "aid" or "slake" (LLaVA); "vqav2", "nlvr2" or "flickr30k" (METER).
         data: its folder; None: the miniature's questions, drawn.
         split: of ScienceQA; for the others the json's name. None: the paper's.
@@ -27,10 +27,12 @@ class EvalSettings(HostSettings):
             data ("train2014,val2014"), refused where they share pictures. None: what its folder says, and told.
         limit: the first so many questions. batch: prompts at a time.
         folded: decode with folded matrices, one prompt at a time.
+        semantics: of LaVIN's decoding: "consistent", or the authors' "unmerged" or "merged" (`eas.lavin_decoding`).
+        predictions: the authors' file of ScienceQA predictions: it is scored, and no model is loaded.
     """
 
     adapters: str | None = SHIPPED
-    host: Literal["llava", "meter"] | None = None
+    host: Literal["llava", "meter", "lavin"] | None = None
     benchmark: Literal["mini", "scienceqa", "aid", "slake", "vqav2", "nlvr2", "flickr30k"] = "mini"
     data: str | None = None
     split: str | None = None
@@ -38,6 +40,8 @@ class EvalSettings(HostSettings):
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=8, ge=1)
     folded: bool = False
+    semantics: Literal["consistent", "unmerged", "merged"] = "consistent"
+    predictions: str | None = None
 
 
 class DemoSettings(HostSettings):

@@ -21,7 +21,7 @@ Check = Callable[[], Outcome]
 
 PARITY = (
     "pia_units", "llava_model", "search_llava", "search_lavin", "search_meter", "meter_cross_layer", "meter_vqa",
-    "meter_nlvr2", "meter_irtr",
+    "meter_nlvr2", "meter_irtr", "lavin_model", "text_protocol", "sqa_test_predictions",
 )  # fmt: skip
 # The authors' lists of METER whose MACs are counted: text and picture tokens of a pass.
 METER_TEXT = {
@@ -63,6 +63,7 @@ def checks() -> Mapping[str, Check]:
     return found | {
         "official_keys": official_keys,
         "official_keys_meter": official_keys_meter,
+        "official_keys_lavin": official_keys_lavin,
         "removed_parameters": removed_parameters,
         "bound_compute": bound_compute,
         "bound_bytes": bound_bytes,
@@ -98,15 +99,28 @@ def official_keys_meter() -> Outcome:
     """Names, shapes and counts of METER-EAS for its three tasks, at full size."""
     from eas.checkpoints.meter import key_report
 
+    return _agree(key_report, ("meter_vqa", "meter_nlvr2", "meter_irtr"))
+
+
+def official_keys_lavin() -> Outcome:
+    """Names, shapes and counts of LaVIN-EAS-7B and 13B, at full size."""
+    from eas.checkpoints.lavin import key_report
+
+    return _agree(key_report, ("lavin_7b", "lavin_13b"))
+
+
+def _agree(report: Callable[[str, Mapping[str, Any]], tuple[int, int, list[str]]], hosts: tuple[str, ...]) -> Outcome:
     folder = find_package_file("eas", "tests/goldens")
     if folder is None:
         return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
-    reports = [key_report(host, golden) for host in ("meter_vqa", "meter_nlvr2", "meter_irtr")]
+    reports = [report(host, golden) for host in hosts]
     wrong = [line for _, _, lines in reports for line in lines]
     if wrong:
         return Outcome(f"{len(wrong)} differ", False, ", ".join(wrong[:5]))
-    return Outcome(f"{sum(count for count, _, _ in reports)} names agree", True, "of three tasks, with all counts")
+    return Outcome(
+        f"{sum(count for count, _, _ in reports)} names agree", True, f"of {', '.join(hosts)}, with all counts"
+    )
 
 
 def _meter_saved(name: str, more: int = 0, as_released: bool = True) -> tuple[float, float]:

@@ -13,6 +13,7 @@ class BenchSettings(Settings):
     """Settings of `eas bench`.
 
     Attributes:
+        host: "llava", or "lavin": the paper's 2.2x by its parts.
         layers: of the decoder, at full width; 0: 4 on the CPU and all 32 on CUDA.
         removed: K; 0: 12 of 32, in proportion.
         prompt: tokens; the LLaVA host's mean prompt on AID has 636.
@@ -20,6 +21,7 @@ class BenchSettings(Settings):
         adapter, pia: ranks.
     """
 
+    host: Literal["llava", "lavin"] = "llava"
     device: str = Field(default="auto", pattern=DEVICE)
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     layers: int = Field(default=0, ge=0)

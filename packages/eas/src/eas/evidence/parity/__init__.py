@@ -1,8 +1,6 @@
-"""Golden data of the authors' code: every computation that this package reproduces.
+"""Golden data of the authors' code: every computation that this package reproduces."""
 
-The cases of LaVIN are left for that host: their computations are not known here, and a folder that holds one fails.
-"""
-
+from eas.evidence.parity.lavin import lavin_model, sqa_test_predictions, text_protocol
 from eas.evidence.parity.meter import meter_cross_layer, meter_task
 from eas.evidence.parity.model import llava_model
 from eas.evidence.parity.search import search_lavin, search_llava, search_meter
@@ -19,6 +17,9 @@ COMPUTATIONS = {
     "meter_vqa": each(meter_task),
     "meter_nlvr2": each(meter_task),
     "meter_irtr": each(meter_task),
+    "lavin_model": each(lavin_model),
+    "text_protocol": each(text_protocol),
+    "sqa_test_predictions": each(sqa_test_predictions),
 }
 # What the cases' json files state, as (absolute, relative); never looser.
 TOLERANCES = {"units": (1e-5, 1e-5), "model": (2e-5, 1e-4), "search": (1e-7, 1e-5)}
