@@ -263,6 +263,15 @@ def open_meter(folder: str | Path) -> tuple[Meter, MeterAbout]:
     return model.eval(), about
 
 
+def classifier_answers(folder: Path, count: int) -> list[str]:
+    """The answers beside a model of VQA, one for each of the classifier's rows. Raises UserError for other ones."""
+    path = folder / ANSWERS
+    content = read_json(path) if path.is_file() else None
+    if not isinstance(content, list) or len(content) != count or not all(isinstance(one, str) for one in content):
+        raise UserError("no answers for the classifier's rows", path, f"a list of {count} texts: eas convert --answers")
+    return content
+
+
 def key_report(host: str, golden: Mapping[str, Any]) -> tuple[int, int, list[str]]:
     """Compare names, shapes and counts at full size, without memory.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eas.training.settings import TrainSettings
+from eas.training.settings import MeterTrainSettings, TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
@@ -23,10 +23,13 @@ DATA = """A folder with LLaVA's json of conversations and its pictures, as the c
 images/ (AID), train_llava_en.json and imgs/ (Slake), llava_train_QCM-ALE.json and images/train/ (ScienceQA). The mini
 config needs none."""
 Config = Annotated[
-    str, typer.Option(help="A YAML file, or a shipped one: mini, scienceqa-vicuna-7b, aid20, aid50, slake.")
+    str, typer.Option(help="A YAML file, or a shipped one: mini, scienceqa-vicuna-7b, aid20, aid50, slake; meter.")
 ]
 Model = Annotated[str | None, typer.Option(metavar="FOLDER|ID", help="The frozen host; default: the config's.")]
 Data = Annotated[Path | None, typer.Option(metavar="FOLDER", help=DATA)]
+Host = Annotated[
+    str | None, typer.Option(help="meter, where the model's folder does not tell; then --set knows METER's.")
+]
 Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new folder in runs/.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without data or weights.")]
@@ -56,6 +59,7 @@ def train(
 def search(
     config: Config = "mini",
     set_: SetOption = None,
+    host: Host = None,
     model: Model = None,
     data: Data = None,
     output: Output = None,
@@ -64,6 +68,9 @@ def search(
     dry_run: Dry = False,
 ) -> None:
     """Search only: preferences and the skip list as a file, search.json."""
+    if _is_meter(host, model):
+        _meter("search", "meter" if config == "mini" else config, set_, model, data, output, seed, resume or dry_run)
+        return
     _run(config, set_, {"model": model, "data": data, "stages": ("search",)}, output, seed, resume, dry_run)
 
 
@@ -76,6 +83,7 @@ def tune(
     ] = None,
     config: Config = "mini",
     set_: SetOption = None,
+    host: Host = None,
     model: Model = None,
     data: Data = None,
     output: Output = None,
@@ -83,10 +91,48 @@ def tune(
     resume: Resume = False,
     dry_run: Dry = False,
 ) -> None:
-    """Tune without the attentions that a search, or you, named."""
+    """Tune without the attentions that a search, or you, named (METER: that eas convert --skip named)."""
+    if _is_meter(host, model):
+        other = resume or dry_run or from_search is not None or skip is not None
+        _meter("tune", "meter" if config == "mini" else config, set_, model, data, output, seed, other)
+        return
     given: dict[str, Any] = {"model": model, "data": data, "stages": ("tune",)}
     given |= {"from_search": None if from_search is None else str(from_search.resolve()), "skip": _layers(skip)}
     _run(config, set_, given, output, seed, resume, dry_run)
+
+
+def _is_meter(host: str | None, model: str | None) -> bool:
+    told = model is not None and Path(model, "meter.json").is_file()
+    if host not in (None, "llava", "meter") or (host is not None and told != (host == "meter") and model is not None):
+        raise UserError(f"--host {host}", model, "meter with a folder of METER, or llava with another")
+    return told or host == "meter"
+
+
+def _meter(
+    stage: str,
+    config: str,
+    set_: list[str] | None,
+    model: str | None,
+    data: Path | None,
+    output: Path | None,
+    seed: int,
+    other: bool,
+) -> None:
+    """METER's search or tuning, in one process."""
+    if model is None or data is None or other:
+        raise UserError(
+            "METER takes --model, --data, --config, --set, --output and --seed alone", stage, "a folder of METER"
+        )
+    values = load_config(MeterTrainSettings, shipped_config("eas", config, "configs"), set_ or ()).model_dump()
+    values |= {"model": str(Path(model).resolve()), "data": str(data.resolve()), "stage": stage}
+    settings = checked(MeterTrainSettings, values, config)
+    folder = output or new_folder("eas", "train")
+
+    from eas.training.meter import train_meter
+
+    found = train_meter(settings, seed, folder)
+    echo(f"{stage}: {found['steps']} steps, loss {found['loss']:.4f}, skips {found['skip']} of 24")
+    echo(f"wrote {folder / ('search.json' if stage == 'search' else 'model')}")
 
 
 def _layers(text: str | None) -> tuple[int, ...] | str | None:

@@ -7,7 +7,7 @@ VQAv2 is a classification among the answers that come nine times or more in trai
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,3 +200,73 @@ def prepare(picture: Image.Image, size: int) -> Tensor:
     left, top = (round((edge - size) / 2) for edge in picture.size)
     values = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     return torch.from_numpy((values - MEAN) / STD).permute(2, 0, 1).contiguous()
+
+
+def training_batches(
+    task: str,
+    folder: str | Path,
+    splits: Sequence[str],
+    encoder: Encoder,
+    answers: Sequence[str],
+    batch: int,
+    seed: int,
+    false_texts: int = 15,
+) -> Iterator[tuple[MeterInputs, Tensor]]:
+    """Batches without end, each epoch in its own order, with the targets that `eas.meter.task_loss` takes.
+
+    Args:
+        answers: VQA's classes. false_texts: retrieval: wrong captions beside each right one.
+
+    Raises:
+        UserError: a split that is missing, or without answers.
+    """
+    chosen: list[Any] = []
+    for split in splits:
+        chosen += read_photographs(folder, split) if task == "irtr" else read_queries(task, folder, split)
+    if any(one.target is None for one in chosen if isinstance(one, Query)):
+        raise UserError("questions without answers", f"splits {', '.join(splits)}", "annotated splits")
+    if task == "irtr" and len(chosen) < 2:
+        raise UserError("one photograph", f"splits {', '.join(splits)}", "others whose captions are wrong for it")
+    classes = {answer: number for number, answer in enumerate(answers)}
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(chosen), generator=generator).tolist()
+        for at in range(0, len(order), batch):
+            some = [chosen[number] for number in order[at : at + batch]]
+            if task == "irtr":
+                yield _retrieval_batch(encoder, chosen, some, false_texts, generator)
+                continue
+            if task == "vqa":
+                targets = torch.zeros(len(some), len(classes))
+                for row, one in enumerate(some):
+                    for answer, value in one.target.items():
+                        if answer in classes:
+                            targets[row, classes[answer]] = value
+            else:
+                targets = torch.tensor([int("True" in one.target) for one in some])
+            yield encoder.batch(some), targets
+
+
+def _retrieval_batch(
+    encoder: Encoder,
+    every: Sequence[RetrievalSample],
+    some: Sequence[RetrievalSample],
+    false_texts: int,
+    generator: torch.Generator,
+) -> tuple[MeterInputs, Tensor]:
+    """Each photograph with one of its captions first, then with captions of others."""
+
+    def draw(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
+
+    texts = []
+    for one in some:
+        texts.append(one.captions[draw(len(one.captions))])
+        for _ in range(false_texts):
+            other = one
+            while other.image_id == one.image_id:
+                other = every[draw(len(every))]
+            texts.append(other.captions[draw(len(other.captions))])
+    ids, mask = encoder.texts(texts)
+    pixels = encoder.pixels([one.picture for one in some]).repeat_interleave(1 + false_texts, dim=0)
+    return MeterInputs(ids, mask, (pixels,)), torch.zeros(len(some), dtype=torch.long)

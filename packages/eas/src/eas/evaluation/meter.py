@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from eas import costs
-from eas.checkpoints.meter import ANSWERS, MeterAbout, open_meter, read_meter_about
+from eas.checkpoints.meter import MeterAbout, classifier_answers, open_meter, read_meter_about
 from eas.data.meter import Encoder, Query, leak, read_photographs, read_queries
 from eas.evaluation.benchmarks import BENCHMARKS, TASKS, Evaluation
 from eas.evaluation.settings import EvalSettings
@@ -25,7 +25,7 @@ from eas.meter import Encoded, Meter
 from tenfold import UserError
 from tenfold.data.formats.flickr30k import RetrievalSample
 from tenfold.metrics.retrieval import retrieval_recall
-from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json
+from tenfold.runs import RunRecord, atomic_write_json, fingerprint
 from tenfold.runs.context import Run
 from tenfold.runs.evaluation import answer_left, evaluate, write_predictions
 from tenfold.runs.predictions import PredictionLog
@@ -60,7 +60,7 @@ def run_meter(
     if settings.data is None or not Path(settings.data).is_dir():
         raise UserError("no data", f"--benchmark {settings.benchmark}", f"--data FOLDER with {one.tree}")
     asked = _read(settings, task, split, about)
-    answers = _answers(folder, config.answers) if task == "vqa" else []
+    answers = classifier_answers(folder, config.answers) if task == "vqa" else []
     with ranks() as group:
         device = choose_device(settings.device)
         model = open_meter(folder)[0].to(device, torch.float32 if settings.dtype == "auto" else _dtype(settings.dtype))
@@ -113,14 +113,6 @@ def _read(settings: EvalSettings, task: str, split: str, about: MeterAbout) -> _
     if settings.train is not None and leaked:
         raise UserError(f"{leaked} of {len(images)} pictures were trained on", f"split {split}", "another split")
     return _Asked(queries, photographs, leaked, told)
-
-
-def _answers(folder: Path, count: int) -> list[str]:
-    path = folder / ANSWERS
-    content = read_json(path) if path.is_file() else None
-    if not isinstance(content, list) or len(content) != count or not all(isinstance(one, str) for one in content):
-        raise UserError("no answers for the classifier's rows", path, f"a list of {count} texts: eas convert --answers")
-    return content
 
 
 def _dtype(name: str) -> Any:

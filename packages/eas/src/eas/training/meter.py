@@ -10,15 +10,22 @@ The authors' ranks search alone and never meet; this is one process.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eas.checkpoints.meter import classifier_answers, open_meter, read_meter_about, write_meter
+from eas.data.meter import Encoder, training_batches
 from eas.meter import Meter, MeterInputs, task_loss
-from eas.search import Search
+from eas.result import SearchResult
+from eas.search import RULES, Search
+from eas.training.settings import MeterTrainSettings
 from tenfold import UserError
-from tenfold.runs import sample_generator
+from tenfold.runs import fingerprint, run, sample_generator
+from tenfold.runs.ranks import choose_device
 
 Batches = Iterator[tuple[MeterInputs, Tensor]]
 RATES = {"vqa": (2.5e-5, 50.0), "nlvr2": (5e-5, 10.0), "irtr": (5e-5, 5.0)}  # base rate, factor of the head
@@ -89,6 +96,7 @@ def run_meter(
     """
     if (search is None) != (scored is None):
         raise UserError("a search without data to score on", "METER", "both, or neither")
+    place = model.token4classifier.device
     model.requires_grad_(False)
     for _, parameter in model.trained():
         parameter.requires_grad_(True)
@@ -101,7 +109,7 @@ def run_meter(
             sites = search.sample(sample_generator(seed, step, SUBNETS), count)
             model.set_skip(sites, as_released=as_released)
         optimizer.zero_grad(set_to_none=True)
-        loss = task_loss(model, *next(batches))
+        loss = task_loss(model, *_moved(next(batches), place))
         if not bool(torch.isfinite(loss)):
             raise UserError(f"the loss is {float(loss.detach())} at step {step + 1}", "METER", "a lower learning rate")
         loss.backward()
@@ -110,10 +118,16 @@ def run_meter(
         optimizer.step()
         losses.append(float(loss.detach()))
         if search is not None and scored is not None and search.due():
-            _score(model, search, next(scored), as_released, seed, step)
+            _score(model, search, _moved(next(scored), place), as_released, seed, step)
     model.set_skip(model.config.skip, as_released=model.config.as_released)
     model.eval()
     return losses
+
+
+def _moved(batch: tuple[MeterInputs, Tensor], place: torch.device) -> tuple[MeterInputs, Tensor]:
+    inputs, targets = batch
+    pixels = tuple(one.to(place) for one in inputs.pixels)
+    return MeterInputs(inputs.ids.to(place), inputs.mask.to(place), pixels), targets.to(place)
 
 
 @torch.no_grad()
@@ -129,3 +143,64 @@ def _score(
         losses.append(float(task_loss(model, *batch)))
     model.train()
     search.update(subnets, torch.tensor(losses, dtype=torch.float64))
+
+
+# Splits that are trained on and scored on where none are named: scoring never meets the training, as it does in the
+# authors' code, whose search scores VQA, NLVR2 and retrieval on what it trains on.
+USUAL = {"vqa": (("train2014",), "val2014"), "nlvr2": (("train",), "dev"), "irtr": (("train",), "val")}
+
+
+def train_meter(settings: MeterTrainSettings, seed: int, output: Path) -> dict[str, Any]:
+    """Search or tune a folder of METER; writes ``search.json`` or ``model/`` beside the run's record.
+
+    Returns:
+        The record's metrics.
+
+    Raises:
+        UserError: a broken folder, data that are missing, folded weights, a scored split that is trained on.
+    """
+    folder = Path(settings.model)
+    config, about = read_meter_about(folder)
+    splits, scored = settings.splits or USUAL[config.task][0], settings.scored or USUAL[config.task][1]
+    if config.folded:
+        raise UserError("folded weights", folder, "a folder with its adapters: eas convert without --folded")
+    if scored in splits and settings.stage == "search":
+        raise UserError(f"scored {scored}", f"trained on {', '.join(splits)}", "a split that is not trained on")
+    if not Path(settings.data).is_dir():
+        raise UserError("no such folder", settings.data, f"the official files of {config.task}")
+    answers = classifier_answers(folder, config.answers) if config.task == "vqa" else []
+    encoder, given = Encoder(folder, config), (config.task, settings.data)
+    batches = training_batches(*given, splits, encoder, answers, settings.batch, seed, settings.false_texts)
+    data = {"model": fingerprint(folder)}
+    with run("eas", "train", config=settings.model_dump(), seed=seed, output=output, data=data) as current:
+        model = open_meter(folder)[0].to(choose_device(settings.device))
+        plan = MeterTraining.of(config.task, settings.steps)
+        search, others = None, None
+        if settings.stage == "search":
+            search = Search(RULES["meter"], 24, settings.removed, warmup=settings.warmup)
+            others = training_batches(
+                *given, (scored,), encoder, answers, settings.batch, seed + 1, settings.false_texts
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            losses = run_meter(
+                model, batches, plan, search=search, scored=others, as_released=settings.as_released, seed=seed
+            )
+        found: dict[str, Any] = {
+            "steps": settings.steps,
+            "loss": losses[-1],
+            "task": config.task,
+            "splits": list(splits),
+        }
+        if search is not None:
+            result = SearchResult.of(search, seed=seed, host=data["model"], data=",".join((*splits, scored)))
+            result.save(current.file("search.json"))
+            found |= {"skip": list(result.skip), "margin": result.margin, "updates": result.updates}
+        else:
+            seen = tuple(dict.fromkeys((*about.trained_on, *splits)))
+            told = replace(about, source="tuned", trained_on=seen)
+            state = {name: value.cpu() for name, value in model.state_dict().items()}
+            write_meter(output / "model", config, state, told, tokenizer=folder, answers=answers or None)
+            found["skip"] = list(config.skip)
+        current.metrics.update(found)
+    return found

@@ -150,3 +150,30 @@ class TrainSettings(Settings):
     def stage(self, name: StageName) -> StageSettings:
         """The settings of a stage."""
         return self.search if name == "search" else self.tune
+
+
+class MeterTrainSettings(Settings):
+    """Settings of `eas search` and `eas tune` on METER, in one process.
+
+    Attributes:
+        model: a folder that `eas convert` wrote. data: the task's official files.
+        stage: "search" gives search.json; "tune" trains what the folder skips and gives a folder like it.
+        splits: what is trained on. scored: the split that subnets are scored on; not one of those.
+        steps: of the optimizer. batch: samples of one; METER's 256 to 512 need that much memory.
+        removed: K. warmup: steps of the search before its first update.
+        as_released: sites by the authors' map.
+        false_texts: retrieval: wrong captions beside each right one.
+    """
+
+    model: str = ""
+    data: str = ""
+    stage: StageName = "search"
+    splits: tuple[str, ...] = ()
+    scored: str | None = None
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=32, ge=1)
+    removed: int = Field(default=10, ge=1, le=23)
+    warmup: int = Field(default=100, ge=0)
+    as_released: bool = False
+    false_texts: int = Field(default=15, ge=1)
+    device: str = Field(default="auto", pattern=DEVICE)
