@@ -196,12 +196,13 @@ def efficiency(
         torch.set_num_threads(chosen)
     with run("tenfold", "efficiency", config=settings.model_dump(mode="json"), seed=seed, output=None) as current:
         found = work(settings, seed)
+        data = found.pop("data")
         machine = hardware()
         found["machine"] = machine.gpu or f"{machine.cpu}, {machine.threads} threads"
         current.metrics |= found
     record = current.record
     assert record is not None
-    record = record.model_copy(update={"data": found["data"]})
+    record = record.model_copy(update={"data": data})
     picture = output.with_suffix(".png")
     draw(found["rows"], picture)
     command = "python benchmarks/efficiency.py " + shlex.join(sys.argv[1:])

@@ -62,7 +62,8 @@ def rows(
             row["second"] = _second(arm, second[arm.key], asked, items, right[arm.key])
         found.append(row)
     mark_front(found)
-    return found
+    order = list(dict.fromkeys(row["method"] for row in found))
+    return sorted(found, key=lambda row: order.index(row["method"]))
 
 
 def _accuracy(right: Sequence[np.ndarray], host: np.ndarray, items: Sequence[Item]) -> Row:

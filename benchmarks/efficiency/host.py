@@ -56,7 +56,7 @@ class Settings(HostSettings):
     seeds: int = Field(default=3, ge=1)
     limit: int | None = Field(default=None, ge=2)
     pairs: int = Field(default=48, ge=0)
-    costed: int = Field(default=6, ge=1)
+    costed: int = Field(default=4, ge=1)
     rounds: int = Field(default=5, ge=1)
     new_tokens: int = Field(default=8, ge=3)
     batch: int = Field(default=16, ge=1)

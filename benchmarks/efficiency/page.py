@@ -63,7 +63,7 @@ def _table(rows: Sequence[Row], answered: bool) -> list[str]:
     for row in rows:
         cells = [f"**{row['method']}**" if row["kind"] == "paper" else row["method"], row["point"]]
         if answered:
-            cells += [_percent(row["accuracy"]), _points(row["change"]) if row["kind"] != "host" else ""]
+            cells += [_percent(row["accuracy"]) + _seeds(row), _points(row["change"]) if row["kind"] != "host" else ""]
         cells += [
             f"{100 * row['flops_share']:.1f} %",
             f"{1000 * row['prefill_seconds']:.3g} ms ({row['prefill_speedup']:.2f}×)",
@@ -86,7 +86,7 @@ def _legend(metrics: Mapping[str, Any], answered: bool) -> list[str]:
     if answered:
         said.append(
             "Right: share of right answers with the 95 % bootstrap interval over questions; to the host: the paired "
-            "difference in points. What draws at random is a mean over its seeds."
+            "difference in points. What draws at random is a mean over its seeds, with its lowest and highest draw."
         )
     return [" ".join(said)]
 
@@ -147,6 +147,13 @@ def _percent(interval: Mapping[str, float] | None) -> str:
     return f"{100 * interval['value']:.1f} % ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
 
 
+def _seeds(row: Row) -> str:
+    """Lowest and highest of several draws."""
+    if row["seeds"] < 2 or not row["by_seed"]:
+        return ""
+    return f", seeds {100 * min(row['by_seed']):.1f} to {100 * max(row['by_seed']):.1f}"
+
+
 def _points(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "–"
@@ -188,6 +195,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             if answered:
                 low, high = 100 * row["accuracy"]["low"], 100 * row["accuracy"]["high"]
                 axis.plot([across, across], [low, high], color=COLOURS[kind], linewidth=0.8, alpha=0.35, zorder=1)
+            if answered and row["seeds"] > 1:
+                ends = [100 * min(row["by_seed"]), 100 * max(row["by_seed"])]
+                axis.plot([across, across], ends, color=COLOURS[kind], linewidth=3, alpha=0.6, zorder=2)
             if row["front"]:
                 axis.plot(across, up, "o", markersize=13, markerfacecolor="none", markeredgecolor="#b3261e", zorder=4)
     if answered:

@@ -16,6 +16,7 @@ from tenfold.ledger.entries import Entry, Figure, collect
 from tenfold.ledger.evidence import STATUSES
 from tenfold.ledger.papers import PAPERS
 from tenfold.ledger.text import MISSING, difference, evidence, our_value, paper_value, summary
+from tenfold.ledger.which import PAGE, find_record, lines, load_comparison
 from tenfold.runs import atomic_directory
 
 MARKER = ".tenfold-report"
@@ -58,11 +59,15 @@ def collect_and_render(output: str | Path, packages: Sequence[str] | None = None
     with tempfile.TemporaryDirectory(prefix="tenfold-figures-") as figures:
         wanted = packages if packages is not None else [paper.package for paper in PAPERS]
         entries = [collect(package, Path(figures, package)) for package in wanted]
-        return render_report(entries, output)
+        return render_report(entries, output, find_record() if packages is None else None)
 
 
-def render_report(entries: Sequence[Entry], output_dir: str | Path) -> Path:
+def render_report(entries: Sequence[Entry], output_dir: str | Path, comparison: Path | None = None) -> Path:
     """Write `index.html`, one page for each paper, and copies of their figures.
+
+    Args:
+        comparison: the record of `benchmarks/efficiency.py`, with its picture beside it: a page, and the front page's
+            picture. None: the front page says what the ledgers say.
 
     Returns:
         The path of `index.html`.
@@ -84,9 +89,15 @@ def render_report(entries: Sequence[Entry], output_dir: str | Path) -> Path:
     with atomic_directory(output, replace=True) as folder:
         (folder / MARKER).touch()
         papers = [_paper_context(entry, folder) for entry in entries]
+        compared = load_comparison(comparison)
+        picture = None if comparison is None else _copy_picture(comparison, folder)
+        front = {"lines": lines(entries, compared), "comparison": compared, "picture": picture}
         (folder / "index.html").write_text(
-            templates.get_template("index.html").render(papers=papers, statuses=STATUSES), encoding="utf-8"
+            templates.get_template("index.html").render(papers=papers, statuses=STATUSES, **front), encoding="utf-8"
         )
+        if compared is not None:
+            page = templates.get_template("efficiency.html").render(comparison=compared, picture=picture)
+            (folder / PAGE).write_text(page, encoding="utf-8")
         for paper in papers:
             page = templates.get_template("paper.html").render(**paper, statuses=STATUSES)
             (folder / paper["page"]).write_text(page, encoding="utf-8")
@@ -164,6 +175,16 @@ def _kind(name: str, rows: Sequence[Row]) -> dict[str, Any] | None:
     said = [column for column in COLUMNS if any(row[column["field"]] != MISSING for row in chosen)]
     return {"heading": heading, "meaning": meaning, "rows": chosen, "columns": said, "counts": _counts(chosen),
             "open": name == "mini"}  # fmt: skip
+
+
+def _copy_picture(comparison: Path, folder: Path) -> str | None:
+    drawn = comparison.with_suffix(".png")
+    if not drawn.is_file():
+        return None
+    target = folder / "figures" / "efficiency.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(drawn, target)
+    return target.relative_to(folder).as_posix()
 
 
 def _copy_figure(figure: Figure, package: str, folder: Path) -> dict[str, str]:

@@ -19,9 +19,11 @@ from tenfold.ledger.evidence import Result
 from tenfold.ledger.papers import PAPERS
 from tenfold.ledger.schema import Claim, Ledger, load_ledger
 from tenfold.ledger.text import MISSING, is_waiting, our_value, paper_value, summary
+from tenfold.ledger.which import RECORD, lines, load_comparison
 from tenfold.runs import atomic_write_text, read_text
 
 START, END = "<!-- ledger:start -->", "<!-- ledger:end -->"
+WHICH_START, WHICH_END = "<!-- which:start -->", "<!-- which:end -->"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -35,7 +37,7 @@ def readme(
 ) -> None:
     """Rewrite the generated table of a README."""
     text = read_text(path)
-    fresh = replace_block(text, _block_for(path), path)
+    fresh = with_tables(text, path)
     if check and fresh != text:
         typer.echo(f"{path}: its table is stale, run python -m tenfold.ledger.readme {path}", err=True)
         raise typer.Exit(1)
@@ -43,30 +45,60 @@ def readme(
         atomic_write_text(path, fresh)
 
 
-def _block_for(path: Path) -> str:
+def with_tables(text: str, path: Path) -> str:
+    """A README's text with its tables as the ledgers and the comparison say now.
+
+    Raises:
+        UserError: no place for them, or a package that is not installed.
+    """
     beside = path.resolve().parent
     if (beside / "claims.yaml").is_file():
         entry = collect(load_ledger(beside / "claims.yaml").paper, None)
         if entry.ledger is None:
             raise UserError("is not installed", entry.paper.package, "the package beside this README")
-        return claims_block(entry.ledger, entry.results)
+        return replace_block(text, claims_block(entry.ledger, entry.results), path)
     # A paper whose folder is not in this repository is planned, whatever else is installed.
     here = {paper.package for paper in PAPERS if (beside / "packages" / paper.package).is_dir()}
     entries = [collect(paper.package, None) if paper.package in here else Entry(paper) for paper in PAPERS]
-    return papers_block(entries)
+    text = replace_block(text, papers_block(entries), path)
+    if WHICH_START not in text:
+        return text
+    return replace_block(text, which_block(entries, beside), path, (WHICH_START, WHICH_END))
 
 
-def replace_block(text: str, block: str, path: Path) -> str:
+def replace_block(text: str, block: str, path: Path, markers: tuple[str, str] = (START, END)) -> str:
     """`text` with `block` between the markers.
 
     Raises:
         UserError: not exactly one start marker with one end marker behind it.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in rest or END in after:
-        raise UserError("no place for the table", path, f"one {START} and one {END}")
-    return f"{before}{START}\n{block}\n{END}{after}"
+    first, last = markers
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not start or not end or first in rest or last in after:
+        raise UserError("no place for the table", path, f"one {first} and one {last}")
+    return f"{before}{first}\n{block}\n{last}{after}"
+
+
+def which_block(entries: Sequence[Entry], beside: Path) -> str:
+    """The report's answers: what to take for what, and what was found here.
+
+    Args:
+        beside: the repository's folder.
+    """
+    record = beside / RECORD
+    comparison = load_comparison(record if record.is_file() else None)
+    rows = []
+    if record.with_suffix(".png").is_file():
+        picture = Path(RECORD).with_suffix(".png").as_posix()
+        rows += [f"![Right answers against the FLOPs of an answer, every method on one host]({picture})", ""]
+    rows += ["| you want | take | found here |", "|---|---|---|"]
+    page = Path(RECORD).with_suffix(".md").as_posix()
+    for line in lines(entries, comparison):
+        where = page if line.anchor is None else f"packages/{line.package}/README.md#what-is-reproduced"
+        standing = f" ({line.status})" if line.status else ""
+        rows.append(_row([line.wish, f"**{line.name}**", f"[{line.found}]({where}){standing}"]))
+    return "\n".join(rows)
 
 
 def papers_block(entries: Sequence[Entry]) -> str:
