@@ -80,6 +80,8 @@ def test_nlvr2_takes_both_pictures_and_a_leak_is_counted(tmp_path):
     read = formats.read_nlvr2(tmp_path / "d", "dev")
     with torch.no_grad():
         rows = [opened(encoder.batch([Query("", one.sentence, one.pictures, None, ())]))[0] for one in read]
+    sides = encoder.batch([Query("", "", read[2].pictures, None, ())]).pixels
+    assert all(torch.equal(side[0], prepare(one.open(), 16)) for side, one in zip(sides, read[2].pictures, strict=True))
     right = [bool(row.argmax()) == one.answer for row, one in zip(rows, read, strict=True)]
     metrics = read_json(output / "metrics.json")
     assert metrics["scores"]["accuracy"] == pytest.approx(100 * sum(right) / 3) and metrics["leaked_pictures"] == 1
