@@ -187,18 +187,19 @@ def transformers_config(config: OfficialConfig, tower: TowerConfig, image_token:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "pad_token_id": pad_token,
     }
-    return LlavaConfig(
-        text_config=LlamaConfig(**llama),
-        vision_config=CLIPVisionConfig(**tower.model_dump()),
-        image_token_index=image_token,
-        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
-        vision_feature_layer=config.mm_vision_select_layer,
-        vision_feature_select_strategy="default" if config.mm_vision_select_feature == "patch" else "full",
-        tie_word_embeddings=config.tie_word_embeddings,
-        dtype=config.torch_dtype,
-        architectures=["LlavaForConditionalGeneration"],
-        **dict[str, Any]({OFFICIAL_WORDS: config.vocab_size}),
-    )
+    with loading_from("config.json", "numbers that LLaVA-1.5 can have"):
+        return LlavaConfig(
+            text_config=LlamaConfig(**llama),
+            vision_config=CLIPVisionConfig(**tower.model_dump()),
+            image_token_index=image_token,
+            image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+            vision_feature_layer=config.mm_vision_select_layer,
+            vision_feature_select_strategy="default" if config.mm_vision_select_feature == "patch" else "full",
+            tie_word_embeddings=config.tie_word_embeddings,
+            dtype=config.torch_dtype,
+            architectures=["LlavaForConditionalGeneration"],
+            **dict[str, Any]({OFFICIAL_WORDS: config.vocab_size}),
+        )
 
 
 def read_transformers_config(folder: Path) -> LlavaConfig:
