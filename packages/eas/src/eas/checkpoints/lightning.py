@@ -8,7 +8,9 @@ becomes an empty stub whose class is reported, and the numbers of optimiser stat
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +35,11 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _MOST_PICKLE = 2**26
+# What zipfile raises on damaged archives; names that are no text and flags of encryption among it.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, NotImplementedError, RuntimeError, OverflowError,
+    UnicodeDecodeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def read_lightning(path: str | Path, key: str = "state_dict") -> tuple[dict[str,
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, path, key)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise UserError(f"no archive of torch, or a truncated one ({error})", path, EXPECTED) from error
 
 
