@@ -79,7 +79,8 @@ def arms(model: Any, seed: int) -> Found:
     pruned = made.pruners(model, {RELEASED[1] / 100: recipe}, (seed,), made.NOTHING)
     found.arms += pruned.arms
     found.left_out |= pruned.left_out
-    found.arms += [_exit(model, layers), _skip(layers, seed), _routed(model, layers)]
+    found.arms += [_exit(model, layers), _skip(layers, seed)]
+    found.attempt("γ-MoD", lambda: [_routed(model)])
     by = {arm.method: arm for arm in found.arms}
     found.attempt("FitPrune + DyVTE", lambda: made.together(model, by["FitPrune"], by["DyVTE"]))
     plan = by["EAS"].attach.plan  # type: ignore[attr-defined]
@@ -107,7 +108,7 @@ def _skip(layers: int, seed: int) -> Arm:
     return made.skipped(eas.Skipper(eas.Plan(layers=layers, skip=skip), seed=seed), DRAWN, "")
 
 
-def _routed(model: Any, layers: int) -> Arm:
+def _routed(model: Any) -> Arm:
     import gamma_mod
 
     def half(layer: int, keep_prob: Tensor, running: Any) -> tuple[Tensor, tuple[int, ...]]:
@@ -125,6 +126,8 @@ def _routed(model: Any, layers: int) -> Arm:
         finally:
             host.gamma_mod.remove()
 
+    with attach(model):  # says whether a decoder is deep enough
+        pass
     knobs = f"placement arank_mod, {KEPT:.0%} of the tokens, decoding whole"
     return Arm("γ-MoD", "half of the tokens", "paper", attach, DRAWN, knobs=knobs)
 
