@@ -21,7 +21,7 @@ TESTS := $(PACKAGE_TESTS) tests
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest test-newest lint format claims bench report wheels lmms peers lock clean
+.PHONY: help setup demo test test-all test-oldest test-newest lint format claims bench efficiency report wheels lmms peers lock clean
 
 help:  ## show this
 	@echo "Tenfold: ten vision-language papers, each one install away."
@@ -83,6 +83,9 @@ claims: setup  ## every paper's numbers beside ours
 
 bench: setup  ## every paper's speed on this machine
 	@for paper in $(HERE); do $(BIN)/$$(echo $$paper | tr _ -) bench $(ARGS) || exit 1; done
+
+efficiency: setup  ## everything that makes a model cheaper, side by side on one host (minutes)
+	@$(BIN)/python benchmarks/efficiency.py $(ARGS)
 
 report: setup  ## the static report of the ten papers, in report/
 	@$(BIN)/python -m tenfold.ledger.report --output report $(ARGS)

@@ -22,6 +22,7 @@ TARGETS = [
     "format",
     "claims",
     "bench",
+    "efficiency",
     "report",
     "wheels",
     "lmms",

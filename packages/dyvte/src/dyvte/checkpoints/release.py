@@ -140,7 +140,9 @@ def to_official(host: str | Path, gates: str | Path, folder: str | Path) -> int:
     own.validate(text.num_hidden_layers, text.hidden_size, str(host))
     weights = {name: StoredTensor.of(tensor) for name, tensor in own.state_dict().items()}
     inside = {official: weights[name] for name, official in gates_to_official(weights, gates).items()}
-    words: int = getattr(config, "official_vocab_size", text.vocab_size)
+    words: Any = getattr(config, "official_vocab_size", text.vocab_size)
+    if type(words) is not int or not 1 <= words <= text.vocab_size:
+        raise UserError(f"official_vocab_size {words!r}", host / "config.json", f"1 to {text.vocab_size}")
     with WeightFiles(host) as files:
         spelled = {_present(name): tensor for name, tensor in files.tensors.items() if not RECOMPUTED.search(name)}
         names = host_to_official(spelled, host)
