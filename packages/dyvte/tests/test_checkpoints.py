@@ -74,6 +74,26 @@ def test_the_host_comes_back_from_an_official_checkpoint_bit_for_bit(folders, tm
         )
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"official_vocab_size": 62.5}, "official_vocab_size 62.5"),
+        ({"official_vocab_size": 65}, "1 to 64"),
+        ({"vision_feature_layer": "aaaa"}, "vision_feature_layer"),
+        ({"image_token_index": {"": None}}, "image_token_index"),
+    ],
+)
+def test_a_hosts_config_that_cannot_be_is_one_line(folders, tmp_path, values, message):
+    """Fails if what transformers raises, or a size that is no whole number, reaches the user."""
+    host = tmp_path / "host"
+    shutil.copytree(folders / "host", host)
+    content = json.loads((host / "config.json").read_text())
+    (host / "config.json").write_text(json.dumps(content | values))
+    with pytest.raises(UserError, match=message) as caught:
+        release.to_official(host, folders / "gates", tmp_path / "made")
+    assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
+
+
 def test_a_release_without_its_vision_tower_takes_clips(folders, tmp_path):
     official = tmp_path / "official"
     shutil.copytree(folders / "official", official)

@@ -53,6 +53,8 @@ def broken(tmp_path, what):
         index.write_text("[]")
     elif what == "index that points outside":
         index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../secret.safetensors"}}))
+    elif what == "index with an endless name":
+        index.write_text(json.dumps({"weight_map": {"lm_head.weight": "a" * 300}}))
     elif what == "promised weight":
         content = json.loads(index.read_text())
         content["weight_map"]["model.layers.9.x"] = shard.name
@@ -101,6 +103,7 @@ def broken(tmp_path, what):
         ("broken index", "broken JSON"),
         ("index without map", "no weight_map"),
         ("index that points outside", "lm_head.weight is in '../secret.safetensors'"),
+        ("index with an endless name", "the name of a file beside the index"),
         ("promised weight", "no weight model.layers.9.x"),
         ("weight twice", "is in two shards"),
         ("no weights", "no weights"),

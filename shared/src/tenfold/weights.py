@@ -23,6 +23,7 @@ from tenfold.errors import UserError
 from tenfold.pickled import load_pickled as load_pickled
 from tenfold.runs import atomic_write_json, read_json, track
 
+LONGEST_NAME = 255  # bytes that a file system lets a file's name have
 # (index, single file) in the order in which transformers prefers them; open_clip's releases are single files.
 LAYOUTS = (
     ("model.safetensors.index.json", "model.safetensors"),
@@ -159,8 +160,12 @@ def _read_index(path: Path) -> dict[str, str]:
         raise UserError("no weight_map", path, "an index of shards: weight name -> file name")
     for name, shard in weight_map.items():
         # A plain name: an index from elsewhere must not point outside of its folder.
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise UserError(f"{name} is in {shard!r}", path, "the name of a file beside the index")
+        if (
+            not isinstance(shard, str)
+            or Path(shard).name != shard
+            or len(shard.encode(errors="replace")) > LONGEST_NAME
+        ):
+            raise UserError(f"{name[:60]} is in {str(shard)[:60]!r}", path, "the name of a file beside the index")
     return weight_map
 
 

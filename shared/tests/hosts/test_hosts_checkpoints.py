@@ -83,6 +83,16 @@ def test_dtypes_are_those_of_the_list():
         dtype_of("load")  # an attribute of torch
 
 
+@pytest.mark.parametrize("values", [{"vocab_size": -1}, {"hidden_act": " "}])
+def test_numbers_that_no_model_can_have_are_one_line(values):
+    """Fails if what a module raises when it is built reaches the user."""
+    config = LlamaConfig.from_dict(TINY.to_dict())
+    for name, value in values.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match="numbers that a llama can have"):
+        meta_state(LlamaForCausalLM, config)
+
+
 def test_weights_that_differ_are_named():
     state = meta_state(LlamaForCausalLM, TINY)
     assert all(tensor.device.type == "meta" for tensor in state.values())

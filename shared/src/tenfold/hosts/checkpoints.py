@@ -126,8 +126,12 @@ def read_config(kind: type[ConfigT], folder: Path) -> ConfigT:
 
 
 def meta_state(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """The state dict of a model of this config, without values: on the meta device."""
-    with torch.device("meta"):
+    """The state dict of a model of this config, without values: on the meta device.
+
+    Raises:
+        UserError: numbers that no such model can have.
+    """
+    with loading_from("config.json", f"numbers that a {config.model_type} can have"), torch.device("meta"):
         return kind(config).state_dict()
 
 

@@ -20,6 +20,7 @@ from flashsloth.prompts import END as END_TOKEN
 from flashsloth.prompts import QUERY as QUERY_TOKEN
 from tenfold import UserError
 from tenfold.data.conversation import IMAGE as IMAGE_TOKEN
+from tenfold.hosts.loading import loading_from
 from tenfold.runs import atomic_write_json, atomic_write_text, read_json
 
 VOCABULARY, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"
@@ -45,7 +46,8 @@ def build(folder: str | Path) -> PreTrainedTokenizerFast:
         added |= _numbers(folder / ADDED)
     added |= {QUERY_TOKEN: QUERY, END_TOKEN: END, IMAGE_TOKEN: IMAGE}
     numbers = _numbers(folder / VOCABULARY)
-    inner = Tokenizer(models.BPE(numbers, _merges(folder / MERGES, numbers)))
+    with loading_from(folder / VOCABULARY, "Phi-2's vocabulary and merges"):
+        inner = Tokenizer(models.BPE(numbers, _merges(folder / MERGES, numbers)))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     special = (QUERY_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD)
