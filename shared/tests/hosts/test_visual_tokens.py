@@ -37,6 +37,8 @@ def test_inputs_that_exclude_each_other_are_refused(given, message):
 def test_a_wrong_number_of_placeholders_says_both_numbers():
     with pytest.raises(InputError, match=r"8 placeholders in input_ids, 4 visual tokens"):
         require_placeholders(8, 4, 4)
+    with pytest.raises(InputError, match="4 placeholders in input_ids, 8 visual tokens"):
+        require_placeholders(4, 8, 4)
     require_placeholders(8, 8, 4)
 
 
