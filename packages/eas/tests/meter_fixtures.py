@@ -18,8 +18,9 @@ def meter(**changes):
         torch.manual_seed(3)
         model = Meter(MeterConfig(**TINY | changes)).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.ndim > 1 else 0.1))
+            for name, parameter in model.named_parameters():
+                gain = parameter.ndim == 1 and name.endswith("weight")  # of a norm: about 1, or no input is heard
+                parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.ndim > 1 else 0.1) + gain)
     return model
 
 
