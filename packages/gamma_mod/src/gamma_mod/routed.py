@@ -15,13 +15,11 @@ from gamma_mod.forward_pass import ForwardPass
 from gamma_mod.layer import compute, compute_one, pack
 from gamma_mod.routing import auxiliary_loss, keep_probability, per_row
 from tenfold import UserError
+from tenfold.hosts.attached import HANDLED
 from tenfold.hosts.ragged import cache_name, kv_cache, layer_mask
 
 if TYPE_CHECKING:
     from gamma_mod.conversion import Conversion
-
-# What of a layer's arguments is made anew for the kept tokens; others must not hold a value per token.
-HANDLED = {"attention_mask", "position_ids", "position_embeddings", "past_key_values", "cache", "cache_position"}
 
 
 class RoutedLayer:

@@ -1,6 +1,7 @@
 """Several methods on one host: who is attached, in which order, and which tokens they have left in this pass.
 
-    join(model, "DyVTE", after=("FitPrune",), reason="a host of whole layers, or FitPrune attached first")
+    refuse_beside(model, "DyVTE", after=("FitPrune",), reason="a host of whole layers, or FitPrune attached first")
+    join(model, "DyVTE")
     ...
     leave(model, "DyVTE")
 
