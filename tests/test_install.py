@@ -124,14 +124,30 @@ def requirements(wheel: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["folder", "git"])
-def test_real_pip_installs_each_package(paper, way, clone, constraints, run, tmp_path):
-    """pip itself, from the public index. Fails if the requirement on tenfold is one that only uv understands."""
+def test_real_pip_installs_each_package(paper, way, clone, fresh, uv, constraints, run, tmp_path):
+    """pip itself, all public ones in place. Fails if the requirement on tenfold is one that only uv understands."""
+    bin_folder = fresh(tmp_path / "env", f"./packages/{paper}", cwd=clone)
+    python = bin_folder / "python"
+    run(uv, "pip", "uninstall", "--python", python, paper, "tenfold")
+    pip = [Path(sys.base_prefix, "bin", "python3"), "-m", "pip", "--python", python]
+    done = run(*pip, "install", "--constraint", constraints, requirement(paper, way, clone), cwd=clone)
+    installed = next(line for line in done.stdout.splitlines() if line.startswith("Successfully installed"))
+    assert len(installed.split()) == 4, installed
+    works_alone(bin_folder, paper, run, tmp_path)
+
+
+@pytest.mark.slow
+def test_real_pip_installs_a_package_from_the_index(clone, constraints, run, tmp_path):
+    """pip alone, all from the index: minutes and gigabytes, so for one package, which asks for the fewest."""
     run(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    url = f"git+{clone.as_uri()}#subdirectory=packages/{paper}"
-    requirement = url if way == "git" else f"./packages/{paper}"
-    run(python, "-m", "pip", "install", "--constraint", constraints, requirement, cwd=clone, timeout=3600)
-    works_alone(python.parent, paper, run, tmp_path)
+    one = requirement("dtnet", "git", clone)
+    run(python, "-m", "pip", "install", "--constraint", constraints, one, cwd=clone, timeout=3600)
+    works_alone(python.parent, "dtnet", run, tmp_path)
+
+
+def requirement(paper: str, way: str, clone: Path) -> str:
+    return f"git+{clone.as_uri()}#subdirectory=packages/{paper}" if way == "git" else f"./packages/{paper}"
 
 
 def test_the_wheel_carries_what_the_commands_read(paper, from_folder, run, tmp_path):
