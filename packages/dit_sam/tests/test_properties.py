@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, BertModel
 
-from dit_sam.attention import by_rows, folded, relative_positions
+from dit_sam.attention import attend, by_rows, folded, relative_positions
 from dit_sam.evidence.official_style import released_encoder
 from dit_sam.model import mask_loss
 from dit_sam.text_encoder import TextEncoder
@@ -54,6 +54,11 @@ def test_both_ways_of_attention_are_the_formula(grid, text_queries):
     expected = expected if text_queries else expected[:, :, text:]
     for way in (by_rows, folded):
         assert torch.allclose(way(queries, k, v, rel_h, rel_w, grid, text_queries), expected, atol=1e-5)
+    beside, (k, v) = (k[:, :, :text], v[:, :, :text]), (k[:, :, text:], v[:, :, text:])
+    for grad in (False, True):  # `by_rows` and `folded`
+        with torch.set_grad_enabled(grad):
+            apart = attend(q[:, :, text:], k, v, rel_h, rel_w, grid, False, beside)
+        assert torch.allclose(apart, expected[:, :, -h * w :], atol=1e-5)
 
 
 def test_a_table_of_the_right_size_is_taken_as_it_is():

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
-# Numbers in the largest intermediate of `by_rows`: 16 MB in float32.
-_BLOCK = 4_000_000
+# Numbers in the largest intermediate of `by_rows`: 4 MB in float32.
+_BLOCK = 1_000_000
 
 
 def relative_positions(table: Tensor, size: int) -> Tensor:
@@ -41,7 +41,14 @@ def relative_positions(table: Tensor, size: int) -> Tensor:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, rel_h: Tensor, rel_w: Tensor, grid: Grid, text_queries: bool
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    grid: Grid,
+    text_queries: bool,
+    beside: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Attention of image tokens, and of text tokens where their output is read.
 
@@ -51,12 +58,16 @@ def attend(
         rel_h, rel_w: [h, h, d] and [w, w, d], of `relative_positions`.
         grid: (h, w).
         text_queries: whether the first queries are text.
+        beside: the text's keys and values, each [batch, heads, text, d], where `keys` and `values` are the image's.
 
     Returns:
         [batch, heads, queries, d]
     """
-    way = folded if keys.device.type != "cpu" or torch.is_grad_enabled() else by_rows
-    return way(queries, keys, values, rel_h, rel_w, grid, text_queries)
+    if keys.device.type == "cpu" and not torch.is_grad_enabled():
+        return by_rows(queries, keys, values, rel_h, rel_w, grid, text_queries, beside)
+    if beside is not None:
+        keys, values = (torch.cat(both, dim=2) for both in zip(beside, (keys, values), strict=True))
+    return folded(queries, keys, values, rel_h, rel_w, grid, text_queries)
 
 
 def position_scores(image_queries: Tensor, rel_h: Tensor, rel_w: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -70,7 +81,7 @@ def position_scores(image_queries: Tensor, rel_h: Tensor, rel_w: Tensor, grid: G
 def folded(
     queries: Tensor, keys: Tensor, values: Tensor, rel_h: Tensor, rel_w: Tensor, grid: Grid, text_queries: bool
 ) -> Tensor:
-    """`attend` by one fused kernel over longer vectors. Arguments and result as there."""
+    """`attend` by one fused kernel over longer vectors. Arguments and result as there, text among the keys."""
     (h, w), d = grid, queries.shape[-1]
     text = keys.shape[2] - h * w
     image_queries = queries[:, :, text:] if text_queries else queries
@@ -90,10 +101,18 @@ def folded(
 
 
 def by_rows(
-    queries: Tensor, keys: Tensor, values: Tensor, rel_h: Tensor, rel_w: Tensor, grid: Grid, text_queries: bool
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    grid: Grid,
+    text_queries: bool,
+    beside: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """`attend` head by head and a few image rows at a time. Arguments and result as there."""
-    (h, w), (batch, heads, tokens, d) = grid, keys.shape
+    (h, w), (batch, heads, _, d) = grid, keys.shape
+    tokens = keys.shape[2] + (0 if beside is None else beside[0].shape[2])
     text = tokens - h * w
     result = torch.empty(batch, heads, queries.shape[2], values.shape[-1], dtype=values.dtype, device=values.device)
     first = text if text_queries else 0  # of the image queries
@@ -101,7 +120,10 @@ def by_rows(
         result[:, :, :text] = F.scaled_dot_product_attention(queries[:, :, :text], keys, values)
     step = max(1, _BLOCK // (batch * w * tokens))  # image rows at a time
     for head in range(heads):
-        key, value = keys[:, head].mT * d**-0.5, values[:, head]
+        key, value = keys[:, head], values[:, head]
+        if beside is not None:  # one head's copy, not that of all
+            key, value = torch.cat([beside[0][:, head], key], 1), torch.cat([beside[1][:, head], value], 1)
+        key = key.mT * d**-0.5
         image = queries[:, head : head + 1, first:]
         rows, columns = (part[:, 0] for part in position_scores(image, rel_h, rel_w, grid))
         for top in range(0, h, step):

@@ -25,6 +25,8 @@ from dit_sam.config import DITConfig
 from dit_sam.text_path import PATHS, TextPath
 
 Trace = Callable[[int, Tensor, Tensor], None]
+# Tokens at a time in an MLP on a CPU.
+_TOKENS = 256
 
 
 class Keys(NamedTuple):
@@ -64,11 +66,9 @@ class Attention(nn.Module):
             slots: text tokens at the front of `x`.
         """
         queries, keys, values = self.split(x, 3)
-        if text is not None:
-            keys, values = torch.cat([text.keys, keys], dim=2), torch.cat([text.values, values], dim=2)
         rel_h = relative_positions(self.rel_pos_h, grid[0])
         rel_w = relative_positions(self.rel_pos_w, grid[1])
-        mixed = attend(queries, keys, values, rel_h, rel_w, grid, text_queries=slots > 0)
+        mixed = attend(queries, keys, values, rel_h, rel_w, grid, slots > 0, text)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -89,7 +89,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: Grid, text: Keys | None = None, slots: int = 0) -> Tensor:
         """The tokens after the block; arguments as those of `Attention.forward`."""
         x = x + self.attn(self.norm1(x), text, grid, slots)
-        return x + self.mlp(self.norm2(x))
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return x + self.mlp(self.norm2(x))
+        # The hidden layer is four times as wide as the sequence: a few tokens at a time keep it small, at equal speed.
+        for row in x:
+            for some in row.split(_TOKENS):
+                some += self.mlp(self.norm2(some))
+        return x
 
 
 class ImageEncoder(nn.Module):
