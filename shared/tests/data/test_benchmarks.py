@@ -138,6 +138,7 @@ def test_scienceqa_asks_about_images_only_and_names_the_context(tmp_path: Path) 
     problems = json.loads((tmp_path / "problems.json").read_text())
     for problem in problems.values():
         problem["hint"] = "Read this."
+        del problem["lecture"], problem["solution"]  # which an evaluation does not need
     (tmp_path / "problems.json").write_text(json.dumps(problems))
     assert all(question.prompt.startswith("Context: Read this.\nWhat ") for question in bench.read(tmp_path))
     for problem in problems.values():

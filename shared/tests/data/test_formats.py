@@ -56,6 +56,7 @@ def make(layout: str) -> list[Any]:
         return [sample for samples in mini_sets.pope(0, COUNT, SIZE).values() for sample in samples]
     samples = list(getattr(mini_sets, layout)(0, COUNT, SIZE))
     if layout == "scienceqa":  # read split by split
+        samples = [replace(one, lecture=f"On {one.topic}.", solution=f"{one.id}\nit is.") for one in samples]
         samples.sort(key=lambda sample: ["train", "val", "test"].index(sample.split))
     return samples
 

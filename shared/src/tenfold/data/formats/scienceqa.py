@@ -37,6 +37,7 @@ class ScienceQASample:
         topic: such as "biology".
         split: "train", "val" or "test": the folder of its image. (A mini split lists problems of these.)
         picture: the image, unopened; None for none.
+        lecture, solution: why the answer is right, for a training; "" for none.
     """
 
     id: str
@@ -49,6 +50,8 @@ class ScienceQASample:
     topic: str
     split: str
     picture: Picture | None = None
+    lecture: str = ""
+    solution: str = ""
 
     def image(self) -> Image.Image | None:
         """The decoded image, RGB. Raises UserError naming a broken file."""
@@ -101,7 +104,14 @@ def _sample(identity: str, record: Fields, images: ImageFolder) -> ScienceQASamp
         topic=record.text("topic"),
         split=split,
         picture=picture,
+        lecture=_reason(record, "lecture"),
+        solution=_reason(record, "solution"),
     )
+
+
+def _reason(record: Fields, name: str) -> str:
+    # Needed by a training alone: files for an evaluation may leave it out.
+    return (record.optional_text(name) if name in record else None) or ""
 
 
 def write_scienceqa(folder: str | Path, samples: Iterable[ScienceQASample]) -> None:
@@ -124,8 +134,8 @@ def write_scienceqa(folder: str | Path, samples: Iterable[ScienceQASample]) -> N
             "topic": sample.topic,
             "category": sample.topic,
             "skill": "",
-            "lecture": "",
-            "solution": "",
+            "lecture": sample.lecture,
+            "solution": sample.solution,
             "split": sample.split,
         }
         splits[sample.split].append(sample.id)
