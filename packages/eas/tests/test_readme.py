@@ -48,7 +48,8 @@ def test_the_commands_of_the_readme_run(tmp_path):
     """Fails if a command that needs nothing but the package ends with an error, or does not write what it names."""
     from eas.commands.app import main
 
-    local = [command for command in COMMANDS if command.startswith(LOCAL) and "--dry-run" not in command]
+    needs = ("--dry-run", "data/")  # a plan only; a data set and official weights
+    local = [one for one in COMMANDS if one.startswith(LOCAL) and not any(part in one for part in needs)]
     assert len(local) >= len(LOCAL)
     for command in local:
         words = shlex.split(command)[1:]
