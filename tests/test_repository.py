@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -195,6 +196,14 @@ def test_links_between_the_texts_lead_somewhere(folder):
     for file in folder.glob("*.md"):
         for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", file.read_text()):
             assert (folder / target).exists(), (relative(file), target)
+
+
+def test_the_python_of_a_readme_runs_after_a_plain_install(root):
+    """Fails if it maps a model onto devices, for which transformers asks for accelerate, without requiring that."""
+    for path in sorted(root.glob("packages/*/README.md")):
+        stated = tomllib.loads((path.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+        shown = "".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+        assert "device_map=" not in shown or any(one.startswith("accelerate") for one in stated), path
 
 
 HEADINGS = (

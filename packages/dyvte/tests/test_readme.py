@@ -23,12 +23,12 @@ def test_the_python_of_the_readme_runs_on_the_mini_host():
 
     code = "\n".join(blocks("python"))
     for written, here in (
-        ('"llava-hf/llava-1.5-7b-hf", device_map="cuda"', repr(str(mini_host.path()))),
-        ('"llava-hf/llava-1.5-7b-hf"', repr(str(mini_host.path()))),
+        ('.to("cuda")', ""),
         ('dyvte.load_gates("runs/7b/gates")', "shipped"),
     ):
         assert code.count(written) == 1
         code = code.replace(written, here)
+    code = code.replace('"llava-hf/llava-1.5-7b-hf"', repr(str(mini_host.path())))
     names = {"image": mini_samples(5, 1)[0].image(), "shipped": open_gates("shipped", "mini")}
     names["exit_layer"] = mini_host.config().text_config.num_hidden_layers - 1
     exec(compile(code, "README.md", "exec"), names)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fitprune import fitting
 from fitprune.fitting import Calibration
 from fitprune.search import candidates
 from tenfold import UserError
+from tenfold.data import mini_host, miniworld
 from tenfold.runs import read_jsonl
 from tenfold.testing.hosts import Prompts, build
 
@@ -106,6 +108,32 @@ def test_bad_calibration_is_one_clear_line(samples, ratio, message):
         fitprune.fit(build("llava"), None, [prompts.batch(rows[s]) for s in samples], ratio)
 
 
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ("questions.jsonl", "samples as str"),
+        ({"image": None, "text": "what?"}, "samples as dict"),
+        ([{"image": 3, "text": "what?"}], "sample 0 has image int, text str"),
+        ([{"image": "missing.png", "text": "what?"}], "missing.png"),
+        ([object()], "sample 0 has image NoneType"),
+    ],
+)
+def test_samples_of_another_kind_are_named(samples, message):
+    """Fails if a path, a mapping or an object without an image ends in a TypeError."""
+    with pytest.raises(UserError, match=message):
+        fitprune.fit(build("llava"), None, samples)
+
+
+def test_samples_may_be_mappings_with_paths(tmp_path):
+    """Fails if a mapping of image and text is taken for model inputs, or a path for an image."""
+    model, processor = mini_host.load()
+    picture = miniworld.render(miniworld.scene(0, 0), 48)
+    picture.save(tmp_path / "scene.png")
+    given = [{"image": str(tmp_path / "scene.png"), "text": "what?"}, SimpleNamespace(image=picture, text="what?")]
+    recipes = [fitprune.fit(model, processor, [one], 0.5) for one in given]
+    assert recipes[0] == recipes[1]
+
+
 def run_fit(folder):
     """One fit with its progress in a folder, as a user's script would run it."""
     prompts = Prompts("llava")
@@ -117,6 +145,7 @@ def run_fit(folder):
 SLOW_FIT = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 import fitprune.fitting as fitting
 from test_fitting import run_fit

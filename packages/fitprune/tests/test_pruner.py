@@ -15,6 +15,8 @@ from tenfold.testing.hosts import IMAGE, SCENARIOS, Prompts, build
 MAIN = ("llava", "qwen2_vl")
 RECIPE = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(4, 0, 5, 3))
 ZERO = Recipe(model="tiny", num_layers=4, visual_tokens=16, remove=(0, 0, 0, 0))
+# Goes through the attached layers and removes nothing of so few tokens.
+NONE = Recipe(model="tiny", num_layers=4, visual_tokens=10**6, remove=(1, 0, 1, 1))
 
 
 @pytest.fixture(scope="module", params=MAIN)
@@ -53,8 +55,11 @@ def test_zero_recipe_equals_the_unpruned_model_bit_for_bit(host, scenario):
     name, model = host
     inputs = Prompts(name).batch(*SCENARIOS[scenario])
     expected = model(**inputs).logits
-    with Pruner(ZERO)(model):
-        assert torch.equal(model(**inputs).logits, expected)
+    for recipe in (ZERO, NONE):
+        pruner = Pruner(recipe)
+        with pruner(model):
+            assert torch.equal(model(**inputs).logits, expected)
+        assert len(pruner.visual_tokens()) == 5 and len(set(pruner.visual_tokens())) == 1
 
 
 @torch.no_grad()
@@ -181,13 +186,13 @@ def test_bfloat16_is_close_to_float32(inputs):
     error = {}
     half_inputs = {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}
     full, half = build("llava"), build("llava").bfloat16()
-    for recipe in (ZERO, RECIPE):
+    for recipe in (NONE, RECIPE):
         logits = []
         for host, values in ((full, inputs), (half, half_inputs)):
             with Pruner(recipe)(host):
                 logits.append(host(**values).logits[0, -1].float())
         error[recipe] = (logits[0] - logits[1]).norm() / logits[0].norm()
-    assert 0 < error[RECIPE] < max(4 * error[ZERO], 0.1)
+    assert 0 < error[RECIPE] < max(4 * error[NONE], 0.1)
 
 
 @torch.no_grad()

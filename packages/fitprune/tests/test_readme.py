@@ -27,7 +27,7 @@ def test_the_python_of_the_readme_runs_on_the_mini_host(tmp_path, monkeypatch):
     code = "\n".join(blocks("python"))
     for written, here in (
         ('"llava-hf/llava-1.5-7b-hf"', repr(str(mini_host.path()))),
-        (', device_map="cuda"', ""),
+        ('.to("cuda")', ""),
         ('fitprune.Recipe.released("llava-1.5-7b", 60)', 'fitprune.Recipe.load("given.json")'),
     ):
         assert code.count(written) == 1

@@ -55,6 +55,7 @@ def test_seventeen_recipes_are_released():
         Recipe.released("llava-13b", 60)
     with pytest.raises(UserError, match=r"at 65 %.*0, 10, 20, 30, 40, 50, 55, 60, 70, 80, 90"):
         Recipe.released("llava-1.5-7b", 65)
+    assert Recipe.released("llava-1.5-7b", "60") == Recipe.released("llava-1.5-7b", 60)
 
 
 def test_a_saved_recipe_is_the_recipe(tmp_path):

@@ -27,7 +27,7 @@ def test_the_python_of_the_readme_runs_on_the_mini_host(tmp_path, monkeypatch):
     """Fails if a public name or an argument that the README uses changes."""
     monkeypatch.chdir(tmp_path)
     code = "\n".join(block for block in blocks("python") if "llava_hr" not in block)
-    for written, here in (('"llava-hf/llava-1.5-7b-hf"', repr(str(mini_host.path()))), (', device_map="cuda"', "")):
+    for written, here in (('"llava-hf/llava-1.5-7b-hf"', repr(str(mini_host.path()))), ('.to("cuda")', "")):
         assert code.count(written) == 1
         code = code.replace(written, here).replace('dtype="auto"', 'dtype="float32"')
     names = {"image": miniworld.render(miniworld.scene(0, 0), 48)}

@@ -282,3 +282,13 @@ def test_the_difference_to_the_paper_is_shown_where_both_are_numbers(ours, paper
     table = claims_table(book, results)
     column = next(one for one in table.columns if one.header == "difference")
     assert [str(cell) for cell in column.cells] == [shown]
+
+
+def test_an_installation_without_golden_data_says_so():
+    """Fails if a wheel shows parity 0 of 1 without a word, or a clone says that something is missing."""
+    book = ledger(kind="parity", value=None)
+    for outcome, said in ((Outcome(None, None, "no data"), True), (Outcome("3 cases", True), False)):
+        table = claims_table(book, evaluate(book, {"check": lambda outcome=outcome: outcome}, None))
+        assert (
+            "1 claims of parity were not checked: their golden data are in the source tree" in str(table.caption)
+        ) is said

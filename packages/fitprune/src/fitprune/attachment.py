@@ -13,31 +13,28 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import logging
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from fitprune.host import CACHE_STATE, refuse_input
-from fitprune.rules import Observation
+from fitprune.host import refuse_generation, refuse_input, refuse_pruned_cache
+from fitprune.passes import Pass, Turn
+from fitprune.rules import Observation, question_of
 from tenfold import UserError
 from tenfold.hosts import attached, structure
-from tenfold.hosts.ragged import (
-    RaggedCache,
-    Reading,
-    Tokens,
-    cache_length,
-    kv_cache,
-    layer_mask,
-    read_prompt,
-    take,
-)
+from tenfold.hosts.ragged import Reading, Tokens, cache_length, kv_cache, read_prompt, take
 from tenfold.hosts.structure import is_plain_pre_norm
+
+logger = logging.getLogger(__name__)
 
 ATTENTION, NAME = "fitprune", "FitPrune"
 
@@ -50,9 +47,11 @@ class Selection(ABC):
 
     Attributes:
         at_output: tokens leave at the layer's output even where they could leave before ``o_proj``.
+        idle: no token ever leaves, so nothing that the model can do is refused.
     """
 
     at_output = False
+    idle = False
 
     def before(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]] | None:
         """Tokens that never enter layer 0, in the form of `remove`; by default all do."""
@@ -78,8 +77,10 @@ def observed_attention(
     it."""
     layer: Any = module._fitprune
     output = layer.attention_function()(module, query, key, value, attention_mask, **kwargs)
-    if layer.turn is not None:
-        layer.turn = layer.turn.observed(layer, query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    running = layer.attachment.running
+    if running is not None and running.turn is not None:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        running.turn = running.turn.observed(layer, query, key, scaling)
     return output
 
 
@@ -88,6 +89,9 @@ AttentionInterface.register(ATTENTION, observed_attention)
 
 class Attachment:
     """A selection at work in one model, from construction to ``detach``.
+
+    Several threads may ask the model at once; `prompt` and `entering` are then those of the pass that began last. A
+    deep copy of the model is a model to which nothing is attached.
 
     Attributes:
         entering: for the last pass that held an image, the tokens at the input of every layer and after the
@@ -100,11 +104,12 @@ class Attachment:
         self.visual_mask = visual_mask
         self.prompt: Tokens | None = None
         self.entering: list[Tokens] = []
-        self.running: Pass | None = None
+        self._of_thread = threading.local()
+        self._said = False
         self.text_config = self.model.config.get_text_config()
         self.serial = next(_serial)
         modules = structure.decoder_layers(self.model)
-        if any(hasattr(module.self_attn, "_fitprune") for module in modules):
+        if NAME in attached.attached(self.model):
             raise UserError("this model is already being pruned", type(self.model).__name__, "one attachment at a time")
         attached.refuse_beside(
             self.model, NAME, after=("EAS",), reason="FitPrune attached first, or after EAS: it goes into layers"
@@ -115,11 +120,23 @@ class Attachment:
             )
         self.around = bool(attached.attached(self.model))
         self._parameters = list(inspect.signature(self.model.forward).parameters)
+        self._modules = list(modules)
+        self._attach()
+
+    def _attach(self) -> None:
+        # An idle selection leaves the layers alone.
+        modules = [] if self.selection.idle else self._modules
         self.layers = [Layer(self, number, module) for number, module in enumerate(modules)]
         self._handles = [
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.model.register_forward_hook(self._end, always_call=True),
         ]
+        # On the model itself, over its class's: methods that must know of the attachment.
+        self._before = {name: vars(self.model).get(name) for name in ("generate", "__deepcopy__")}
+        self._generate = getattr(self.model, "generate", None)
+        if self._generate is not None:
+            self.model.generate = self._refusing_generate
+        self.model.__deepcopy__ = self._copied
         attached.join(self.model, NAME)
 
     def detach(self) -> None:
@@ -129,153 +146,92 @@ class Attachment:
             handle.remove()
         for layer in self.layers:
             layer.detach()
+        for name, before in self._before.items():
+            if before is not None:
+                setattr(self.model, name, before)
+            elif name in vars(self.model):
+                delattr(self.model, name)
         self.layers, self._handles = [], []
+
+    @property
+    def running(self) -> Pass | None:
+        """The pass of this thread; None between passes, and in those of an idle selection."""
+        return getattr(self._of_thread, "running", None)
+
+    def _refusing_generate(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.selection.idle:
+            refuse_generation(self.model, kwargs)
+        return self._generate(*args, **kwargs)  # type: ignore[misc]
+
+    def _copied(self, memo: dict[int, Any]) -> Any:
+        self.detach()
+        try:
+            return copy.deepcopy(self.model, memo)
+        finally:
+            self._attach()
 
     def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
+        if self.selection.idle:
+            refuse_pruned_cache(model, kv_cache(inputs))
+            self._note(inputs)
+            return
         slots = [slot for layer in self.layers if (slot := layer.slot) is not None]
+        attached.present.set(None)
         refuse_input(model, inputs, self.text_config._attn_implementation, self.serial, slots)
         sequence = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if sequence is None:
             raise UserError("forward without input_ids or inputs_embeds", type(model).__name__, "one of them")
         batch, length = sequence.shape[:2]
-        mask = inputs.get("attention_mask")
         past = cache_length(kv_cache(inputs), 0)
-        attached.present.set(None)
         if length == 1 and past:  # one generated token: nothing to remove, and no reason to ask the device
-            self.running = Pass(past, Reading(None, None, None))
+            self._of_thread.running = Pass(past, Reading(None, None, None))
             return
-        reading = read_prompt(attached.visual_of_pass(self.model, inputs, self.visual_mask, batch, length), mask, past)
-        self.running = Pass(past, reading)
-        if (prompt := reading.tokens) is None:
-            return
-        if prompt.pad_end and inputs.get("logits_to_keep") == 1:
+        reading = self._read(inputs, batch, length, past)
+        if (prompt := reading.tokens) is not None and prompt.pad_end and inputs.get("logits_to_keep") == 1:
             raise UserError(
                 "right padding under generate", type(model).__name__, "left padding: the last column is read"
             )
-        self.prompt = prompt
-        self.entering = [prompt]
+        self._start(Pass(past, reading))
+
+    def _read(self, inputs: dict[str, Any], batch: int, length: int, past: int) -> Reading:
+        visual = attached.visual_of_pass(self.model, inputs, self.visual_mask, batch, length)
+        reading = read_prompt(visual, inputs.get("attention_mask"), past, asked=False)
+        if reading.tokens is None:
+            return reading
+        if any(reading.tokens.unasked) and not self._said and not self.selection.idle:
+            self._said = True
+            row = reading.tokens.unasked.index(True)
+            logger.warning("row %d ends in its image: without a text after it, self mass alone chooses tokens", row)
+        if (ids := inputs.get("input_ids")) is None:
+            return reading
+        return replace(reading, tokens=replace(reading.tokens, question=question_of(ids, reading.tokens.real)))
+
+    def _start(self, running: Pass) -> None:
+        self._of_thread.running = running
+        if running.prompt is not None:
+            self.prompt, self.entering = running.prompt, running.entering
+
+    def _note(self, inputs: dict[str, Any]) -> None:
+        """For an idle selection: what is reported of a pass with an image, where that can be told."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        past = cache_length(kv_cache(inputs), 0)
+        if ids is None or not plain or torch.compiler.is_compiling() or (past and ids.shape[1] == 1):
+            return
+        with suppress(UserError):
+            tokens = self._read(inputs, *ids.shape, past).tokens
+            if tokens is not None:
+                self.prompt, self.entering = tokens, [tokens] * (len(self._modules) + 1)
 
     def _end(self, *_: Any) -> None:
-        self.running = None
-        attached.present.set(None)
-
-
-class Pass:
-    """One forward of the attached model.
-
-    Attributes:
-        past: entries in layer 0's cache before this pass, which is never pruned.
-        prompt: the tokens before layer 0, or None in a pass without an image (decoding, a later turn of
-            text).
-        tokens: the tokens at the present layer's input; ``prompt`` until a layer removes some.
-        real: ``[batch, tokens]`` bool of the pass's input, None without padding.
-    """
-
-    def __init__(self, past: int, reading: Reading) -> None:
-        self.past = past
-        self.prompt: Any = reading.tokens
-        self.tokens: Any = reading.tokens
-        self.real = reading.real
-        self._past_real = reading.past_real
-        self._compacted: dict[str, Any] | None = None  # positions of the present tokens, gathered once per removal
-        self._mask: Tensor | None = None
-        self._seen: Tokens | None = None  # in `present`
-
-    def look(self) -> bool:
-        """Take note of tokens that another method has let leave; whether it has."""
-        left = None if self.tokens is None else attached.left_by_another(self.prompt, self._seen)
-        if left is None:
-            return False
-        self.tokens, self._seen = left, attached.present.get()
-        self._compacted = self._mask = None
-        return True
-
-    def cache_state(self, cache: Any, owner: Attachment) -> RaggedCache | None:
-        """The bookkeeping of this cache; made by the first pass that holds an image."""
-        state = getattr(cache, CACHE_STATE, None)
-        if cache is not None and state is None and self.tokens is not None:
-            layers = len(owner.layers)
-            lengths = [cache_length(cache, slot) for slot in range(layers)]
-            state = RaggedCache(owner.serial, lengths, [self._past_real] * layers, [False] * layers)
-            setattr(cache, CACHE_STATE, state)
-        return state
-
-    def on(self, device: torch.device) -> Tokens:
-        """The present tokens, moved to the device of the layer that asks."""
-        moved = self.tokens.to(device)
-        if moved is not self.tokens:
-            if self.tokens is self.prompt:
-                self.prompt = moved
-            self.tokens, self._compacted, self._mask = moved, None, None
-        return self.tokens
-
-    def remove(self, removed: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Take tokens out of the pass; returns ``[batch, kept]`` int64, the columns that survive."""
-        self.tokens, select = self.tokens.without(removed, counts)
-        self._compacted = self._mask = None
-        self._seen = self.tokens
-        attached.present.set(self.tokens)
-        return select
-
-    def compact(
-        self, kwargs: dict[str, Any], real: Tensor | None, past: int, like: Tensor, implementation: str
-    ) -> dict:
-        """A layer's arguments for the tokens that are left: positions gathered, mask made for its own keys.
-
-        Args:
-            kwargs: the layer's arguments for the unpruned prompt.
-            real: ``[batch, past + tokens]`` bool, None without padding.
-            past: entries in this layer's cache.
-            like: ``[batch, tokens, width]``, the layer's input.
-        """
-        tokens, new = self.tokens, like.shape[1]
-        kwargs = dict(kwargs)
-        if self._compacted is None and tokens is not self.prompt:
-            self._compacted = attached.gather_positions(kwargs, tokens.index, self.prompt.width)
-        if tokens is not self.prompt:
-            kwargs.update(self._compacted or {})
-        mask = self._mask
-        if mask is None or past:  # with a past, two layers of one width can hide different entries
-            mask = layer_mask(implementation, new, past + new, real, dtype=like.dtype, device=like.device)
-            self._mask = mask
-        kwargs["attention_mask"] = mask
-        return kwargs
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One layer's turn in a pass, while its selection looks at it: the one value that its callbacks hand on.
-
-    Attributes:
-        running: the pass.
-        real_keys: ``[batch, keys]`` bool, None without padding.
-        survivors: ``[batch, kept]`` int64, the columns that stay, once the selection has chosen; None: all stay.
-    """
-
-    running: Pass
-    real_keys: Tensor | None
-    survivors: Tensor | None = None
-
-    def observed(self, layer: Layer, query: Tensor, key: Tensor, scaling: float) -> Turn:
-        """The turn after the selection has seen the layer's queries and keys, after rotary embedding."""
-        seen = Observation(layer.number, self.running.tokens, query, key, scaling, self.real_keys)
-        answer = layer.attachment.selection.remove(seen)
-        if answer is None or not any(answer[1]):
-            return self
-        return replace(self, survivors=self.running.remove(*answer))
-
-    def take(self, states: Tensor) -> Tensor:
-        """The rows of ``states [batch, tokens, width]`` that stay."""
-        return states if self.survivors is None else take(states, self.survivors)
+        if not self.selection.idle:
+            self._of_thread.running = None
+            attached.present.set(None)
 
 
 class Layer:
-    """One decoder layer of an attached model.
-
-    Attributes:
-        turn: set while the layer runs and its selection looks; None in between.
-    """
+    """One decoder layer of an attached model."""
 
     def __init__(self, attachment: Attachment, number: int, module: Any) -> None:
         self.attachment = attachment
@@ -287,7 +243,6 @@ class Layer:
         self.drops_before_projection = (
             is_plain_pre_norm(module) and not attachment.selection.at_output and not attachment.around
         )
-        self.turn: Turn | None = None
         self._names = list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
         # accelerate keeps the layer's own forward aside and moves its inputs to the right device first.
         self._slot = "_old_forward" if hasattr(module, "_old_forward") else "forward"
@@ -335,19 +290,19 @@ class Layer:
             return self.original(hidden_states, **kwargs)  # no image, in a cache that was never pruned
 
         if running.look():
-            owner.entering[-1] = running.tokens
+            running.entering[-1] = running.tokens
         tokens = running.tokens
         if tokens is not None:  # layers of one model may live on several devices
             tokens = running.on(hidden_states.device)
             if self.number == 0 and (answer := owner.selection.before(tokens)) is not None:
                 hidden_states = take(hidden_states, running.remove(*answer))
                 tokens = running.tokens
-                owner.entering = [tokens]
+                running.entering[:] = [tokens]
             real = tokens.real if tokens.padded else None
         else:
             real = running.real
         if (slot := self.slot) is None:
-            return self._without_attention(hidden_states, kwargs, tokens)
+            return self._without_attention(hidden_states, kwargs, running)
         past = cache_length(cache, slot)
         pruned = tokens is not running.prompt
         if state is not None:
@@ -359,15 +314,15 @@ class Layer:
         if tokens is None:
             return self.original(hidden_states, **kwargs)
         if owner.selection.active(self.number, tokens):
-            output = self._forward_and_remove(hidden_states, kwargs, Turn(running, real))
+            output = self._forward_and_remove(hidden_states, kwargs, running, real)
         else:
             output = self.original(hidden_states, **kwargs)
-        owner.entering.append(running.tokens)
+        running.entering.append(running.tokens)
         return output
 
-    def _without_attention(self, hidden_states: Tensor, kwargs: dict, tokens: Tokens | None) -> Any:
+    def _without_attention(self, hidden_states: Tensor, kwargs: dict, running: Pass) -> Any:
         """A layer whose attention another method leaves out: there is nothing to choose tokens by."""
-        owner = self.attachment
+        owner, tokens = self.attachment, running.tokens
         if tokens is not None:
             if owner.selection.active(self.number, tokens):
                 raise UserError(
@@ -375,25 +330,33 @@ class Layer:
                     type(owner.model).__name__,
                     "a recipe with 0 there",
                 )
-            owner.entering.append(tokens)
+            running.entering.append(tokens)
         return self.original(hidden_states, **kwargs)
 
-    def _forward_and_remove(self, hidden_states: Tensor, kwargs: dict, turn: Turn) -> Any:
-        self.turn = turn
+    def _forward_and_remove(self, hidden_states: Tensor, kwargs: dict, running: Pass, real: Tensor | None) -> Any:
+        running.turn = Turn(running, real)
         try:
             if self.drops_before_projection:
                 layer = self.module
                 attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)[0]
-                hidden_states = self.turn.take(hidden_states) + attended
+                hidden_states = running.turn.take(hidden_states) + attended
                 return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
             output = self.original(hidden_states, **kwargs)
             if isinstance(output, tuple):
-                return (self.turn.take(output[0]), *output[1:])
-            return self.turn.take(output)
+                return (running.turn.take(output[0]), *output[1:])
+            return running.turn.take(output)
         finally:
-            self.turn = None
+            running.turn = None
 
     def _before_projection(self, module: nn.Module, args: tuple) -> tuple | None:
-        if self.turn is None or not self.drops_before_projection:
+        running = self.attachment.running
+        if running is None or running.turn is None or not self.drops_before_projection:
             return None
-        return (self.turn.take(args[0]), *args[1:])
+        return (running.turn.take(args[0]), *args[1:])
+
+    def __reduce__(self) -> NoReturn:
+        raise UserError(
+            "a copy of a part of a model that is being pruned",
+            type(self.attachment.model).__name__,
+            "a copy of the whole model, or one made outside the context",
+        )

@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from fitprune.costs import DecoderShape
@@ -32,6 +34,7 @@ from fitprune.search import (
     mean_removals,
 )
 from tenfold import UserError
+from tenfold.data.pictures import open_picture
 from tenfold.hosts import structure
 from tenfold.hosts.prompts import encode
 from tenfold.runs import append_jsonl, atomic_write_json, read_json, read_jsonl
@@ -52,8 +55,8 @@ def fit(
     Args:
         model: a transformers vision-language model.
         processor: its processor; unused for samples that are model inputs already.
-        samples: calibration prompts, each with the attributes ``image`` (PIL) and ``text``, or a mapping of
-            model inputs of batch 1. The paper used about 0.1 % of LLaVA's instruction data; ten already
+        samples: calibration prompts, each with ``image`` (PIL, or a path) and ``text`` as attributes or in a mapping,
+            or a mapping of model inputs of batch 1. The paper used about 0.1 % of LLaVA's instruction data; ten already
             give a usable recipe.
         ratio: share of the visual FLOPs to save, in (0, 1).
         rounding: "largest_remainder", or "floor" as the official script does (it delivers less than asked).
@@ -86,6 +89,10 @@ class Calibration:
         folder: str | Path | None = None,
         progress: Progress = lambda items, label: items,
     ) -> None:
+        if isinstance(samples, str | PathLike | Mapping) or not isinstance(samples, Sequence):
+            raise UserError(
+                f"samples as {type(samples).__name__}", "fit", "a list of them: objects with image and text"
+            )
         if not samples:
             raise UserError("no calibration samples", folder, "at least one image with a question")
         self.model, self.processor, self.samples = model, processor, samples
@@ -173,8 +180,17 @@ class Calibration:
     def _inputs(self, number: int) -> ModelInputs:
         sample = self.samples[number]
         if isinstance(sample, Mapping):
-            return sample
-        return encode(self.processor, self.model, sample.image, sample.text)
+            if "input_ids" in sample or "inputs_embeds" in sample:
+                return sample
+            image, text = sample.get("image"), sample.get("text")
+        else:
+            image, text = getattr(sample, "image", None), getattr(sample, "text", None)
+        if isinstance(image, str | PathLike):
+            image = open_picture(image)
+        if not isinstance(image, Image.Image) or not isinstance(text, str):
+            given = f"image {type(image).__name__}, text {type(text).__name__}"
+            raise UserError(f"sample {number} has {given}", "fit", "an image or its path, and a text; or model inputs")
+        return encode(self.processor, self.model, image, text)
 
     def _open_folder(self) -> None:
         """Progress belongs to one model and one number of samples; another one's is refused, not

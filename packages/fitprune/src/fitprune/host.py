@@ -52,3 +52,40 @@ def refuse_input(model: nn.Module, inputs: Mapping[str, Any], attention: str, ow
         raise UserError("this cache was pruned elsewhere", name, "a cache made inside this context, or a new one")
     if state is not None and [state.lengths[slot] for slot in slots] != lengths:
         raise UserError("a pruned cache was changed between passes", name, "no cropping (assisted generation)")
+
+
+def refuse_pruned_cache(model: nn.Module, cache: Any) -> None:
+    """For a pass that prunes nothing: raise UserError if another attachment has pruned this cache."""
+    state = getattr(cache, CACHE_STATE, None)
+    if state is not None and any(state.pruned):
+        raise UserError("this cache was pruned elsewhere", type(model).__name__, "a cache made inside this context")
+
+
+def refuse_generation(model: Any, options: Mapping[str, Any]) -> None:
+    """Refuse at the start of `generate` what it would break inside.
+
+    Args:
+        model: the host.
+        options: keyword arguments of `generate`.
+
+    Raises:
+        UserError: guesses that are cropped again, no cache, a static one, or a prompt in chunks.
+    """
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+
+    def asked(name: str) -> Any:
+        return options[name] if options.get(name) is not None else getattr(config, name, None)
+
+    name = type(model).__name__
+    guessing = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    if given := next((one for one in guessing if asked(one) is not None), None):
+        raise UserError(
+            f"assisted generation under pruning ({given})", name, "no guesses: they are cropped from the cache again"
+        )
+    if asked("use_cache") is False:
+        raise UserError("use_cache=False under pruning", name, "a cache: tokens leave once, at the prefill")
+    if asked("prefill_chunk_size") is not None:
+        raise UserError("a prompt in chunks under pruning", name, "no prefill_chunk_size: one pass over the prompt")
+    kind = asked("cache_implementation")
+    if isinstance(kind, str) and ("static" in kind or "quantized" in kind):
+        raise UserError(f"a {kind} cache under pruning", name, "a dynamic one: layers hold different numbers of tokens")

@@ -132,6 +132,7 @@ class RecipeSelection(Selection):
         self.rule = rule
         self.at_output = at_output
         self._before = before
+        self.idle = not before and recipe.empty
         self._counts: dict[int, list[int]] = {}
 
     def counts(self, layer: int, tokens: Tokens) -> tuple[int, ...]:
@@ -140,20 +141,22 @@ class RecipeSelection(Selection):
             if visual not in self._counts:
                 self._counts[visual] = self.recipe.counts_for(visual)
         # Another method may have let some leave, or all.
-        present = zip(tokens.prompt_visual, tokens.num_visual, strict=True)
-        return tuple(min(self._counts[visual][layer], left) for visual, left in present)
+        left = zip(tokens.prompt_visual, tokens.num_visual, tokens.unasked, strict=True)
+        return tuple(min(self._counts[visual][layer], max(now - last, 0)) for visual, now, last in left)
 
     def before(self, tokens: Tokens) -> tuple[Tensor, tuple[int, ...]] | None:
         if not self._before:
             return None
         counts = tuple(self._before * visual // self.recipe.visual_tokens for visual in tokens.prompt_visual)
+        most = [now - last for now, last in zip(tokens.num_visual, tokens.unasked, strict=True)]
+        counts = tuple(map(min, counts, most))
         score = self.rule(Observation(-1, tokens))
-        return lowest_scores(score, tokens.visual, counts_on(counts, tokens.visual.device)), counts
+        return lowest_scores(score, tokens.removable, counts_on(counts, score.device)), counts
 
     def active(self, layer: int, tokens: Tokens) -> bool:
         return any(self.counts(layer, tokens))
 
     def remove(self, seen: Observation) -> tuple[Tensor, tuple[int, ...]]:
         counts = self.counts(seen.layer, seen.tokens)
-        visual = seen.tokens.visual
-        return lowest_scores(self.rule(seen), visual, counts_on(counts, visual.device)), counts
+        score = self.rule(seen)
+        return lowest_scores(score, seen.tokens.removable, counts_on(counts, score.device)), counts

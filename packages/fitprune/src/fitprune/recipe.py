@@ -117,13 +117,14 @@ class Recipe:
         return cls(model, shape.layers, visual_tokens, tuple(counts), ratio, alpha, rounding, calibration or {}, macs)
 
     @classmethod
-    def released(cls, model: str, percent: int) -> Recipe:
+    def released(cls, model: str, percent: int | str) -> Recipe:
         """A recipe that the authors released, by model and percentage (their label; `reduction` is what it
         delivers).
 
         Args:
             model: "llava-1.5-7b", "llava-next-7b" or "llava-hr-7b", or a hub id of one of them.
-            percent: LLaVA-1.5: 0, 10, 20, 30, 40, 50, 55, 60, 70, 80, 90; the others: 0, 40, 60.
+            percent: a whole number, or its digits. LLaVA-1.5: 0, 10, 20, 30, 40, 50, 55, 60, 70, 80, 90; the others: 0,
+                40, 60.
 
         Raises:
             UserError: there is no such recipe; the message lists those that there are.
@@ -134,7 +135,7 @@ class Recipe:
         host = _released()[name]
         if str(percent) not in host["remove"]:
             raise UserError(f"no released recipe for {name} at {percent} %", None, ", ".join(host["remove"]) + " %")
-        remove, tokens = host["remove"][str(percent)], host["visual_tokens"]
+        remove, tokens, percent = host["remove"][str(percent)], host["visual_tokens"], int(percent)
         base = base_macs(tokens, LLAVA_7B)
         macs = {
             "base": base,
@@ -164,6 +165,11 @@ class Recipe:
         old size."""
         remove = tuple(self.counts_for(visual_tokens))
         return replace(self, visual_tokens=visual_tokens, remove=remove, macs={})
+
+    @property
+    def empty(self) -> bool:
+        """Whether it removes nothing, of any prompt."""
+        return not any(self.remove)
 
     @property
     def reduction(self) -> float | None:

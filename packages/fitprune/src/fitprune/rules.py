@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fitprune.statistics import token_mass
+from fitprune.statistics import AttentionMass, float32, token_mass
 from tenfold.hosts.ragged import Tokens
 
 NOTHING = torch.empty(0)  # before layer 0 there are neither queries nor keys
@@ -47,18 +47,21 @@ Rule = Callable[[Observation], Tensor]
 
 
 def product(seen: Observation) -> Tensor:
-    """``a_cross * a_self``, the paper's score at inference; ``[batch, tokens]`` float32, as of every rule."""
-    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys).product
+    """``a_cross * a_self``, the paper's score at inference; ``[batch, tokens]`` float32, as of every rule. A row that
+    ends in its image has no text to be asked by: ``a_self`` alone."""
+    mass = _mass(seen)
+    return _asked(seen, mass.product, mass.self_)
 
 
 def self_mass(seen: Observation) -> Tensor:
     """``a_self`` alone: mass from the other visual tokens."""
-    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys).self_
+    return _mass(seen).self_
 
 
 def cross_mass(seen: Observation) -> Tensor:
-    """``a_cross`` alone: mass from the text after the image."""
-    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys).cross
+    """``a_cross`` alone: mass from the text after the image; ``a_self`` where a row ends in its image."""
+    mass = _mass(seen)
+    return _asked(seen, mass.cross, mass.self_)
 
 
 def inverse(seen: Observation) -> Tensor:
@@ -74,7 +77,8 @@ def last_token(seen: Observation) -> Tensor:
     last = torch.arange(width, device=query.device).mul(tokens.real).argmax(1)  # [batch]
     row = query[torch.arange(batch, device=query.device), :, last].float() * seen.scaling  # [batch, heads, head_dim]
     row = row.view(batch, key.shape[1], -1, head_dim)
-    logits = (row @ key.float().transpose(2, 3)).view(batch, heads, -1)  # [batch, heads, past + tokens]
+    with float32(query.device):
+        logits = (row @ key.float().transpose(2, 3)).view(batch, heads, -1)  # [batch, heads, past + tokens]
     keys = logits.shape[-1]
     hidden = torch.arange(keys, device=query.device) > (keys - width + last)[:, None]
     if seen.real_keys is not None:
@@ -83,9 +87,20 @@ def last_token(seen: Observation) -> Tensor:
     return attention.mean(1)[:, keys - width :]
 
 
+def _mass(seen: Observation) -> AttentionMass:
+    return token_mass(seen.tokens, seen.query, seen.key, seen.scaling, seen.real_keys)
+
+
+def _asked(seen: Observation, score: Tensor, otherwise: Tensor) -> Tensor:
+    """``score``, and in rows that end in their image the other one."""
+    if not any(seen.tokens.unasked):
+        return score
+    return torch.where(torch.tensor(seen.tokens.unasked, device=score.device)[:, None], otherwise, score)
+
+
 @dataclass(frozen=True)
 class Random:
-    """A score drawn for every token and layer; the same for a prompt alone and in any batch.
+    """A score drawn for every prompt, layer and token; the same for a prompt alone and in any batch.
 
     Attributes:
         seed: of the draws.
@@ -95,11 +110,30 @@ class Random:
 
     def __call__(self, seen: Observation) -> Tensor:
         tokens = seen.tokens
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + seen.layer + 1)
         first = tokens.index.masked_fill(~tokens.real, tokens.index.max()).amin(1, keepdim=True)
         place = (tokens.index - first).clamp(min=0)  # counted from the row's first token, not from its padding
-        scores = torch.rand(int(place.max()) + 1, generator=generator).to(place.device)
-        return scores[place]
+        drawn = mixed(place + mixed(torch.full_like(place[:, :1], self.seed)) + (seen.layer + 1) * 1_000_003)
+        if tokens.question is not None:
+            drawn = mixed(drawn ^ tokens.question[:, None])
+        return ((drawn >> 20) & 0xFFFFFF).float() / 2**24
+
+
+def mixed(values: Tensor) -> Tensor:
+    """Scramble int64 numbers, alike on every device (SplitMix64, whose products wrap around)."""
+    values = values - 7046029254386353131
+    values = (values ^ _shifted(values, 30)) * -4658895280553007687
+    values = (values ^ _shifted(values, 27)) * -7723592293110705685
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    return (values >> bits) & ((1 << (64 - bits)) - 1)  # zeros come in at the left, also of negative numbers
+
+
+def question_of(input_ids: Tensor, real: Tensor) -> Tensor:
+    """A number for every row's prompt, of its ids without padding: ``[batch, tokens]`` both -> ``[batch]`` int64."""
+    place = real.cumsum(1)
+    return (mixed(input_ids.long() + place * 1_000_003) * real).sum(1)
 
 
 RULES: Mapping[str, Rule] = {

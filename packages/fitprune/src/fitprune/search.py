@@ -244,3 +244,5 @@ def _one_sample(tokens: Tokens) -> None:
         raise UserError(
             "a calibration sample of several rows", f"batch {tokens.index.shape[0]}", "one prompt per sample"
         )
+    if any(tokens.unasked):
+        raise UserError("a calibration sample without a text after its image", None, "a question in every sample")

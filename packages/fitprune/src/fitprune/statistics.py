@@ -44,6 +44,11 @@ class AttentionMass:
         return self.cross * self.self_
 
 
+def float32(device: torch.device) -> torch.autocast:
+    """A context in which products are not rounded by somebody's autocast: scores stay float32."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @torch.no_grad()
 def attention_mass(
     query: Tensor,
@@ -83,22 +88,23 @@ def attention_mass(
 
     key = key.float().transpose(2, 3)  # [batch, kv_heads, head_dim, keys]
     rows_of = torch.stack((visual, text), dim=1).float()  # [batch, 2, tokens]
-    received = torch.zeros(batch, 2, keys, device=query.device)
+    received = torch.zeros(batch, 2, keys, dtype=torch.float32, device=query.device)
     position = torch.arange(keys, device=query.device)
     lowest = torch.finfo(torch.float32).min
-    for start in range(first_row, tokens, block_rows):
-        stop = min(start + block_rows, tokens)
-        seen = past + stop  # causality: no row of this block looks further
-        rows = query[:, :, start:stop].float() * scaling
-        rows = rows.reshape(batch, kv_heads, group * (stop - start), head_dim)
-        logits = (rows @ key[..., :seen]).view(batch, heads, stop - start, seen)
-        hidden = position[:seen] > position[past + start : seen, None]  # [rows, seen]
-        if real_keys is not None:
-            hidden = (hidden | ~real_keys[:, None, :seen])[:, None]  # [batch, 1, rows, seen]
-        # A finite lowest value keeps rows of padding, which see nothing, free of NaN; their weight below is
-        # zero.
-        maximum = logits.masked_fill_(hidden, lowest).softmax(dim=-1).amax(dim=1)  # M: [batch, rows, seen]
-        received[:, :, :seen] += rows_of[:, :, start:stop] @ maximum
+    with float32(query.device):
+        for start in range(first_row, tokens, block_rows):
+            stop = min(start + block_rows, tokens)
+            seen = past + stop  # causality: no row of this block looks further
+            rows = query[:, :, start:stop].float() * scaling
+            rows = rows.reshape(batch, kv_heads, group * (stop - start), head_dim)
+            logits = (rows @ key[..., :seen]).view(batch, heads, stop - start, seen)
+            hidden = position[:seen] > position[past + start : seen, None]  # [rows, seen]
+            if real_keys is not None:
+                hidden = (hidden | ~real_keys[:, None, :seen])[:, None]  # [batch, 1, rows, seen]
+            # A finite lowest value keeps rows of padding, which see nothing, free of NaN; their weight below is
+            # zero.
+            maximum = logits.masked_fill_(hidden, lowest).softmax(dim=-1).amax(dim=1)  # M: [batch, rows, seen]
+            received[:, :, :seen] += rows_of[:, :, start:stop] @ maximum
     from_visual, from_text = received[:, :, past:].unbind(dim=1)
     return AttentionMass(self_=from_visual / num_visual.clamp(min=1).unsqueeze(1), cross=from_text)
 

@@ -35,6 +35,8 @@ class Tokens:
         first_visual: how many real tokens stand before the first visual one, per row (``num_real`` if there
             is none).
         pad_end: padding stands at the end of the rows.
+        closing: text tokens after the last visual one, per row; 0: the row ends in its image.
+        question: ``[batch]`` int64, what tells a row's prompt from others by its ids alone; None where nobody said.
     """
 
     index: Tensor
@@ -46,6 +48,8 @@ class Tokens:
     prompt_visual: tuple[int, ...]
     first_visual: tuple[int, ...]
     pad_end: bool
+    closing: tuple[int, ...] = ()
+    question: Tensor | None = None
 
     @classmethod
     def of_prompt(cls, visual: Tensor, attention_mask: Tensor | None) -> Tokens | None:
@@ -62,6 +66,20 @@ class Tokens:
     @property
     def padded(self) -> bool:
         return any(count != self.width for count in self.num_real)
+
+    @property
+    def unasked(self) -> tuple[bool, ...]:
+        """Which rows end in their image: no text after it says what matters in it."""
+        return tuple(images > 0 and not words for images, words in zip(self.prompt_visual, self.closing, strict=False))
+
+    @property
+    def removable(self) -> Tensor:
+        """``[batch, width]`` bool, the visual tokens that may leave: all but a row's last token, whose logits are
+        asked for."""
+        if not any(self.unasked):
+            return self.visual
+        columns = torch.arange(self.width, device=self.real.device)
+        return self.visual & (columns != (columns * self.real).argmax(1, keepdim=True))
 
     @property
     def first_row(self) -> int:
@@ -104,7 +122,8 @@ class Tokens:
         if self.index.device == device:
             return self
         moved = {name: getattr(self, name).to(device) for name in ("index", "real", "visual", "text")}
-        return replace(self, **moved)
+        question = None if self.question is None else self.question.to(device)
+        return replace(self, **moved, question=question)
 
 
 @dataclass(frozen=True)
@@ -122,17 +141,18 @@ class Reading:
     past_real: Tensor | None
 
 
-def read_prompt(visual: Tensor, attention_mask: Tensor | None, past: int = 0) -> Reading:
+def read_prompt(visual: Tensor, attention_mask: Tensor | None, past: int = 0, *, asked: bool = True) -> Reading:
     """Describe an unpruned prompt; the host waits for the device once.
 
     Args:
         visual: ``[batch, tokens]`` bool.
         attention_mask: ``[batch, past + tokens]``, zero at padding, or None.
         past: entries that are cached already.
+        asked: a text has to follow a row's image.
 
     Raises:
-        UserError: a row ends in its image: the image and the question after it were split over two passes, or there
-            is no question, so that nothing can say which tokens matter.
+        UserError: a row ends in its image, with ``asked``: the image and the question after it were split over two
+            passes, or there is no question, so that nothing can say which tokens matter.
     """
     width = visual.shape[1]
     mask = None if attention_mask is None else attention_mask.bool()
@@ -151,7 +171,7 @@ def read_prompt(visual: Tensor, attention_mask: Tensor | None, past: int = 0) ->
     if not any(num_visual):
         return Reading(None, padding, past_real)
     for row, (images, words) in enumerate(zip(num_visual, num_closing, strict=True)):
-        if images and not words:
+        if asked and images and not words:
             raise UserError(
                 "no text after the image in this forward pass",
                 f"row {row} of the batch",
@@ -159,7 +179,7 @@ def read_prompt(visual: Tensor, attention_mask: Tensor | None, past: int = 0) ->
             )
     index = torch.arange(width, device=visual.device).expand(visual.shape)
     pad_end = not all(last) and all(first)
-    tokens = Tokens(index, real, visual, text, num_real, num_visual, num_visual, first_visual, pad_end)
+    tokens = Tokens(index, real, visual, text, num_real, num_visual, num_visual, first_visual, pad_end, num_closing)
     return Reading(tokens, padding, past_real)
 
 
@@ -258,6 +278,29 @@ class RaggedCache:
         self.lengths[layer] = length + new
         self.pruned[layer] |= pruned
         return self.real[layer]
+
+    def follow(self, cache: Any) -> None:
+        """Let the bookkeeping of rows follow what is done to the rows of a transformers cache: reordered, chosen or
+        repeated, as beams and batches that shrink need it."""
+        for name in ("reorder_cache", "batch_select_indices", "batch_repeat_interleave"):
+            if hasattr(type(cache), name):
+                setattr(cache, name, _Following(self, cache, name))
+
+
+@dataclass
+class _Following:
+    """A method of a cache that changes its rows, and its `RaggedCache`'s rows with them; copied with the cache."""
+
+    ragged: RaggedCache
+    cache: Any
+    name: str
+
+    def __call__(self, rows: Tensor | int) -> None:
+        getattr(type(self.cache), self.name)(self.cache, rows)
+        for layer, real in enumerate(self.ragged.real):
+            if real is not None:
+                chosen = real.repeat_interleave(rows, 0) if isinstance(rows, int) else real[rows.to(real.device)]
+                self.ragged.real[layer] = chosen
 
 
 def layer_mask(

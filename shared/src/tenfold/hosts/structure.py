@@ -24,11 +24,18 @@ def unwrap(model: Any) -> Any:
     """The transformers model itself: PEFT adapters are looked through; a compiled model is refused.
 
     Raises:
-        UserError: ``model`` is the result of ``torch.compile``, or no transformers model.
+        UserError: ``model`` is the result of ``torch.compile``, under prompt tuning, or no transformers model.
     """
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise UserError("a compiled model cannot be changed", type(model).__name__, "the model before torch.compile")
     if hasattr(model, "get_base_model"):
+        adapter = getattr(model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            raise UserError(
+                f"{adapter.peft_type.value} puts virtual tokens into inputs_embeds, where visual tokens cannot be told",
+                type(model).__name__,
+                "adapters inside the layers, such as LoRA",
+            )
         model = model.get_base_model()
     if not hasattr(model, "get_input_embeddings") or not hasattr(model, "config"):
         raise UserError("no host model", type(model).__name__, "a transformers vision-language model")

@@ -21,6 +21,18 @@ _STYLES = {
 }
 
 
+def unchecked(ledger: Ledger, results: Sequence[Result]) -> str:
+    """A line for claims of parity that an installation without the source tree cannot check."""
+    pairs = zip(ledger.claims, results, strict=True)
+    count = sum(claim.kind == "parity" and result.status == "not run here" for claim, result in pairs)
+    if not count:
+        return ""
+    return (
+        f"\n{count} claims of parity were not checked: their golden data are in the source tree, not in an installed "
+        "package (run this in a clone, or name their folder by TENFOLD_GOLDENS)."
+    )
+
+
 def claims_table(ledger: Ledger, results: Sequence[Result], everything: bool = False) -> Table:
     """What the paper says beside what we found.
 
@@ -45,5 +57,5 @@ def claims_table(ledger: Ledger, results: Sequence[Result], everything: bool = F
         cells = [claim.statement, claim.source, claim.kind, paper_value(claim), our_value(claim, result)]
         table.add_row(*map(Text, [*cells, difference(claim, result)]), status)
     more = f"\n{hidden} claims that need official weights and data are not listed (--all)." if hidden else ""
-    table.caption = Text(summary(ledger, results) + more)
+    table.caption = Text(summary(ledger, results) + unchecked(ledger, results) + more)
     return table

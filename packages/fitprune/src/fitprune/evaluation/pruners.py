@@ -154,6 +154,10 @@ class Schedule(Recipe):
     def of(cls, name: str, num_layers: int, entering: Callable[[int], Sequence[int]]) -> Schedule:
         return cls(name, num_layers, visual_tokens=1, remove=(0,) * num_layers, entering=entering)
 
+    @property
+    def empty(self) -> bool:
+        return False  # what leaves is known for a number of visual tokens only
+
     def counts_for(self, visual_tokens: int) -> list[int]:
         left = [*self.entering(visual_tokens)]
         return [before - after for before, after in pairwise((*left, left[-1]))]

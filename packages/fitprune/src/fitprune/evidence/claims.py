@@ -192,14 +192,18 @@ def _unpruned(text_tokens: int) -> int:
 
 
 def zero_recipe() -> Outcome:
-    """Logits of the mini host under the zero recipe and without pruning."""
+    """Logits of the mini host without pruning, under the zero recipe, and under one of a token in a million, which goes
+    through every attached layer and removes nothing."""
     from fitprune.pruner import Pruner
 
     model, inputs = _mini_prompt()
     plain = _prefill(model, inputs).logits
-    with Pruner(Recipe.zero(model.config.text_config.num_hidden_layers, _mini_tokens()))(model):
-        pruned = _prefill(model, inputs).logits
-    equal = plain.shape == pruned.shape and bool((plain == pruned).all())
+    layers = model.config.text_config.num_hidden_layers
+    equal = True
+    for recipe in (Recipe.zero(layers, _mini_tokens()), Recipe("any", layers, 10**6, (0,) * (layers - 1) + (1,))):
+        with Pruner(recipe)(model):
+            pruned = _prefill(model, inputs).logits
+        equal &= plain.shape == pruned.shape and bool((plain == pruned).all())
     return Outcome("bit-equal" if equal else "differs", equal, f"{plain.numel():,} logits")
 
 
