@@ -147,7 +147,7 @@ def test_the_command_itself_is_killed_from_outside(data: Path, whole: Path, tmp_
     command = [
         sys.executable,
         "-m",
-        "dtnet.commands.app",
+        "dtnet",
         "train",
         "--config",
         str(config),

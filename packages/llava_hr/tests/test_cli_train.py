@@ -139,7 +139,7 @@ def test_a_command_of_its_own_says_one_line(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "llava_hr.commands.app",
+        "llava_hr",
         "train",
         "--data",
         "/nowhere",
