@@ -150,7 +150,8 @@ def test_two_processes_follow_one(finished, world, tmp_path):
         subprocess.run([*command, str(count), str(script), str(folders[-1])], check=True, timeout=300)
     one, two = (weights(folder / "model") for folder in folders)
     for name in one:
-        assert float((one[name] - two[name]).norm() / one[name].norm().clamp(min=1e-6)) < 1e-3, name
+        # Biases start at 0 and move by 1e-7 where the gradient is as small as Adam's epsilon: there rounding shows.
+        assert float((one[name] - two[name]).norm() / one[name].norm().clamp(min=1e-5)) < 1e-3, name
 
 
 def test_the_shipped_config_is_the_papers_recipe():
