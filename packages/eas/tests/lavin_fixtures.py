@@ -1,9 +1,17 @@
-"""A tiny LaVIN whose weights are drawn at random, with prompts of several lengths."""
+"""A tiny LaVIN whose weights are drawn at random, with prompts of several lengths; its parts and data on disk."""
+
+import json
+from dataclasses import replace
 
 import torch
+from safetensors.torch import save_file
 
+from eas.checkpoints import lavin_keys
+from eas.checkpoints.lavin import convert_lavin
 from eas.lavin import Lavin, LavinConfig
 from eas.lavin_decoding import Prompt
+from tenfold.data import formats, mini_sets
+from tenfold.testing.tokenizers import sentencepiece_model
 
 TINY = {
     "width": 16, "layers": 4, "heads": 2, "ffn": 32, "vocabulary": 400, "skip": (1, 3), "adapter_rank": 4,
@@ -35,3 +43,56 @@ def prompts(count=64, seed=0):
         else:
             made.append(Prompt(torch.cat((torch.tensor([1, 6]), words))))
     return made, images
+
+
+def frozen(model):
+    return {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if not lavin_keys.is_method(name) and not name.startswith(lavin_keys.VISUAL)
+    }
+
+
+AXES = {"tok_embeddings": 1, "wo": 1, "w2": 1, "wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0}
+
+
+def meta(model, folder, parts):
+    folder.mkdir()
+    sizes = {"dim": 16, "n_layers": 4, "n_heads": 2, "norm_eps": 1e-6, "multiple_of": 16, "vocab_size": -1}
+    (folder / "params.json").write_text(json.dumps(sizes))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    for part in range(parts):
+        state = {}
+        for name, value in frozen(model).items():
+            axis = AXES.get(name.split(".")[-2])
+            state[name] = value if axis is None else value.chunk(parts, axis)[part].clone()
+        torch.save(state | {"rope.freqs": torch.ones(4)}, folder / f"consolidated.{part:02}.pth")
+    return folder
+
+
+def clip(model, folder):
+    folder.mkdir()
+    state = {}
+    for name, value in model.backbone.visual.state_dict().items():
+        if ".adapter." not in name:
+            state["visual." + name] = value.clone()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"vision_config": {"num_attention_heads": 2}}')
+    return folder
+
+
+def base(folder):
+    """The frozen parts alone, as `eas convert LLAMA FOLDER --tower CLIP` writes them."""
+    folder.mkdir()
+    model = lavin(both=True, skip=())
+    sources = {"base": meta(model, folder / "llama", 1), "tower": clip(model, folder / "clip")}
+    convert_lavin(None, folder / "lavin", **sources)
+    return folder / "lavin"
+
+
+def scienceqa(folder, count=30):
+    """Questions with lecture and solution, half of them with a picture, in the official layout."""
+    samples = mini_sets.scienceqa(0, count, 16)
+    told = [replace(one, lecture=f"On {one.topic}.", solution=f"It is {one.answer}.") for one in samples]
+    formats.write_scienceqa(folder, told)
+    return folder

@@ -1,10 +1,14 @@
-"""A tiny METER whose weights are drawn at random, and a tokenizer as RoBERTa's is."""
+"""A tiny METER whose weights are drawn at random, a tokenizer as RoBERTa's is, and its data on disk."""
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from eas.checkpoints.meter import MeterAbout, write_meter
 from eas.meter import Meter, MeterConfig, MeterInputs
+from tenfold.data import formats
+from tenfold.data.formats import KarpathyImage, Picture, VQAv2Annotation, VQAv2Sample
 
 TINY = {
     "size": 16, "answers": 3, "max_text": 8, "width": 16, "heads": 2, "ffn": 32, "vocabulary": 300,
@@ -48,3 +52,43 @@ def tokenizer(folder):
     names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
     return folder
+
+
+ANSWERS = ["yes", "no", "red"]
+
+
+def picture(seed):
+    return Picture(Image.effect_noise((24, 18), 20 + 30 * seed).convert("RGB"))
+
+
+def folder(place, task, trained_on=(), **changes):
+    model = meter(task=task, skip=(2, 19), **changes)
+    about = MeterAbout(trained_on=trained_on, left_out={})
+    answers = ANSWERS if task == "vqa" else None
+    write_meter(
+        place / task, model.config, model.state_dict(), about, tokenizer=tokenizer(place / "t"), answers=answers
+    )
+    return place / task
+
+
+def vqa(place, subset="val2014", start=0):
+    said = VQAv2Annotation(("red",) * 3 + ("yes",) * 5 + ("no",) * 2, "yes", "what", "other")
+    samples = [
+        VQAv2Sample(start + number, start + number // 2, f"is it {number}?", picture(number // 2), said)
+        for number in range(4)
+    ]
+    formats.write_vqav2(place, samples, subset)
+    return place
+
+
+def flickr30k(place, splits):
+    """One photograph a split's name, each with two captions."""
+    (place / "flickr30k-images").mkdir(parents=True)
+    (place / "karpathy").mkdir()
+    images = []
+    for number, split in enumerate(splits):
+        picture(number).write(place / "flickr30k-images" / f"{number}.png")
+        ids = (2 * number, 2 * number + 1)
+        images.append(KarpathyImage(number, f"{number}.png", split, (f"a {number}", f"one {number} cup"), ids))
+    formats.write_karpathy(place / "karpathy" / "dataset_flickr30k.json", images, "flickr30k")
+    return place

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from lavin_fixtures import TINY, lavin, prompts
+from lavin_fixtures import TINY, clip, frozen, lavin, meta, prompts
 from safetensors.torch import save_file
 
 from eas.checkpoints import lavin_keys
@@ -35,31 +35,6 @@ def adapters(model, path, change=lambda state: state):
     return path
 
 
-def frozen(model):
-    return {
-        name: value.clone()
-        for name, value in model.state_dict().items()
-        if not lavin_keys.is_method(name) and not name.startswith(lavin_keys.VISUAL)
-    }
-
-
-AXES = {"tok_embeddings": 1, "wo": 1, "w2": 1, "wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0}
-
-
-def meta(model, folder, parts):
-    folder.mkdir()
-    sizes = {"dim": 16, "n_layers": 4, "n_heads": 2, "norm_eps": 1e-6, "multiple_of": 16, "vocab_size": -1}
-    (folder / "params.json").write_text(json.dumps(sizes))
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    for part in range(parts):
-        state = {}
-        for name, value in frozen(model).items():
-            axis = AXES.get(name.split(".")[-2])
-            state[name] = value if axis is None else value.chunk(parts, axis)[part].clone()
-        torch.save(state | {"rope.freqs": torch.ones(4)}, folder / f"consolidated.{part:02}.pth")
-    return folder
-
-
 def permuted(weight, heads=2):
     """Rows as transformers' conversion of LLaMA lays them: neighbours become halves."""
     out, width = weight.shape
@@ -87,17 +62,6 @@ def hf(model, folder):
         turned = permuted(value) if part in ("attention.wq", "attention.wk") else value
         state[f"model.layers.{layer}.{names[part]}.weight"] = turned.contiguous()
     save_file(state, folder / "model.safetensors")
-    return folder
-
-
-def clip(model, folder):
-    folder.mkdir()
-    state = {}
-    for name, value in model.backbone.visual.state_dict().items():
-        if ".adapter." not in name:
-            state["visual." + name] = value.clone()
-    save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text('{"vision_config": {"num_attention_heads": 2}}')
     return folder
 
 

@@ -9,12 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eas import costs
 from eas.evidence.claims import METER_TEXT
-from eas.meter import MeterConfig, merge, task_loss, used_parameters
+from eas.meter import MeterConfig, merge, used_parameters
 from eas.plan import meter_flags, released
-from eas.result import SearchResult
-from eas.search import RULES, Search
 from eas.tower import interpolate_positions
-from eas.training.meter import MeterTraining, parameter_groups, run_meter
 from tenfold import UserError
 
 
@@ -95,28 +92,3 @@ def test_what_is_used_is_counted():
     expected = costs.meter_macs(counted, 8, 5, meter_flags(()).tolist()) + pooled
     ffn = 6 * (8 + 5) * 4 * 16 * 16 + 8 * 4 * 16 * 16  # the tiny FFN is 2 d wide in RoBERTa and in the cross layers
     assert counter.get_total_flops() == 2 * (expected - ffn)
-
-
-def batches(seed):
-    while True:
-        generator = torch.Generator().manual_seed(seed)
-        yield inputs(seed=seed), torch.rand(3, 3, generator=generator).round()
-        seed += 1
-
-
-def test_a_search_moves_preferences_and_a_tuning_the_loss(tmp_path):
-    """Fails if nothing is sampled, scored or trained, frozen weights move, or the outcome is no search file."""
-    model = meter()
-    frozen = model.text_transformer.encoder.layer[0].output.dense.weight.clone()
-    search = Search(RULES["meter"], sites=24, removed=4, warmup=2)
-    run_meter(model, batches(0), MeterTraining(12, 1e-3, 5.0), search=search, scored=batches(50))
-    assert search.updates == 1 and (search.preferences != 0).sum() >= 4
-    SearchResult.of(search, seed=0).save(tmp_path / "search.json")
-    assert len(SearchResult.load(tmp_path / "search.json").skip) == 4
-    model.set_skip(search.skip())
-    one = [next(batches(0))]
-    before = float(task_loss(model, *one[0]).detach())
-    losses = run_meter(model, iter(one * 8), MeterTraining(8, 1e-2, 5.0))
-    assert losses[-1] < before and torch.equal(model.text_transformer.encoder.layer[0].output.dense.weight, frozen)
-    rates = {group["lr"] for group in parameter_groups(model, MeterTraining.of("vqa", 10))}
-    assert rates == {2.5e-5, 2.5e-5 * 5, 2.5e-5 * 50}

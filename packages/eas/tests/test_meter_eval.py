@@ -2,42 +2,16 @@
 
 import pytest
 import torch
-from meter_fixtures import meter, tokenizer
+from meter_fixtures import flickr30k, folder, picture, vqa
 from PIL import Image
 
-from eas.checkpoints.meter import MeterAbout, open_meter, read_meter_about, write_meter
+from eas.checkpoints.meter import open_meter
 from eas.commands.app import main
 from eas.data.meter import Encoder, Query, answer_vocabulary, leak, prepare, soft_targets
 from tenfold.data import formats
-from tenfold.data.formats import KarpathyImage, NLVR2Sample, Picture, VQAv2Annotation, VQAv2Sample
+from tenfold.data.formats import NLVR2Sample
 from tenfold.runs import read_json
 from tenfold.testing import commands
-
-ANSWERS = ["yes", "no", "red"]
-
-
-def picture(seed):
-    return Picture(Image.effect_noise((24, 18), 20 + 30 * seed).convert("RGB"))
-
-
-def folder(place, task, trained_on=()):
-    model = meter(task=task, skip=(2, 19))
-    about = MeterAbout(trained_on=trained_on, left_out={})
-    answers = ANSWERS if task == "vqa" else None
-    write_meter(
-        place / task, model.config, model.state_dict(), about, tokenizer=tokenizer(place / "t"), answers=answers
-    )
-    return place / task
-
-
-def vqa(place, subset="val2014", start=0):
-    said = VQAv2Annotation(("red",) * 3 + ("yes",) * 5 + ("no",) * 2, "yes", "what", "other")
-    samples = [
-        VQAv2Sample(start + number, start + number // 2, f"is it {number}?", picture(number // 2), said)
-        for number in range(4)
-    ]
-    formats.write_vqav2(place, samples, subset)
-    return place
 
 
 def evaluate(tmp_path, model, benchmark, data, *more):
@@ -89,14 +63,7 @@ def test_nlvr2_takes_both_pictures_and_a_leak_is_counted(tmp_path):
 
 def test_retrieval_scores_every_pair_as_alone(tmp_path):
     """Fails if a pair's score depends on the others, recall is of another split, or a text finds a wrong owner."""
-    (tmp_path / "d" / "flickr30k-images").mkdir(parents=True)
-    (tmp_path / "d" / "karpathy").mkdir()
-    images = []
-    for number, split in enumerate(("test", "val", "test", "train")):
-        picture(number).write(tmp_path / "d" / "flickr30k-images" / f"{number}.png")
-        ids = (2 * number, 2 * number + 1)
-        images.append(KarpathyImage(number, f"{number}.png", split, (f"a {number}", f"one {number} cup"), ids))
-    formats.write_karpathy(tmp_path / "d" / "karpathy" / "dataset_flickr30k.json", images, "flickr30k")
+    flickr30k(tmp_path / "d", ("test", "val", "test", "train"))
     model = folder(tmp_path, "irtr", ("train", "val"))
     told, output = evaluate(tmp_path, model, "flickr30k", tmp_path / "d", "--batch", "3")
     assert told.code == 0 and "compared with train, val" in told.out, told
@@ -142,36 +109,3 @@ def test_a_picture_is_resized_by_its_short_edge_and_cropped_to_the_centre():
     made.paste((255, 255, 255), (20, 0, 40, 20))
     found = prepare(made, 20)
     assert found.shape == (3, 20, 20) and bool((found[:, :, 2:-2] > 1).all())
-
-
-@pytest.mark.parametrize(("task", "benchmark"), [("vqa", "vqav2"), ("irtr", "flickr30k")])
-def test_a_search_and_a_tuning_from_official_files(task, benchmark, tmp_path):
-    """Fails if a search leaves no file or scores on what it trains on, or a tuned folder is not one to evaluate."""
-    data = vqa(tmp_path / "d")
-    vqa(data, "train2014", 10)
-    (data / "flickr30k-images").mkdir()
-    (data / "karpathy").mkdir()
-    images = []
-    for number, split in enumerate(("train", "train", "val", "val", "test")):
-        picture(number).write(data / "flickr30k-images" / f"{number}.png")
-        images.append(
-            KarpathyImage(number, f"{number}.png", split, (f"a {number}", "a cup"), (2 * number, 2 * number + 1))
-        )
-    formats.write_karpathy(data / "karpathy" / "dataset_flickr30k.json", images, "flickr30k")
-    model = folder(tmp_path, task)
-    base = ("--model", str(model), "--data", str(data), "--set", "batch=2", "--set", "false_texts=2")
-    base += ("--set", "warmup=2", "--set", "steps=11", "--set", "removed=4")
-    told = commands.run(main, "search", *base, "--output", str(tmp_path / "s"))
-    assert told.code == 0 and "search.json" in told.out, told
-    found = read_json(tmp_path / "s" / "search.json")
-    assert (found["rule"], found["sites"], found["updates"], len(found["skip"])) == ("meter", 24, 1, 4)
-    told = commands.run(main, "tune", *base, "--output", str(tmp_path / "t"))
-    assert told.code == 0, told
-    config, about = read_meter_about(tmp_path / "t" / "model")
-    assert config.skip == (2, 19) and about.trained_on == (("train2014",) if task == "vqa" else ("train",))
-    split = "val2014" if task == "vqa" else "test"
-    told, _ = evaluate(tmp_path, tmp_path / "t" / "model", benchmark, data, "--split", split)
-    assert told.code == 0, told
-    scored = "train2014" if task == "vqa" else "train"
-    told = commands.run(main, "search", *base, "--set", f"scored={scored}", "--output", str(tmp_path / "n"))
-    assert told.code == 2 and "not trained on" in told.err and not (tmp_path / "n").exists()

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from eas.adapters import PIA, Adapter, mean_token
 from eas.folding import Affine, affine, fold, linear_of
@@ -263,7 +264,7 @@ class Lavin(nn.Module):
             raise UserError(
                 f"a skip list {list(config.skip)}", f"of {config.layers} layers", "each once, and one stays"
             )
-        self.config = config
+        self.config, self.checkpointing = config, False  # true: blocks are computed again in the backward pass
         self.tok_embeddings = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList([LavinBlock(config, number, both) for number in range(config.layers)])
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -304,7 +305,8 @@ class Lavin(nn.Module):
     def run(self, tokens: Tensor, step: Step, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """Embeddings ``[batch, tokens, width]`` through all blocks and the last norm."""
         for block in self.blocks():
-            tokens = block(tokens, step)
+            again = self.checkpointing and torch.is_grad_enabled()
+            tokens = checkpoint(block, tokens, step, use_reentrant=False) if again else block(tokens, step)
             if watch is not None:
                 watch(block.number, tokens)
         return self.norm(tokens)

@@ -193,12 +193,11 @@ class SiteAttention(nn.Module):
         """``tokens`` attend to themselves or to `other`; ``mask [batch, 1, 1, keys]`` bool, true where one may look."""
         adapted = self.adapter(tokens)
         source = adapted if other is None else other
-        parts = self.projections
+        parts, drop = self.projections, self.dropout if self.training else 0.0
         query, key, value = (
             part(of).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, width / heads]
             for part, of in ((parts.query, adapted), (parts.key, source), (parts.value, source))
         )
-        drop = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=drop)
         mixed = self.output.dense(mixed.transpose(1, 2).flatten(2))
         return self.output.LayerNorm(tokens + F.dropout(mixed, self.dropout, self.training))
@@ -271,6 +270,8 @@ class Meter(nn.Module):
             max_position_embeddings=config.text_positions,
             type_vocab_size=1,
             layer_norm_eps=1e-5,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
         )
         self.text_transformer, self.vit_model = RobertaModel(text, add_pooling_layer=False), _Vision(config)
         self.cross_modal_text_transform = nn.Linear(config.text_width, width)

@@ -1,21 +1,20 @@
-"""LaVIN on disk: the authors' adapters, a LLaMA and a CLIP tower into a folder of ours, and that folder opened again.
+"""LaVIN on disk: LLaMA, a CLIP tower and the authors' adapters into a folder of ours, and that folder opened again.
 
-    lavin.json             sizes, skip list, format of the prompts
-    model*.safetensors     all weights under our names; skipped attentions are left out
+    lavin.json             sizes, skip list, format of the prompts, where the weights come from
+    model*.safetensors     weights under our names; skipped attentions are left out
     tokenizer.model        LLaMA's
 
-LLaMA comes in Meta's layout (``params.json``, one ``consolidated.NN.pth`` for each part of the model) or in Hugging
-Face's, whose rows of query and key are put back in order. CLIP's ViT-L/14 comes in Hugging Face's.
+A folder holds all of a model, or its frozen parts alone (what a training starts from), or adapters alone (what a
+training made), which are opened on top of the frozen parts.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from eas.checkpoints import lavin_keys
 from eas.checkpoints.description import check_divided, check_sites, check_sizes
+from eas.checkpoints.lavin_sources import clip, llama, tower_sizes
 from eas.checkpoints.lightning import read_lightning
 from eas.lavin import LAVIN_7B, LAVIN_13B, Lavin, LavinConfig
 from tenfold import UserError
@@ -32,12 +32,26 @@ from tenfold.weights import StoredTensor, WeightFiles, check_fits, require_finit
 
 CONFIG, TOKENIZER, FORMAT = "lavin.json", "tokenizer.model", "eas-lavin"
 _BOUNDS = {"vocabulary": 10**6, "size": 4096}
-# Which axis the parts of Meta's layout share; None: each part holds all of it.
-_JOINED = {
-    "tok_embeddings": 1, "output": 0, "wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w3": 0, "w2": 1,
-}  # fmt: skip
-EVERY = 4  # blocks of the tower between two vectors of a picture
+# Sizes of what a tuning brings: adapters on the same frozen parts may differ in them.
+_METHOD = ("skip", "adapter_rank", "pia_rank", "groups", "scale", "temperature", "dropout")
 VISION_PROJECTION = 1024 * 768  # CLIP's, which LaVIN never uses and its count of the tower holds
+
+
+@dataclass(frozen=True)
+class LavinAbout:
+    """What a folder says of itself.
+
+    Attributes:
+        prompt_format: of its questions. skipped: classes of objects beside the weights that were not read.
+        host: fingerprint of the frozen parts that adapters were trained on. data: of what they were trained on.
+        search: SHA-256 of the search result that gave the list; None: it was given.
+    """
+
+    prompt_format: str = "QCM-ALE"
+    skipped: tuple[str, ...] = ()
+    host: str = ""
+    data: str = ""
+    search: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,50 +66,70 @@ class ConvertedLavin:
 
 
 def convert_lavin(
-    source: str | Path,
+    source: str | Path | None,
     target: str | Path,
     *,
     base: str | Path,
     tower: str | Path,
-    skip: tuple[int, ...],
+    skip: tuple[int, ...] = (),
     prompt_format: str = "QCM-ALE",
 ) -> ConvertedLavin:
     """Put a checkpoint of the authors' training together with its frozen parts; one tensor in memory at a time.
 
     Args:
-        source: ``checkpoint-<epoch>.pth``. base: LLaMA's folder. tower: CLIP ViT-L/14's.
+        source: ``checkpoint-<epoch>.pth``; None: the frozen parts alone, for a training.
+        base: LLaMA's folder. tower: CLIP ViT-L/14's.
         skip: the layers without attention: a checkpoint holds both modules of every layer and does not say it.
 
     Raises:
         UserError: a file that is missing or broken, weights that are missing, have no place or another shape.
     """
-    state, skipped = read_lightning(source, "model")
+    state, skipped = ({}, []) if source is None else read_lightning(source, "model")
     method = lavin_keys.from_official_tensors(state)
     if stranger := next((name for name in method if not lavin_keys.is_method(name)), None):
         raise UserError(f"{stranger} is no weight of LaVIN-EAS", source, "adapters, projector, modality embedding")
     with llama(base) as (frozen, sizes), WeightFiles(tower) as files:
-        clip = _clip(files, tower)
-        sizes = _tower_sizes(replace(sizes, skip=tuple(sorted(skip))), clip, Path(tower))
-        config = _sizes(sizes, method, source)
+        vision = clip(files, tower)
+        config = tower_sizes(replace(sizes, skip=tuple(sorted(skip))), vision, Path(tower))
+        config = config if source is None else _sizes(config, method, source)
         with torch.device("meta"):
             both = dict(Lavin(config, both=True).trained())
             wanted = Lavin(config).state_dict()
-        check_fits(both, method, source)
+        if source is None:
+            wanted = {name: tensor for name, tensor in wanted.items() if not lavin_keys.is_method(name)}
+        else:
+            check_fits(both, method, source)
         require_finite(method, source)
         stored = {name: StoredTensor.of(value.float()) for name, value in method.items() if name in wanted}
-        for name, tensor in (frozen | clip).items():
+        for name, tensor in (frozen | vision).items():
             if name in wanted:
                 stored[name] = tensor
         _check(wanted, stored, base, tower)
-        with atomic_directory(target) as folder:
-            about = {"prompt_format": prompt_format, "skipped": skipped}
-            atomic_write_json(folder / CONFIG, {"format": FORMAT, "config": asdict(config), "about": about})
-            write_weights(folder, {name: stored[name] for name in wanted})
-            if (place := _tokenizer(Path(base))) is not None:
-                shutil.copyfile(place, folder / TOKENIZER)
+        about = LavinAbout(prompt_format, tuple(skipped))
+        _write(target, config, about, {name: stored[name] for name in wanted}, _tokenizer(Path(base)))
     trained = sum(stored[name].numbers for name in wanted if lavin_keys.is_method(name))
     total = sum(stored[name].numbers for name in wanted)
     return ConvertedLavin(Path(target), config, trained, total - trained, tuple(skipped))
+
+
+def _write(
+    target: str | Path,
+    config: LavinConfig,
+    about: LavinAbout,
+    weights: Mapping[str, StoredTensor],
+    tokenizer: Path | None = None,
+) -> None:
+    with atomic_directory(target) as folder:
+        atomic_write_json(folder / CONFIG, {"format": FORMAT, "config": asdict(config), "about": asdict(about)})
+        write_weights(folder, weights)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, folder / TOKENIZER)
+
+
+def write_adapters(target: str | Path, model: Lavin, about: LavinAbout) -> None:
+    """Write what a tuning made, without the frozen parts, into a new folder, whole or not at all."""
+    weights = {name: StoredTensor.of(value.detach().cpu()) for name, value in model.trained()}
+    _write(target, model.config, about, weights)
 
 
 def _tokenizer(base: Path) -> Path | None:
@@ -122,139 +156,18 @@ def _check(wanted: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], bas
             raise UserError(f"{name} {list(stored[name].shape)}", where, f"{list(tensor.shape)}")
 
 
-def _clip(files: WeightFiles, where: str | Path) -> dict[str, StoredTensor]:
-    read = {name: tensor for name, tensor in files.tensors.items() if name.startswith(("vision_model.", "visual."))}
-    if all(name.startswith("visual.") for name in read):
-        named = {lavin_keys.VISUAL + name.removeprefix("visual."): tensor for name, tensor in read.items()}
-    else:
-        try:
-            found = lavin_keys.from_hf_clip({name: tensor.read() for name, tensor in read.items()})
-        except KeyError as error:
-            raise UserError(
-                f"{error.args[0]} is no weight of CLIP", where, "CLIP ViT-L/14 in transformers' layout"
-            ) from error
-        named = {name: StoredTensor.of(value) for name, value in found.items()}
-    if not named:
-        raise UserError("no vision tower", where, "CLIP ViT-L/14: vision_model.* or visual.*")
-    return named
-
-
-def _tower_sizes(config: LavinConfig, clip: Mapping[str, StoredTensor], where: Path) -> LavinConfig:
-    """With the tower's sizes: of its weights, and the heads of its config.json (else 64 wide, as CLIP's are)."""
-    names = [f"{lavin_keys.VISUAL}{one}" for one in ("conv1.weight", "positional_embedding")]
-    if missing := [name for name in names if name not in clip]:
-        raise UserError(f"no weight {missing[0]}", where, "CLIP ViT-L/14")
-    (width, _, patch, _), (positions, _) = (clip[name].shape for name in names)
-    numbers = {name.split(".")[4] for name in clip if name.startswith(f"{lavin_keys.VISUAL}transformer.resblocks.")}
-    heads: Any = width // 64
-    if (where / "config.json").is_file():
-        content = read_json(where / "config.json")
-        inner = content.get("vision_config", content) if isinstance(content, dict) else {}
-        heads = inner.get("num_attention_heads", heads) if isinstance(inner, dict) else heads
-    if type(heads) is not int or heads < 1 or width % heads or len(numbers) < EVERY:
-        raise UserError(f"a tower of {len(numbers)} blocks, {heads} heads", where, "CLIP ViT-L/14")
-    return replace(
-        config,
-        vision_width=width,
-        vision_layers=len(numbers),
-        vision_heads=heads,
-        features=len(numbers) // EVERY,
-        patch=patch,
-        size=round((positions - 1) ** 0.5) * patch,
-    )
-
-
-@contextmanager
-def llama(folder: str | Path) -> Iterator[tuple[dict[str, StoredTensor], LavinConfig]]:
-    """LLaMA's weights under Meta's names, not yet read, and its sizes.
-
-    Raises:
-        UserError: neither of the two layouts, a broken file, or sizes that are none.
-    """
-    place = Path(folder)
-    with ExitStack() as stack:
-        if (place / "params.json").is_file():
-            yield _meta(place, stack)
-        elif (place / "config.json").is_file():
-            yield _hf(place, stack)
-        else:
-            raise UserError("no LLaMA", place, "params.json and consolidated.*.pth, or transformers' config.json")
-
-
-def _meta(place: Path, stack: ExitStack) -> tuple[dict[str, StoredTensor], LavinConfig]:
-    path = place / "params.json"
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"dim", "n_layers", "n_heads", "norm_eps"} <= set(content):
-        raise UserError("no sizes of LLaMA", path, "dim, n_layers, n_heads, norm_eps")
-    parts = [stack.enter_context(WeightFiles(one)).tensors for one in sorted(place.glob("consolidated.*.pth"))]
-    if not parts:
-        raise UserError("no weights", place, "consolidated.00.pth")
-    found = {}
-    for name, first in parts[0].items():
-        if name.endswith("rope.freqs"):
-            continue
-        if any(name not in part for part in parts):
-            raise UserError(f"{name} is not in all parts", place, "parts of one model")
-        axis = _JOINED.get(name.split(".")[-2]) if len(parts) > 1 else None
-        found[name] = first if axis is None else _join([part[name] for part in parts], axis)
-    sizes = _llama_sizes(found, content["dim"], content["n_layers"], content["n_heads"], content["norm_eps"], path)
-    return found, sizes
-
-
-def _join(parts: list[StoredTensor], axis: int) -> StoredTensor:
-    shape = list(parts[0].shape)
-    shape[axis] = sum(part.shape[axis] for part in parts)
-    return StoredTensor(tuple(shape), parts[0].dtype, lambda: torch.cat([part.read() for part in parts], dim=axis))
-
-
-def _hf(place: Path, stack: ExitStack) -> tuple[dict[str, StoredTensor], LavinConfig]:
-    path = place / "config.json"
-    content = read_json(path)
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
-    if not isinstance(content, dict) or not set(names) <= set(content):
-        raise UserError("no sizes of LLaMA", path, ", ".join(names))
-    heads = content["num_attention_heads"]
-    found = {}
-    for name, tensor in stack.enter_context(WeightFiles(place)).tensors.items():
-        try:
-            ours = lavin_keys.from_hf_llama(name)
-        except KeyError as error:
-            raise UserError(f"{name} is no weight of LLaMA-1", place, "LLaMA in transformers' layout") from error
-        if ours is None:
-            continue
-        turned = ours.endswith(("wq.weight", "wk.weight"))
-        read: Callable[[], Tensor] = partial(_turned, tensor, heads) if turned else tensor.read
-        found[ours] = StoredTensor(tensor.shape, tensor.dtype, read)
-    width, layers, heads, eps = (content[name] for name in names)
-    return found, _llama_sizes(found, width, layers, heads, eps, path)
-
-
-def _turned(tensor: StoredTensor, heads: int) -> Tensor:
-    return lavin_keys.unpermute(tensor.read(), heads)
-
-
-def _llama_sizes(
-    found: Mapping[str, StoredTensor], width: Any, layers: Any, heads: Any, eps: Any, path: Path
-) -> LavinConfig:
-    whole = [one for one in (width, layers, heads) if type(one) is int and 1 <= one <= 2**15]
-    if len(whole) != 3 or type(eps) is not float or not 0 < eps < 1 or width % heads or width // heads % 2:
-        raise UserError("sizes that are none of LLaMA", path, "whole numbers, heads that divide the width")
-    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
-        if name not in found:
-            raise UserError(f"no weight {name}", path.parent, "LLaMA's")
-    vocabulary, ffn = (found[name].shape[0] for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"))
-    return LavinConfig(width=width, layers=layers, heads=heads, norm_eps=eps, vocabulary=vocabulary, ffn=ffn)
-
-
-def read_lavin_about(folder: str | Path) -> tuple[LavinConfig, str]:
-    """A folder's sizes and the format of its prompts. Raises UserError for a missing or broken ``lavin.json``."""
+def read_lavin_about(folder: str | Path) -> tuple[LavinConfig, LavinAbout]:
+    """A folder's sizes and what it says of itself. Raises UserError for a missing or broken ``lavin.json``."""
     path = Path(folder) / CONFIG
     content = read_json(path)
     if not isinstance(content, dict) or set(content) != {"format", "config", "about"} or content["format"] != FORMAT:
         raise UserError("no LaVIN of ours", path, f"format {FORMAT}, config, about: what eas convert writes")
-    about = content["about"]
-    if not isinstance(about, dict) or not isinstance(about.get("prompt_format"), str):
-        raise UserError("about is of another form", path, "prompt_format, skipped")
+    about, names = content["about"], [field.name for field in fields(LavinAbout)]
+    if not isinstance(about, dict) or not {"prompt_format"} <= set(about) <= set(names):
+        raise UserError("about is of another form", path, ", ".join(names))
+    told = LavinAbout(**about | {"skipped": tuple(map(str, about.get("skipped") or ()))})
+    if not all(isinstance(one, str) for one in (told.prompt_format, told.host, told.data, told.search or "")):
+        raise UserError("prompt_format, host, data or search is no text", path, "texts")
     values = content["config"]
     check_sizes(LavinConfig(), values, path, _BOUNDS)
     check_sites(values["skip"], values["layers"], path)
@@ -264,30 +177,60 @@ def read_lavin_about(folder: str | Path) -> tuple[LavinConfig, str]:
     check_divided([*pairs, (config.vision_layers, config.features), (config.vision_width, config.groups)], path)
     if not config.temperature > 0 or not config.norm_eps > 0:
         raise UserError("temperature or norm_eps 0", path, "above 0")
-    return config, about["prompt_format"]
+    return config, told
 
 
-def open_lavin(folder: str | Path, *, dtype: torch.dtype | None = None) -> tuple[Lavin, str]:
+def open_lavin(
+    folder: str | Path, *, dtype: torch.dtype | None = None, adapters: str | Path | None = None
+) -> tuple[Lavin, str]:
     """The model of a folder, in eval mode, on the CPU, and the format of its prompts.
 
     Args:
         dtype: of the frozen weights; None: as they are stored. What a tuning made stays in float32.
+        adapters: a folder that `eas tune` wrote: the frozen weights alone are taken from `folder`.
 
     Raises:
         UserError: a broken file, or weights that do not fit what ``lavin.json`` says.
     """
-    config, prompt_format = read_lavin_about(folder)
+    config, about = read_lavin_about(folder)
+    if adapters is not None:
+        tuned, about = read_lavin_about(adapters)
+        if replace(tuned, **{name: getattr(config, name) for name in _METHOD}) != config:
+            raise UserError("adapters of another LaVIN", adapters, f"those of {folder}")
+        config = tuned
     with torch.device("meta"):
         model = Lavin(config)
-    with WeightFiles(folder) as files:
-        check_fits(model.state_dict(), {name: _Shape(one.shape) for name, one in files.tensors.items()}, folder)  # type: ignore[misc]
-        for name, stored in files.tensors.items():
-            value = stored.read()
-            require_finite({name: value}, folder)
-            if dtype is not None and not lavin_keys.is_method(name):
-                value = value.to(dtype)
+    wanted = model.state_dict()
+    with ExitStack() as stack:
+        stored = stack.enter_context(WeightFiles(folder)).tensors
+        if adapters is not None:
+            stored = {name: one for name, one in stored.items() if name in wanted and not lavin_keys.is_method(name)}
+            stored = {**stored, **stack.enter_context(WeightFiles(adapters)).tensors}
+        elif not any(map(lavin_keys.is_method, stored)):
+            raise UserError("frozen weights alone", folder, "adapters to them, which eas tune writes")
+        check_fits(wanted, {name: _Shape(one.shape) for name, one in stored.items()}, adapters or folder)  # type: ignore[misc]
+        for name, one in stored.items():
+            method = lavin_keys.is_method(name)
+            value = _read(name, one, adapters if method and adapters else folder, None if method else dtype)
             model.load_state_dict({name: value}, strict=False, assign=True)
-    return model.eval(), prompt_format
+    return model.eval(), about.prompt_format
+
+
+def read_frozen(folder: str | Path, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The frozen weights of a folder, whatever a tuning made beside them.
+
+    Raises:
+        UserError: a broken file, or a number that is none.
+    """
+    with WeightFiles(folder) as files:
+        frozen = {name: one for name, one in files.tensors.items() if not lavin_keys.is_method(name)}
+        return {name: _read(name, one, folder, dtype).to(device) for name, one in frozen.items()}
+
+
+def _read(name: str, stored: StoredTensor, where: str | Path, dtype: torch.dtype | None) -> Tensor:
+    value = stored.read()
+    require_finite({name: value}, where)
+    return value if dtype is None else value.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def convert(
         raise UserError("unknown format", f"--to {to}", "ours or official")
     if host not in (None, "llava", "meter", "lavin"):
         raise UserError("unknown host", f"--host {host}", "llava, meter or lavin")
-    if host == "lavin" or (host is None and source.suffix == ".pth" and tower is not None):
+    if host == "lavin" or (host is None and tower is not None and (source.suffix == ".pth" or source.is_dir())):
         _lavin(source, target, base, tower, skip)
         return
     if host == "meter" or (host is None and source.suffix == ".ckpt" and zipfile.is_zipfile(source)):
@@ -133,9 +133,13 @@ def _sites(skip: str | None) -> tuple[tuple[int, ...], str | None]:
 def _lavin(source: Path, target: Path, base: Path | None, tower: Path | None, skip: str | None) -> None:
     from eas.checkpoints.lavin import convert_lavin
 
+    if source.is_dir() and (base or skip):
+        raise UserError("--base or --skip", source, "a checkpoint in front of them: a LLaMA is taken as it is")
+    base = source if source.is_dir() else base
     if base is None or tower is None:
         raise UserError("frozen parts are missing", source, "--base LLAMA and --tower CLIP")
-    made = convert_lavin(source, target, base=base, tower=tower, skip=_sites(skip)[0])
+    checkpoint = None if source.is_dir() else source
+    made = convert_lavin(checkpoint, target, base=base, tower=tower, skip=_sites(skip)[0])
     echo(f"wrote {made.output}: skips {list(made.config.skip)} of {made.config.layers}; {made.trained:,} parameters of")
     echo(f"the method, {made.frozen:,} frozen ones; classes not read: {', '.join(made.skipped) or 'none'}")
 

@@ -8,40 +8,46 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eas.training.settings import MeterTrainSettings, TrainSettings
+from eas.checkpoints.hosts import host_of
+from eas.training.settings import TrainSettings
 from tenfold import UserError
 from tenfold.cli import SeedOption, SetOption, load_config
 from tenfold.cli.app import console
 from tenfold.cli.output import echo
-from tenfold.cli.settings import checked
-from tenfold.cli.verbs import new_folder, shipped_config
+from tenfold.cli.settings import MINI, checked
+from tenfold.cli.verbs import absolute_if_there, new_folder, shipped_config
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-DATA = """A folder with LLaVA's json of conversations and its pictures, as the config names them: train20.json and
-images/ (AID), train_llava_en.json and imgs/ (Slake), llava_train_QCM-ALE.json and images/train/ (ScienceQA). The mini
-config needs none."""
-Config = Annotated[
-    str, typer.Option(help="A YAML file, or a shipped one: mini, scienceqa-vicuna-7b, aid20, aid50, slake; meter.")
+DATA = """A folder. LLaVA: its json of conversations and pictures, as the config names them: train20.json and images/
+(AID), train_llava_en.json and imgs/ (Slake), llava_train_QCM-ALE.json and images/train/ (ScienceQA). LaVIN: ScienceQA's
+problems.json, pid_splits.json and images/. METER: the files that eas eval --help lists. The mini config needs none."""
+CONFIG = """A YAML file, or a shipped one: mini, scienceqa-vicuna-7b, aid20, aid50, slake; lavin-scienceqa-7b and -13b;
+meter-vqav2, meter-nlvr2, meter-flickr30k. Default: mini, or what the folder of a METER or LaVIN calls for."""
+Config = Annotated[str | None, typer.Option(help=CONFIG)]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|ID", help="The frozen host (METER, LaVIN: as eas convert wrote it); default: the config's."
+    ),
 ]
-Model = Annotated[str | None, typer.Option(metavar="FOLDER|ID", help="The frozen host; default: the config's.")]
 Data = Annotated[Path | None, typer.Option(metavar="FOLDER", help=DATA)]
-Host = Annotated[
-    str | None, typer.Option(help="meter, where the model's folder does not tell; then --set knows METER's.")
-]
+Host = Annotated[str | None, typer.Option(help="llava, meter or lavin, where the model's folder does not tell.")]
 Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new folder in runs/.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without data or weights.")]
 EPILOG = (
     "Examples: [bold]eas train --config mini --output runs/mini[/bold] · [bold]eas train --config aid20 --dry-run"
-    "[/bold] · [bold]torchrun --nproc_per_node 4 -m eas train --config aid20 --data aid --output runs/aid20[/bold]"
+    "[/bold] · [bold]eas train --model runs/lavin-7b --data scienceqa --output runs/lavin[/bold] · [bold]torchrun "
+    "--nproc_per_node 4 -m eas train --config aid20 --data aid --output runs/aid20[/bold]"
 )
 
 
 def train(
-    config: Config = "mini",
+    config: Config = None,
     set_: SetOption = None,
+    host: Host = None,
     model: Model = None,
     data: Data = None,
     output: Output = None,
@@ -53,11 +59,11 @@ def train(
 
     A killed training goes on with --resume, to the same bits.
     """
-    _run(config, set_, {"model": model, "data": data}, output, seed, resume, dry_run)
+    _run(config, set_, {"host": host, "model": model, "data": data}, output, seed, resume, dry_run)
 
 
 def search(
-    config: Config = "mini",
+    config: Config = None,
     set_: SetOption = None,
     host: Host = None,
     model: Model = None,
@@ -68,10 +74,8 @@ def search(
     dry_run: Dry = False,
 ) -> None:
     """Search only: preferences and the skip list as a file, search.json."""
-    if _is_meter(host, model):
-        _meter("search", "meter" if config == "mini" else config, set_, model, data, output, seed, resume or dry_run)
-        return
-    _run(config, set_, {"model": model, "data": data, "stages": ("search",)}, output, seed, resume, dry_run)
+    given = {"host": host, "model": model, "data": data, "stages": ("search",)}
+    _run(config, set_, given, output, seed, resume, dry_run)
 
 
 def tune(
@@ -79,9 +83,10 @@ def tune(
         Path | None, typer.Option("--from", metavar="FILE", help="A search.json; its hash goes into the record.")
     ] = None,
     skip: Annotated[
-        str | None, typer.Option(help="Instead: layers (24,23,19), or a list of the authors (llava-aid-12).")
+        str | None,
+        typer.Option(help="Instead: layers or METER's sites (24,23,19), a list of the authors (llava-aid-12), none."),
     ] = None,
-    config: Config = "mini",
+    config: Config = None,
     set_: SetOption = None,
     host: Host = None,
     model: Model = None,
@@ -91,58 +96,39 @@ def tune(
     resume: Resume = False,
     dry_run: Dry = False,
 ) -> None:
-    """Tune without the attentions that a search, or you, named (METER: that eas convert --skip named)."""
-    if _is_meter(host, model):
-        other = resume or dry_run or from_search is not None or skip is not None
-        _meter("tune", "meter" if config == "mini" else config, set_, model, data, output, seed, other)
-        return
-    given: dict[str, Any] = {"model": model, "data": data, "stages": ("tune",)}
+    """Tune without the attentions that a search, or you, named."""
+    given: dict[str, Any] = {"host": host, "model": model, "data": data, "stages": ("tune",)}
     given |= {"from_search": None if from_search is None else str(from_search.resolve()), "skip": _layers(skip)}
     _run(config, set_, given, output, seed, resume, dry_run)
 
 
-def _is_meter(host: str | None, model: str | None) -> bool:
-    told = model is not None and Path(model, "meter.json").is_file()
-    if host not in (None, "llava", "meter") or (host is not None and told != (host == "meter") and model is not None):
-        raise UserError(f"--host {host}", model, "meter with a folder of METER, or llava with another")
-    return told or host == "meter"
-
-
-def _meter(
-    stage: str,
-    config: str,
-    set_: list[str] | None,
-    model: str | None,
-    data: Path | None,
-    output: Path | None,
-    seed: int,
-    other: bool,
-) -> None:
-    """METER's search or tuning, in one process."""
-    if model is None or data is None or other:
-        raise UserError(
-            "METER takes --model, --data, --config, --set, --output and --seed alone", stage, "a folder of METER"
-        )
-    values = load_config(MeterTrainSettings, shipped_config("eas", config, "configs"), set_ or ()).model_dump()
-    values |= {"model": str(Path(model).resolve()), "data": str(data.resolve()), "stage": stage}
-    settings = checked(MeterTrainSettings, values, config)
-    folder = output or new_folder("eas", "train")
-
-    from eas.training.meter import train_meter
-
-    found = train_meter(settings, seed, folder)
-    echo(f"{stage}: {found['steps']} steps, loss {found['loss']:.4f}, skips {found['skip']} of 24")
-    echo(f"wrote {folder / ('search.json' if stage == 'search' else 'model')}")
-
-
 def _layers(text: str | None) -> tuple[int, ...] | str | None:
+    if text == "none":
+        return ()
     if text is None or not text.replace(",", "").replace(" ", "").isdigit():
         return text
     return tuple(int(part) for part in text.split(",") if part.strip())
 
 
+def _usual_config(host: str, model: str) -> str:
+    """The shipped config for a host that none was named for."""
+    if host == "lavin":
+        from eas.checkpoints.lavin import CONFIG, read_lavin_about
+        from eas.lavin import LAVIN_13B
+
+        there = Path(model, CONFIG).is_file() and read_lavin_about(model)[0].layers == LAVIN_13B.layers
+        return f"lavin-scienceqa-{'13b' if there else '7b'}"
+    if host == "meter":
+        from eas.checkpoints.meter import CONFIG as METER_CONFIG
+        from eas.checkpoints.meter import read_meter_about
+
+        task = read_meter_about(model)[0].task if Path(model, METER_CONFIG).is_file() else "vqa"
+        return {"vqa": "meter-vqav2", "nlvr2": "meter-nlvr2", "irtr": "meter-flickr30k"}[task]
+    return MINI
+
+
 def _run(
-    config: str,
+    config: str | None,
     set_: list[str] | None,
     given: dict[str, Any],
     output: Path | None,
@@ -150,6 +136,8 @@ def _run(
     resume: bool,
     dry_run: bool,
 ) -> None:
+    given["model"] = absolute_if_there(given["model"])
+    config = config or _usual_config(host_of(given["model"] or MINI, given["host"]), given["model"] or MINI)
     values = load_config(TrainSettings, shipped_config("eas", config, "configs"), set_ or ()).model_dump()
     data = given.pop("data")
     if data is not None:
@@ -175,21 +163,20 @@ def _run(
         echo(f"{name}: {values['steps']} steps, loss {values['loss']:.4f}, skips {values['skip']}")
     if trained.search is not None and "search" in settings.stages:
         echo(f"wrote {output / 'search.json'}: margin {trained.search.margin:.4f}")
-    if trained.adapters is not None:
-        echo(f"wrote {trained.adapters}")
+    if trained.tuned is not None:
+        echo(f"wrote {trained.tuned}")
 
 
 def plan_table(settings: TrainSettings) -> "Table":
     """What `--dry-run` prints."""
     from rich.table import Table
 
-    from eas.training.plan import dry_run, host_shape
+    from eas.training.plan import dry_run
 
-    shape, projector = host_shape(settings)
     table = Table(title=f"Plan, {settings.model}", title_justify="left")
     for column in ("stage", "samples", "batch", "steps", "warm-up", "learning rate", "trainable", "parameters"):
         table.add_column(column, justify="right")
-    for one in dry_run(settings, shape, projector, 1, settings.data.samples):
+    for one in dry_run(settings):
         plan, stage = one.plan, one.plan.settings
         batch = f"{stage.per_device} x {plan.accumulation} = {stage.batch}"
         rate = f"0 → {stage.learning_rate:g} → 0 ({stage.schedule})"

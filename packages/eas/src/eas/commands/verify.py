@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eas.evaluation.settings import DemoSettings, EvalSettings, SensitivitySettings
-from eas.training.settings import MeterTrainSettings, TrainSettings
+from eas.training.settings import TrainSettings
 from tenfold.cli.settings import checked
 from tenfold.cli.verify import require_one_process
 from tenfold.runs import RunRecord
@@ -49,10 +49,6 @@ def train_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     from eas.training.run import run_train
 
     require_one_process(record)
-    if "stage" in record.config:
-        from eas.training.meter import train_meter
-
-        return train_meter(checked(MeterTrainSettings, record.config, record.id), record.seed, folder)
     return run_train(checked(TrainSettings, record.config, record.id), record.seed, folder).metrics
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from eas.data.scienceqa import LETTERS
 from tenfold import UserError
@@ -53,8 +54,9 @@ class Problem:
 
     @classmethod
     def of(cls, sample: ScienceQASample, caption: str = "") -> Problem:
-        """What is needed to ask it."""
-        return cls(sample.question, sample.choices, sample.answer, sample.hint, caption=caption)
+        """What is needed to ask it, and to learn from it."""
+        told = (sample.hint, sample.lecture, sample.solution, caption)
+        return cls(sample.question, sample.choices, sample.answer, *told)
 
 
 def prompt_of(problem: Problem, kind: str = "QCM-ALE", *, use_caption: bool = False) -> str:
@@ -98,6 +100,77 @@ def tokenize(tokenizer: Tokenizer, prompt: str, target: str, most: int) -> tuple
     labels[: len(tokenizer.encode(prompt, bos=True, eos=False))] = PAD
     mask = (torch.arange(most) < len(ids)).float()
     return example, labels, mask
+
+
+@dataclass(frozen=True)
+class LavinBatch:
+    """Samples of a training as `eas.lavin.Lavin.insert` takes them.
+
+    Attributes:
+        ids, labels: ``[batch, tokens]``, right-padded with 0 to what the sequence with all that is inserted takes.
+        images: ``[batch, 3, size, size]``, zeros where there is none. pictures: ``[batch]`` bool.
+        lengths: ``[batch]``, positions of each sequence that hold something.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    images: Tensor
+    pictures: Tensor
+    lengths: Tensor
+
+
+class LavinSamples:
+    """Questions of ScienceQA with their answers, tokenised when they are asked for.
+
+    Args:
+        size, features: of the pictures, and vectors of each. max_length: of a sequence; what is longer is cut.
+        full: batches are as long as the longest sequence may be, as the authors' are, whose means run over the padding.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[ScienceQASample],
+        tokenizer: Tokenizer,
+        *,
+        size: int,
+        features: int,
+        prompt_format: str = "QCM-ALE",
+        max_length: int = 512,
+        full: bool = False,
+    ) -> None:
+        self.samples, self.tokenizer, self.format = samples, tokenizer, prompt_format
+        self.size, self.features, self.max_length, self.full = size, features, max_length, full
+        self.prefixes = [
+            torch.tensor(tokenizer.encode(one, bos=False, eos=False)) for one in (PREFIX_NONE, PREFIX_IMAGE)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, numbers: Sequence[int], epoch: int = 0) -> LavinBatch:
+        """These samples, in every epoch the same."""
+        rows = [self._row(self.samples[number]) for number in numbers]
+        longest = self.max_length if self.full else max(length for *_, length in rows)
+        ids, labels = (
+            torch.stack([F.pad(row[place], (0, longest - len(row[place])), value=PAD) for row in rows])
+            for place in (0, 1)
+        )
+        pictures = [self.samples[number].image() for number in numbers]
+        images = torch.zeros(len(rows), 3, self.size, self.size)
+        for row, picture in enumerate(pictures):
+            if picture is not None:
+                images[row] = prepare_square(picture, self.size)
+        there = torch.tensor([picture is not None for picture in pictures])
+        return LavinBatch(ids, labels, images, there, torch.tensor([length for *_, length in rows]))
+
+    def _row(self, sample: ScienceQASample) -> tuple[Tensor, Tensor, int]:
+        """Ids and labels, and the length of their sequence."""
+        problem, picture = Problem.of(sample), sample.picture is not None
+        inserted = 1 + len(self.prefixes[picture]) + self.features * picture  # the modality token, prefix and vectors
+        texts = prompt_of(problem, self.format), target_of(problem, self.format)
+        ids, labels, mask = tokenize(self.tokenizer, *texts, self.max_length - inserted)
+        length = int(mask.sum())
+        return ids[:length], labels[:length], inserted + length
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, features: int, picture: bool) -> tuple[list[int], int | None]:

@@ -7,7 +7,7 @@ VQAv2 is a classification among the answers that come nine times or more in trai
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from tenfold.data.formats.records import Fields, Picture
 from tenfold.data.formats.vqav2 import annotations_file, questions_file, read_vqav2
 from tenfold.hosts.loading import loading_from
 from tenfold.metrics.vqa import normalise_answer
-from tenfold.runs import read_json
+from tenfold.runs import fingerprint, read_json, sample_generator
 
 LEAST = 9  # an answer that comes more rarely is no class
 VALUES = (0.0, 0.3, 0.6, 0.9, 1.0)  # of an answer that so many of ten people gave, four or more
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
+_FALSE = 2**40  # of a sample's stream of wrong captions: those of a stage's own draws are small
 # Where each task's splits lie; images that two splits share are a leak.
 SPLITS = {
     "vqa": ("train2014", "val2014", "test-dev2015", "test2015"),
@@ -202,71 +203,76 @@ def prepare(picture: Image.Image, size: int) -> Tensor:
     return torch.from_numpy((values - MEAN) / STD).permute(2, 0, 1).contiguous()
 
 
-def training_batches(
-    task: str,
-    folder: str | Path,
-    splits: Sequence[str],
-    encoder: Encoder,
-    answers: Sequence[str],
-    batch: int,
-    seed: int,
-    false_texts: int = 15,
-) -> Iterator[tuple[MeterInputs, Tensor]]:
-    """Batches without end, each epoch in its own order, with the targets that `eas.meter.task_loss` takes.
+class MeterSamples:
+    """What a task's splits teach: questions, sentences, or every caption of a photograph with it.
 
     Args:
-        answers: VQA's classes. false_texts: retrieval: wrong captions beside each right one.
+        answers: VQA's classes. seed: of what is drawn. false_texts: retrieval: wrong captions beside each right one.
 
     Raises:
         UserError: a split that is missing, or without answers.
     """
-    chosen: list[Any] = []
-    for split in splits:
-        chosen += read_photographs(folder, split) if task == "irtr" else read_queries(task, folder, split)
-    if any(one.target is None for one in chosen if isinstance(one, Query)):
-        raise UserError("questions without answers", f"splits {', '.join(splits)}", "annotated splits")
-    if task == "irtr" and len(chosen) < 2:
-        raise UserError("one photograph", f"splits {', '.join(splits)}", "others whose captions are wrong for it")
-    classes = {answer: number for number, answer in enumerate(answers)}
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(chosen), generator=generator).tolist()
-        for at in range(0, len(order), batch):
-            some = [chosen[number] for number in order[at : at + batch]]
+
+    def __init__(
+        self,
+        task: str,
+        folder: str | Path,
+        splits: Sequence[str],
+        encoder: Encoder,
+        answers: Sequence[str] = (),
+        *,
+        seed: int = 0,
+        false_texts: int = 15,
+    ) -> None:
+        self.task, self.encoder, self.seed, self.false_texts = task, encoder, seed, false_texts
+        self.classes = {answer: number for number, answer in enumerate(answers)}
+        self.queries: list[Query] = []
+        self.pairs: list[tuple[RetrievalSample, str]] = []
+        for split in splits:
             if task == "irtr":
-                yield _retrieval_batch(encoder, chosen, some, false_texts, generator)
-                continue
-            if task == "vqa":
-                targets = torch.zeros(len(some), len(classes))
-                for row, one in enumerate(some):
-                    for answer, value in one.target.items():
-                        if answer in classes:
-                            targets[row, classes[answer]] = value
+                self.pairs += [(one, text) for one in read_photographs(folder, split) for text in one.captions]
             else:
-                targets = torch.tensor([int("True" in one.target) for one in some])
-            yield encoder.batch(some), targets
+                self.queries += read_queries(task, folder, split)
+        if any(one.target is None for one in self.queries):
+            raise UserError("questions without answers", f"splits {', '.join(splits)}", "annotated splits")
+        if task == "irtr" and len({one.image_id for one, _ in self.pairs}) < 2:
+            raise UserError("one photograph", f"splits {', '.join(splits)}", "others whose captions are wrong for it")
 
+    def __len__(self) -> int:
+        return len(self.pairs or self.queries)
 
-def _retrieval_batch(
-    encoder: Encoder,
-    every: Sequence[RetrievalSample],
-    some: Sequence[RetrievalSample],
-    false_texts: int,
-    generator: torch.Generator,
-) -> tuple[MeterInputs, Tensor]:
-    """Each photograph with one of its captions first, then with captions of others."""
+    @property
+    def print(self) -> str:
+        """Fingerprint of what is asked, with its answers."""
+        asked = [(one.id, one.text, dict(one.target or {})) for one in self.queries]
+        return fingerprint({"asked": asked or [(one.image_id, text) for one, text in self.pairs]})
 
-    def draw(count: int) -> int:
-        return int(torch.randint(count, (), generator=generator))
+    def batch(self, numbers: Sequence[int], epoch: int) -> tuple[MeterInputs, Tensor]:
+        """These samples with the targets that `eas.meter.task_loss` takes; each epoch draws its own wrong captions."""
+        if self.task == "irtr":
+            return self._retrieval(numbers, epoch)
+        some = [self.queries[number] for number in numbers]
+        if self.task == "nlvr2":
+            return self.encoder.batch(some), torch.tensor([int("True" in (one.target or {})) for one in some])
+        targets = torch.zeros(len(some), len(self.classes))
+        for row, one in enumerate(some):
+            for answer, value in (one.target or {}).items():
+                if answer in self.classes:
+                    targets[row, self.classes[answer]] = value
+        return self.encoder.batch(some), targets
 
-    texts = []
-    for one in some:
-        texts.append(one.captions[draw(len(one.captions))])
-        for _ in range(false_texts):
-            other = one
-            while other.image_id == one.image_id:
-                other = every[draw(len(every))]
-            texts.append(other.captions[draw(len(other.captions))])
-    ids, mask = encoder.texts(texts)
-    pixels = encoder.pixels([one.picture for one in some]).repeat_interleave(1 + false_texts, dim=0)
-    return MeterInputs(ids, mask, (pixels,)), torch.zeros(len(some), dtype=torch.long)
+    def _retrieval(self, numbers: Sequence[int], epoch: int) -> tuple[MeterInputs, Tensor]:
+        """Each photograph with its caption first, then with captions of others."""
+        texts = []
+        for number in numbers:
+            photograph, caption = self.pairs[number]
+            generator = sample_generator(self.seed, epoch, _FALSE + number)
+            texts.append(caption)
+            while len(texts) % (1 + self.false_texts):
+                other, wrong = self.pairs[int(torch.randint(len(self.pairs), (), generator=generator))]
+                if other.image_id != photograph.image_id:
+                    texts.append(wrong)
+        ids, mask = self.encoder.texts(texts)
+        pixels = self.encoder.pixels([self.pairs[number][0].picture for number in numbers])
+        pixels = pixels.repeat_interleave(1 + self.false_texts, dim=0)
+        return MeterInputs(ids, mask, (pixels,)), torch.zeros(len(numbers), dtype=torch.long)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eas.checkpoints.hosts import host_of
 from eas.evaluation.settings import EvalSettings
 from tenfold import UserError
 
@@ -66,16 +67,13 @@ LAVIN_SCIENCEQA = Benchmark(
 TASKS = {"vqav2": "vqa", "nlvr2": "nlvr2", "flickr30k": "irtr"}  # of METER
 
 
-def host_of(settings: EvalSettings) -> str:
+def fitting_host(settings: EvalSettings) -> str:
     """Whose model is evaluated: by what its folder holds, else as `--host` says, else LLaVA's.
 
     Raises:
         UserError: `--host`, the folder and the benchmark do not go together.
     """
-    told = next((host for host in ("meter", "lavin") if Path(settings.model, f"{host}.json").is_file()), None)
-    if settings.host and told and settings.host != told:
-        raise UserError(f"--host {settings.host}", settings.model, f"{told}: its folder says so")
-    host = settings.host or told or "llava"
+    host = host_of(settings.model, settings.host)
     fitting = ["scienceqa"] if host == "lavin" else [name for name, one in BENCHMARKS.items() if one.host == host]
     if settings.benchmark not in fitting:
         raise UserError(f"--benchmark {settings.benchmark}", f"a {host} host", f"one of {', '.join(fitting)}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from eas import costs
-from eas.checkpoints.lavin import TOKENIZER, open_lavin, read_lavin_about
+from eas.checkpoints.lavin import TOKENIZER, LavinAbout, open_lavin, read_lavin_about
 from eas.data.lavin import (
     LETTERS,
     Problem,
@@ -30,7 +30,7 @@ from eas.data.lavin import (
 from eas.data.scienceqa import read_problems
 from eas.evaluation import scores
 from eas.evaluation.benchmarks import LAVIN_SCIENCEQA, Evaluation
-from eas.evaluation.settings import EvalSettings
+from eas.evaluation.settings import SHIPPED, EvalSettings
 from eas.lavin import Lavin
 from eas.lavin_decoding import NAMED, Prompt, generate
 from tenfold import UserError
@@ -47,13 +47,14 @@ from tenfold.runs.record import RECORD_NAME
 def run_lavin(
     settings: EvalSettings, seed: int, output: Path, progress: Progress, say: Callable[[str], None]
 ) -> Evaluation | None:
-    """Evaluate a folder of LaVIN on ScienceQA; as `eas.evaluation.run.run_eval`.
+    """Evaluate a folder of LaVIN, or adapters on its frozen parts, on ScienceQA; as `eas.evaluation.run.run_eval`.
 
     Raises:
         UserError: a broken folder, no tokenizer, data that are missing, or `--folded` with several prompts at a time.
     """
     folder = Path(settings.model)
-    _, prompt_format = read_lavin_about(folder)
+    adapters = None if settings.adapters in (None, "none", SHIPPED) else Path(settings.adapters)
+    _, about = read_lavin_about(adapters or folder)
     samples = _samples(settings)
     tokenizer = SentencePiece(folder / TOKENIZER)
     if settings.folded and settings.batch != 1:
@@ -63,13 +64,14 @@ def run_lavin(
         dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
         if dtype is None and device.type == "cpu":
             dtype = torch.float32  # half precision has no kernels there worth using
-        model = open_lavin(folder, dtype=dtype)[0].to(device)
+        model = open_lavin(folder, dtype=dtype, adapters=adapters)[0].to(device)
         data = {"model": fingerprint(folder / "lavin.json"), "questions": _print(settings)}
+        data |= {} if adapters is None else {"adapters": fingerprint(adapters)}
         by_id = {one.id: one for one in samples}
 
         def answered(ids: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
             asked = [by_id[one] for one in ids]
-            found = answer(model, tokenizer, asked, prompt_format, settings)
+            found = answer(model, tokenizer, asked, about.prompt_format, settings)
             return ((name, value) for name, value in zip(ids, found, strict=True))
 
         def work(log: PredictionLog) -> None:
@@ -79,7 +81,7 @@ def run_lavin(
 
         def finish(log: PredictionLog, current: Run) -> None:
             answers: Mapping[Any, Any] = log.merged(list(by_id))
-            current.metrics.update(_metrics(settings, model, samples, answers))
+            current.metrics.update(_metrics(settings, model, about, samples, answers))
             rows = ({"id": one.id, "question": one.question, **answers[one.id]} for one in samples)
             write_predictions(current, rows)
 
@@ -148,7 +150,11 @@ def _print(settings: EvalSettings) -> str:
 
 
 def _metrics(
-    settings: EvalSettings, model: Lavin, samples: Sequence[ScienceQASample], answers: Mapping[Any, Any]
+    settings: EvalSettings,
+    model: Lavin,
+    about: LavinAbout,
+    samples: Sequence[ScienceQASample],
+    answers: Mapping[Any, Any],
 ) -> dict[str, Any]:
     config = model.config
     chosen = {one.id: scores.option(answers[one.id]["text"], len(one.choices)) for one in samples}
@@ -164,7 +170,7 @@ def _metrics(
         "scores": scores.scienceqa_table(samples, chosen) | {"as released": 100 * fmean(released)},
         "skip": list(config.skip),
         "semantics": settings.semantics,
-        "search": None,
+        "search": about.search,
         "new_tokens": fmean(one["new_tokens"] for one in answers.values()),
         "prompt_tokens": tokens,
         "macs_saved": 1 - less / costs.prefill_macs(shape, tokens, 0, None),

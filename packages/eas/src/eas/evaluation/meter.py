@@ -20,7 +20,7 @@ from eas import costs
 from eas.checkpoints.meter import MeterAbout, classifier_answers, open_meter, read_meter_about
 from eas.data.meter import Encoder, Query, leak, read_photographs, read_queries
 from eas.evaluation.benchmarks import BENCHMARKS, TASKS, Evaluation
-from eas.evaluation.settings import EvalSettings
+from eas.evaluation.settings import SHIPPED, EvalSettings
 from eas.meter import Encoded, Meter
 from tenfold import UserError
 from tenfold.data.formats.flickr30k import RetrievalSample
@@ -55,6 +55,8 @@ def run_meter(
     config, about = read_meter_about(folder)
     if config.task != task:
         raise UserError(f"weights of task {config.task}", folder, f"task {task} for --benchmark {settings.benchmark}")
+    if settings.adapters not in (None, "none", SHIPPED):
+        raise UserError(f"--adapters {settings.adapters}", "METER", "none: its folder holds them")
     if settings.folded and not config.folded:
         raise UserError("--folded", folder, "METER folds once and for all: eas convert --folded")
     if settings.data is None or not Path(settings.data).is_dir():

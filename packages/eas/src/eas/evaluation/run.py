@@ -23,7 +23,7 @@ from eas.data.samples import Encoder
 from eas.data.scienceqa import Problem, read_problems
 from eas.evaluation import scores
 from eas.evaluation.answers import answer
-from eas.evaluation.benchmarks import BENCHMARKS, Benchmark, Evaluation, host_of
+from eas.evaluation.benchmarks import BENCHMARKS, Benchmark, Evaluation, fitting_host
 from eas.evaluation.lavin import run_lavin, score_file
 from eas.evaluation.meter import run_meter
 from eas.evaluation.settings import SHIPPED, EvalSettings
@@ -88,7 +88,7 @@ def run_eval(
         if settings.benchmark != "scienceqa":
             raise UserError("--predictions", f"--benchmark {settings.benchmark}", "scienceqa: the authors' file")
         return score_file(settings, seed, output)
-    if (name := host_of(settings)) != "llava":
+    if (name := fitting_host(settings)) != "llava":
         work = run_meter if name == "meter" else run_lavin
         return work(settings, seed, output, progress, say)
     adapters_folder(settings.adapters, settings.model)  # before the model, whose loading takes longest

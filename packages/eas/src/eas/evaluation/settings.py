@@ -19,7 +19,7 @@ class EvalSettings(HostSettings):
 
     Attributes:
         adapters: a folder of ours, "mini" (what ships, for the mini host), or None: the host as it is.
-        host: "llava", "meter" or "lavin", where the folder does not tell; METER's and LaVIN's hold their adapters.
+        host: "llava", "meter" or "lavin", where the folder does not tell; METER's holds its adapters, LaVIN's may.
         benchmark: "mini", "scienceqa", "aid" or "slake" (LLaVA); "vqav2", "nlvr2" or "flickr30k" (METER).
         data: its folder; None: the miniature's questions, drawn.
         split: of ScienceQA; for the others the json's name. None: the paper's.

@@ -24,6 +24,7 @@ from eas.miniature import task
 from eas.plan import Plan
 from eas.search import RULES, Rule, Search
 from eas.skipper import Skipper
+from eas.training.llava import LlavaTrainee
 from eas.training.plan import StagePlan
 from eas.training.settings import SearchSettings, StageSettings
 from eas.training.stages import Stage
@@ -80,7 +81,7 @@ class Cached:
     def __len__(self) -> int:
         return len(self.embeds)
 
-    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+    def batch(self, numbers: Sequence[int], epoch: int = 0) -> dict[str, Tensor]:
         pad = nn.utils.rnn.pad_sequence
         embeds = pad([self.embeds[number] for number in numbers], batch_first=True)
         labels = pad([self.labels[number] for number in numbers], batch_first=True, padding_value=-100)
@@ -105,12 +106,14 @@ def _embedded(model: Any, encoded: Mapping[str, Tensor]) -> Tensor:
     return found[0][0].clone()
 
 
-class OptionStage(Stage):
-    """A stage whose loss is that of the right answer among the four."""
+class OptionTrainee(LlavaTrainee):
+    """A host whose loss is that of the right answer among the four."""
 
-    options: Tensor
+    def __init__(self, model: nn.Module, skipper: Skipper, options: Tensor) -> None:
+        super().__init__(model, skipper)
+        self.options = options
 
-    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
         logits, places = option_logits(self.model, batch, self.options)
         answers = batch["labels"][torch.arange(len(places)), places]
         wanted = (answers[:, None] == self.options).int().argmax(1)
@@ -151,15 +154,13 @@ class Bench:
         skipper = Skipper(self.plan(skip, **changes), seed=seed)
         losses: list[float] = []
         with skipper(self.model):
-            stage = OptionStage(
-                self.model,
-                skipper,
+            stage = Stage(
+                OptionTrainee(self.model, skipper, self.train.options),
                 self.train,
                 self._stage("tune", self.design.steps),
                 seed=seed,
                 log=lambda step, values: losses.append(values["loss"]),
             )
-            stage.options = self.train.options
             stage.run()
             right = self.right(self.test, range(len(self.test)))
         tail = losses[-10:]
@@ -188,16 +189,14 @@ class Bench:
         settings = SearchSettings(rule="llava", idle=design.search_steps // 5, ramp=True, scored="prompt")
         skipper = Skipper(self.plan((), pia_rank=design.pia), both=True, seed=seed)
         with skipper(self.model):
-            stage = OptionStage(
-                self.model,
-                skipper,
+            stage = Stage(
+                OptionTrainee(self.model, skipper, self.train.options),
                 self.train,
                 self._stage("search", design.search_steps),
                 seed=seed,
                 search=settings,
                 removed=design.removed,
             )
-            stage.options = self.train.options
             assert stage.search is not None
             stage.search.rule = MINIATURE
             stage.run()
