@@ -165,8 +165,12 @@ def read_lavin_about(folder: str | Path) -> tuple[LavinConfig, LavinAbout]:
     about, names = content["about"], [field.name for field in fields(LavinAbout)]
     if not isinstance(about, dict) or not {"prompt_format"} <= set(about) <= set(names):
         raise UserError("about is of another form", path, ", ".join(names))
-    told = LavinAbout(**about | {"skipped": tuple(map(str, about.get("skipped") or ()))})
-    if not all(isinstance(one, str) for one in (told.prompt_format, told.host, told.data, told.search or "")):
+    skipped = about.get("skipped", [])
+    if not isinstance(skipped, list) or not all(isinstance(one, str) for one in skipped):
+        raise UserError("skipped is no list of texts", path, "classes beside the weights")
+    told = LavinAbout(**about | {"skipped": tuple(skipped)})
+    texts = (told.prompt_format, told.host, told.data, "" if told.search is None else told.search)
+    if not all(isinstance(one, str) for one in texts):
         raise UserError("prompt_format, host, data or search is no text", path, "texts")
     values = content["config"]
     check_sizes(LavinConfig(), values, path, _BOUNDS)
