@@ -15,9 +15,9 @@ from eas.lavin_decoding import generate
 from tenfold import UserError
 from tenfold.data import write
 from tenfold.data.formats.scienceqa import read_scienceqa
+from tenfold.data.sentencepieces import sentencepiece_model
 from tenfold.runs import read_json
 from tenfold.testing import commands
-from tenfold.testing.tokenizers import sentencepiece_model
 
 
 @pytest.fixture(scope="module")

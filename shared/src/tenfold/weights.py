@@ -186,13 +186,38 @@ def write_weights(folder: Path, tensors: Mapping[str, StoredTensor], shard_bytes
     Returns:
         The files: one `model.safetensors`, or numbered shards with `model.safetensors.index.json`.
     """
+    return _write_shards(folder, tensors, shard_bytes, LAYOUTS[0], write_file)
+
+
+def write_pickled_weights(folder: Path, tensors: Mapping[str, StoredTensor], shard_bytes: int) -> list[Path]:
+    """Write files of `torch.save` into a folder, as older releases have them; else as `write_weights`.
+
+    Returns:
+        The files: one `pytorch_model.bin`, or numbered shards with `pytorch_model.bin.index.json`.
+    """
+    return _write_shards(folder, tensors, shard_bytes, LAYOUTS[1], _write_pickle)
+
+
+def _write_pickle(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    # Copies: of a view, all that it is a view into would be written.
+    torch.save({name: tensor.read().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _write_shards(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    shard_bytes: int,
+    layout: tuple[str, str],
+    write: Callable[[Path, Mapping[str, StoredTensor]], None],
+) -> list[Path]:
     shards = _plan(tensors, shard_bytes)
-    index, single = LAYOUTS[0]
+    index, single = layout
     names = [single]
     if len(shards) > 1:
-        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        stem, _, ending = single.rpartition(".")
+        names = [f"{stem}-{number:05d}-of-{len(shards):05d}.{ending}" for number in range(1, len(shards) + 1)]
     for name, shard in track(list(zip(names, shards, strict=True)), "shards"):
-        write_file(folder / name, {key: tensors[key] for key in shard})
+        write(folder / name, {key: tensors[key] for key in shard})
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         size = sum(tensor.bytes for tensor in tensors.values())

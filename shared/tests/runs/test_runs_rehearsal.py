@@ -1,4 +1,4 @@
-"""A rehearsal's record: seconds and peak memory of every step, and nothing left of what lay in between."""
+"""A rehearsal's record: seconds, peak memory and disk of every step, and nothing left of what lay in between."""
 
 import json
 
@@ -8,17 +8,20 @@ from tenfold.runs.rehearsal import rehearsed
 
 
 def test_every_step_has_its_seconds_and_its_own_peak(tmp_path, capsys):
-    """Fails if the peak of an earlier step stands at a later one (Linux), or the folder is left behind."""
+    """Fails if the peak of an earlier step stands at a later one (Linux), files in inner folders are not counted, or
+    the folder is left behind."""
     with rehearsed("toy", {"size": 3}, tmp_path / "new" / "record.json", tmp_path) as (steps, place, metrics):
         assert steps.do("take memory", lambda: len(b"x" * 200_000_000)) == 200_000_000
         with steps.step("leave it"):
-            (place / "weights").write_text("large")
+            (place / "model").mkdir()
+            (place / "model" / "weights").write_bytes(bytes(30_000_000))
         metrics["answered"] = 2
     record = json.loads((tmp_path / "new" / "record.json").read_text())
     assert (record["verb"], record["status"], record["config"]) == ("rehearsal", "complete", {"size": 3})
     first, second = record["metrics"]["steps"]
     assert (first["step"], second["step"], record["metrics"]["answered"]) == ("take memory", "leave it", 2)
     assert first["peak_gb"] >= second["peak_gb"] + 0.15 and first["seconds"] >= 0
+    assert (first["disk_gb"], second["disk_gb"]) == (0, 0.03)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
     assert "take memory: " in capsys.readouterr().out
 

@@ -5,7 +5,7 @@
             write_release(place)
         metrics["masks"] = list(shape)
 
-The record is a run's, with seconds and peak memory of every step; `benchmarks/rehearse.py` runs them.
+The record is a run's, with seconds, peak memory and disk of every step; `benchmarks/rehearse.py` runs them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ Result = TypeVar("Result")
 
 
 class Steps:
-    """What was done, one row a step: "step", "seconds", and "peak_gb", the process's peak memory in 10^9 bytes.
+    """What was done, one row a step: "step", "seconds", and in 10^9 bytes "peak_gb", the process's peak memory, and
+    "disk_gb", what lies in the folder when the step ends.
 
-    On Linux the peak is that of the step; elsewhere, that of the process so far.
+    On Linux the peak is that of the step, pages of mapped files included; elsewhere, that of the process so far.
+
+    Args:
+        place: the folder that is looked at; None: disk is not recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path | None = None) -> None:
+        self.place = place
         self.rows: list[dict[str, Any]] = []
 
     @contextmanager
@@ -46,7 +51,12 @@ class Steps:
         yield
         seconds, peak = time.perf_counter() - start, peak_bytes() / 1e9
         self.rows.append({"step": name, "seconds": round(seconds, 1), "peak_gb": round(peak, 2)})
-        echo(f"{name}: {seconds:.1f} s, peak {peak:.2f} GB")
+        said = f"{name}: {seconds:.1f} s, peak {peak:.2f} GB"
+        if self.place is not None:
+            disk = bytes_below(self.place) / 1e9
+            self.rows[-1]["disk_gb"] = round(disk, 2)
+            said += f", {disk:.2f} GB of files"
+        echo(said)
 
     def do(self, name: str, work: Callable[[], Result]) -> Result:
         """A step of one call; what it returns."""
@@ -61,6 +71,11 @@ def peak_bytes() -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def bytes_below(folder: Path) -> int:
+    """The sizes of all files in a folder and the folders in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 @contextmanager
@@ -82,7 +97,7 @@ def rehearsed(
         run(package, "rehearsal", config=config, seed=0, output=None) as current,
         tempfile.TemporaryDirectory(dir=folder, prefix=f"{package.replace('_', '-')}-rehearsal-") as place,
     ):
-        steps = Steps()
+        steps = Steps(Path(place))
         yield steps, Path(place), current.metrics
         current.metrics["steps"] = steps.rows
     assert current.record is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +11,12 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from tenfold.data import mini_host
 from tenfold.data.conversation import IGNORE
+from tenfold.data.sentencepieces import sentencepiece_model
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # Llama's with the legacy splitting and without, as fast tokenizer and in Python, as older releases of transformers
 # converted it (a normalizer in front), and two of other families.
 TOKENIZERS = ("fast", "fast legacy", "slow", "slow legacy", "prepend", "bytes", "words")
-# What the pieces of the SentencePiece model are made from.
-_SAID = "USER: what shape is the object? ASSISTANT: a large red square and a small blue circle on the left"
-
-
-@functools.cache
-def sentencepiece_model() -> bytes:
-    """A small model as Llama's is made: pairs of pieces, bytes for what has none."""
-    import sentencepiece
-
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([_SAID] * 4),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return written.getvalue()
 
 
 def tokenizer(kind: str, folder: Path, model: bytes | None = None) -> PreTrainedTokenizerBase:

@@ -10,7 +10,6 @@ peak memory of every step. About 16 GB of memory and 31 GB of disk.
 # Annotations are not deferred: typer evaluates them.
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +26,10 @@ from dyvte.gates import GateConfig, Gates
 from tenfold.cli import main as run_app
 from tenfold.data import mini_host
 from tenfold.hosts.loading import Host
+from tenfold.random_weights import random_weights
 from tenfold.runs import atomic_directory, atomic_write_json, fingerprint
 from tenfold.runs.rehearsal import Steps, rehearsed
-from tenfold.weights import StoredTensor, write_weights
+from tenfold.weights import write_weights
 
 SHARD_BYTES = 2 * 10**9
 WORDS = 32000
@@ -116,16 +116,7 @@ def write_official(folder: Path, config: LlavaConfig) -> int:
     shapes |= {new: tuple(gates[old].shape) for old, new in gates_to_official(gates).items()}
     shapes |= {name: (WORDS, *shapes[name][1:]) for name in release.WORD_ROWS}
 
-    def drawn(name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        def read() -> torch.Tensor:
-            if len(shape) == 1:
-                return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
-            generator = torch.Generator().manual_seed(sum(name.encode()))
-            return torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)
-
-        return read
-
-    stored = {n: StoredTensor(shape, torch.bfloat16, drawn(n, shape)) for n, shape in shapes.items()}
+    stored = random_weights(shapes)
     with atomic_directory(folder) as new:
         atomic_write_json(new / "config.json", release.official_config(config, WORDS) | {"torch_dtype": "bfloat16"})
         tower = {"model_type": "clip_vision_model", **vision.to_dict()}

@@ -27,9 +27,9 @@ from eas import costs
 from eas.adapters import Adapter
 from eas.checkpoints.lavin_keys import is_method
 from eas.evidence.settings import BenchSettings
-from eas.evidence.weights import draw
 from eas.lavin import LAVIN_7B, Lavin, LavinConfig
 from eas.lavin_decoding import MERGED, UNMERGED, Prompt, _Run, folding
+from tenfold.random_weights import random_weight
 from tenfold.runs.clock import Clock, speedup, spread
 
 RELEASED, UNMERGED_0, FOLDED_0, FOLDED = "released", "unmerged", "folded_0", "folded"
@@ -54,9 +54,9 @@ def build(settings: BenchSettings, device: torch.device, config: LavinConfig) ->
     with torch.device("meta"):
         model = Lavin(config, both=True)
     dtype = getattr(torch, settings.dtype)
-    for number, (name, parameter) in enumerate(list(model.named_parameters())):
+    for name, parameter in list(model.named_parameters()):
         holder, _, leaf = name.rpartition(".")
-        made = draw(parameter.shape, number, torch.float32 if is_method(name) else dtype).to(device)
+        made = random_weight(name, parameter.shape, torch.float32 if is_method(name) else dtype).to(device)
         setattr(model.get_submodule(holder), leaf, torch.nn.Parameter(made, requires_grad=False))
     return model.eval()
 

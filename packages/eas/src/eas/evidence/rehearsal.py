@@ -10,7 +10,6 @@ of disk and more than 14 GB of memory; fewer layers keep every width.
 # Annotations are not deferred: typer evaluates them.
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,6 @@ from eas.data.records import Record, read_records, write_records
 from eas.data.samples import Encoder
 from eas.evaluation import scores
 from eas.evaluation.answers import answer
-from eas.evidence.weights import draw
 from eas.plan import Plan
 from eas.skipper import Skipper
 from tenfold import UserError
@@ -37,6 +35,7 @@ from tenfold.cli import main as run_app
 from tenfold.cli.settings import HostSettings
 from tenfold.data import mini_host
 from tenfold.hosts.loading import load_host
+from tenfold.random_weights import random_weights
 from tenfold.runs.rehearsal import Steps, rehearsed
 from tenfold.weights import StoredTensor, write_weights
 
@@ -67,12 +66,8 @@ def write_host(folder: Path, layers: int) -> None:
     config = host_config(layers)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    tensors = {
-        name: StoredTensor(tuple(value.shape), torch.bfloat16, partial(draw, value.shape, number))
-        for number, (name, value) in enumerate(model.state_dict().items())
-    }
     folder.mkdir(parents=True)
-    write_weights(folder, tensors)
+    write_weights(folder, random_weights({name: value.shape for name, value in model.state_dict().items()}))
     config.dtype, config.architectures = torch.bfloat16, ["LlavaForConditionalGeneration"]
     config.save_pretrained(folder)
     size = {"height": 336, "width": 336}
@@ -99,10 +94,12 @@ def write_release(folder: Path, layers: int) -> Plan:
     own = {name: StoredTensor.of(value) for name, value in keys.tensors_to_official(weights_of(skipper)).items()}
     with torch.device("meta"):
         language = LlavaForConditionalGeneration(host_config(layers)).model.language_model
-    for number, (name, value) in enumerate(language.state_dict().items()):
-        if ".self_attn." in name and int(name.split(".")[1]) in plan.skip:
-            continue
-        own[f"model.{name}"] = StoredTensor(tuple(value.shape), torch.bfloat16, partial(draw, value.shape, number))
+    kept = {
+        f"model.{name}": value.shape
+        for name, value in language.state_dict().items()
+        if not (".self_attn." in name and int(name.split(".")[1]) in plan.skip)
+    }
+    own |= random_weights(kept)
     folder.mkdir(parents=True)
     write_weights(folder, own)
     return plan

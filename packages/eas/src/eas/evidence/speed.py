@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eas import costs
 from eas.evidence import lavin_speed
 from eas.evidence.settings import BenchSettings
-from eas.evidence.weights import draw
 from eas.plan import Plan
 from eas.skipper import Skipper
+from tenfold.random_weights import random_weight
 from tenfold.runs import run
 from tenfold.runs.clock import Clock, speedup, spread
 from tenfold.runs.ranks import choose_device
@@ -48,8 +48,8 @@ def build(settings: BenchSettings, device: torch.device, layers: int) -> LlamaFo
         model = LlamaForCausalLM(config).to(getattr(torch, settings.dtype))
     model = model.to_empty(device=device)
     with torch.no_grad():
-        for number, parameter in enumerate(model.parameters()):
-            parameter.copy_(draw(parameter.shape, number, parameter.dtype))
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_weight(name, parameter.shape, parameter.dtype))
         model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies are no parameters
     return model.eval()
 

@@ -26,9 +26,10 @@ from flashsloth.evaluation.settings import EvalSettings
 from flashsloth.miniature.vocabulary import write_vocabulary
 from tenfold.cli import main as run_app
 from tenfold.hosts.answers import Prompt, generate
+from tenfold.random_weights import random_weights
 from tenfold.runs import atomic_write_json
 from tenfold.runs.rehearsal import Steps, rehearsed
-from tenfold.weights import StoredTensor, write_weights
+from tenfold.weights import write_weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -63,21 +64,10 @@ def write_release(config: FlashSlothConfig, folder: Path, shard_bytes: int = 10*
     """Random float16 weights in the official layout, drawn tensor by tensor."""
     folder.mkdir(parents=True)
     shapes = {name: tuple(one.shape) for name, one in to_official(release.meta_state(config)).items()}
-
-    def drawn(number: int, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        def read() -> torch.Tensor:
-            if "norm" in name or ".ln_" in name:
-                return torch.full(shape, float(name.endswith("weight")), dtype=torch.float16)
-            generator = torch.Generator().manual_seed(number)
-            return (torch.randn(shape, generator=generator) * 0.02).half()
-
-        return StoredTensor(shape, torch.float16, read)
-
-    stored = {name: drawn(number, name, shape) for number, (name, shape) in enumerate(sorted(shapes.items()))}
     atomic_write_json(folder / "config.json", release.config_to_official(config))
     atomic_write_json(folder / "generation_config.json", {"bos_token_id": 50256, "eos_token_id": 50256})
     write_vocabulary(folder)
-    write_weights(folder, stored, shard_bytes)
+    write_weights(folder, random_weights(dict(sorted(shapes.items())), torch.float16), shard_bytes)
 
 
 @app.command(epilog="Example: python -m flashsloth.evidence.rehearsal --output rehearsal.json")

@@ -17,18 +17,14 @@ and time.
 
 # Annotations are not deferred: typer evaluates them.
 
-import math
 import shutil
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     LlamaForCausalLM,
@@ -47,6 +43,7 @@ from gamma_mod.evaluation.settings import EvalSettings
 from gamma_mod.report import calibrate, measure_skips
 from tenfold.cli import main as run_app
 from tenfold.data import mini_host
+from tenfold.random_weights import random_weight
 from tenfold.runs import atomic_write_json, fingerprint, track
 from tenfold.runs.ranks import ranks
 from tenfold.runs.rehearsal import Steps, rehearsed
@@ -55,7 +52,6 @@ from tenfold.weights import StoredTensor, WeightFiles, write_weights
 SHARD_BYTES = 2 * 10**9
 PROMPT, NEW = 1400, 4
 BENCHMARK, QUESTIONS, ANSWER = "gqa", 2, 6  # as many tokens as the released loader lets an answer have
-_BLOCK = 2**22  # numbers that are drawn; seven billion of them repeat these from other offsets
 _TOWER = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
 _PROJECTOR = {"linear_1": "model.mm_projector.0", "linear_2": "model.mm_projector.2"}
 app = typer.Typer(add_completion=False)
@@ -123,7 +119,8 @@ def write_release(folder: Path, shape: ReleaseShape) -> int:
     folder.mkdir(parents=True)
     stored = {}
     for name, size in release_shapes(shape).items():
-        stored[name] = StoredTensor(size, torch.float16, _reader("router" if "router" in name else name, size))
+        own = "router" if "router" in name else name  # a release has one router, under the name of every layer
+        stored[name] = StoredTensor(size, torch.float16, partial(random_weight, own, size, torch.float16))
     write_weights(folder, stored, SHARD_BYTES)
     mod = {"mod_enable": True, "mod_mode": "arank_mod", "mod_layers_idx": list(shape.converted)}
     settings: dict[str, Any] = {
@@ -139,22 +136,6 @@ def write_release(folder: Path, shape: ReleaseShape) -> int:
     }
     atomic_write_json(folder / "config.json", settings)
     return sum(tensor.numbers for tensor in stored.values())
-
-
-def _reader(name: str, size: tuple[int, ...]) -> Callable[[], Tensor]:
-    return lambda: _drawn(name, size)
-
-
-@cache
-def _block() -> Tensor:
-    return torch.empty(_BLOCK).normal_(std=0.02, generator=torch.Generator().manual_seed(0)).half()
-
-
-def _drawn(name: str, size: tuple[int, ...]) -> Tensor:
-    """Numbers of their own for every name; scales of norms are around 1."""
-    numbers, offset = math.prod(size), zlib.crc32(name.encode()) % _BLOCK
-    drawn = _block().repeat(-(-(offset + numbers) // _BLOCK))[offset : offset + numbers].reshape(size)
-    return drawn + (len(size) == 1)
 
 
 def _compare(one: Path, other: Path) -> None:
