@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from fitprune_releases import RELEASE, VISION
 
 from fitprune import Pruner, Recipe
+from fitprune.checkpoints.release import TowerConfig
 from fitprune.commands.app import main
 from fitprune.evidence.parity import COMPUTATIONS, TOLERANCES
+from fitprune.evidence.rehearsal import rehearse
 from tenfold.data import mini_host, write
 from tenfold.runs import RunRecord
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger, properties
 from tenfold.testing.hosts import SCENARIOS, Prompts, build
 
@@ -88,3 +92,19 @@ def test_d10_one_line_and_exit_code_2(tmp_path):
 def test_d11_readme_citation_and_ledger_are_whole():
     """Fails if a section, an author, a check, a verb or an option that README or ledger name is not there."""
     ledger.reads_well("fitprune", authors=4, unshown=("train", "report"))
+
+
+def test_d13_the_rehearsal_runs_small(tmp_path):
+    """The same steps at a tiny size. Fails if one does not follow from the one before, or the release stays."""
+    tower = TowerConfig(**VISION | {"projection_dim": 16})
+    settings = {**RELEASE, "vocab_size": 420, "max_position_embeddings": 1024}
+    settings |= {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    found = rehearse(tmp_path, steps := Steps(tmp_path), settings, tower, text)
+    names = [row["step"] for row in steps.rows]
+    assert names[:4] == ["write a release", "write CLIP", "convert", "fit on 3 samples"]
+    assert names[4:] == ["load in bfloat16", "answer unpruned", "answer pruned", "evaluate 10 questions"]
+    assert found["words"] == [420, 448] and found["evaluated"]["questions"] == 10
+    assert found["visual_tokens_left"] < found["visual_tokens"] == 16
+    assert found["evaluated"]["visual_reduction"] > 0.3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval", "fit", "llava-hf", "pope", "samples"]
