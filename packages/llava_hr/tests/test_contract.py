@@ -3,11 +3,14 @@
 import pytest
 import torch
 from llava_hr_eval_fixtures import write_model
-from llava_hr_fixtures import MIXED, batched, tiny_inputs, tiny_model
+from llava_hr_fixtures import MIXED, batched, tiny_config, tiny_inputs, tiny_model
 
+from llava_hr import LlavaHrConfig
 from llava_hr.commands.app import main
 from llava_hr.evidence.parity import COMPUTATIONS, TOLERANCES
+from llava_hr.evidence.rehearsal import rehearse
 from tenfold.data import write
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger, properties
 
 
@@ -87,3 +90,18 @@ def test_d07_d11_readme_citation_ledger_and_records_are_whole():
     """Fails if a section, author, check, verb or option that README or ledger name, or a record, is not there."""
     ledger.reads_well("llava_hr", authors=6)
     ledger.records_are_of_claims("llava_hr", least=9)
+
+
+def test_d13_the_rehearsal_runs_small(tmp_path):
+    """The same steps at a tiny size. Fails if one does not follow from the one before, or the release stays."""
+    tiny = tiny_config(vocab_size=420)
+    vision, text = tiny.vision_config.to_dict() | {"min_low_size": 336}, tiny.text_config.to_dict()
+    vision["low_res_config"] |= {"image_size": 336, "patch_size": 28}
+    config = LlavaHrConfig(text_config=text | {"max_position_embeddings": 1024}, vision_config=vision)
+    found = rehearse(tmp_path, steps := Steps(tmp_path), config, shard_bytes=80_000)
+    names = [row["step"] for row in steps.rows]
+    assert names[:3] == ["write a release", "convert", "load in bfloat16"]
+    assert names[3:] == ["encode the picture", "answer", "answer a further question", "evaluate 4 questions"]
+    assert found["shards"] == 3 and found["kept_aside"] == 11
+    assert found["visual_tokens"] == config.num_image_tokens and found["evaluated"]["questions"] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval", "ours", "scienceqa"]
