@@ -1,11 +1,15 @@
 """The definition of done, line by line, as far as a test can call it; what is particular stays in files of its own."""
 
 import torch
+from safetensors.torch import load_file
+from test_costs import TINY
 
 from inst_diff_edit.commands.app import main
 from inst_diff_edit.data import scenes
 from inst_diff_edit.evidence.parity import COMPUTATIONS
+from inst_diff_edit.evidence.rehearsal import rehearse
 from inst_diff_edit.miniature import model as mini
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger, properties
 from tenfold.testing.weights import same_bits
 
@@ -88,3 +92,15 @@ def test_d07_d11_readme_citation_ledger_and_records_are_whole():
     """Fails if a section, author, check, verb or option that README or ledger name, or a record, is not there."""
     ledger.reads_well("inst_diff_edit", authors=8, unshown=("report", "convert"))
     ledger.records_are_of_claims("inst_diff_edit", least=6)
+
+
+def test_d13_the_rehearsal_runs_small(tmp_path):
+    """The same steps at a tiny size. Fails if a folder as it is released is not loaded, or a step does not follow."""
+    found = rehearse(tmp_path, steps := Steps(tmp_path), TINY)
+    names = [row["step"] for row in steps.rows]
+    assert names[:3] == ["write Stable Diffusion", "write the inpainting model", "load in bfloat16"]
+    assert names[3:5] == ["a mask, 3 noises", "an edit, then inpainted"]
+    assert names[5:] == ["an edit, decoded directly", "evaluate 2 pictures"]
+    assert found["mask"] == found["edited"] == [64, 64] and found["evaluated"]["Editing-Mask"]["records"] == 2
+    old = load_file(tmp_path / "stable-diffusion-v1-4/vae/diffusion_pytorch_model.safetensors")
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in old

@@ -27,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from inst_diff_edit.attention import CROSS
 from inst_diff_edit.data.scenes import EDGE, OTHER_WORDS, WORDS
 from inst_diff_edit.pipeline import InstDiffEditPipeline
+from tenfold.runs import atomic_write_json, atomic_write_text
 
 # Latent edge over the edge of the attention maps: 32 pixels, words at 16 x 16.
 STRIDE = 2
@@ -155,6 +156,20 @@ def _text_tower(words: CLIPTokenizer) -> CLIPTextModel:
 
 def tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level BPE with merges for the mini world's words: each is one token; others come in pieces."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_vocabulary(Path(folder))
+        return CLIPTokenizer.from_pretrained(
+            folder, model_max_length=POSITIONS, pad_token="<|endoftext|>", local_files_only=True
+        )
+
+
+def write_vocabulary(folder: Path, size: int | None = None) -> None:
+    """The tokenizer's vocab.json and merges.txt.
+
+    Args:
+        size: fill up with made-up words that no text is split into, before the start and the end token, so that these
+            have the ids of a vocabulary of this size; None: do not.
+    """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
     bpe.decoder = decoders.ByteLevel()
@@ -167,10 +182,8 @@ def tokenizer() -> CLIPTokenizer:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in learnt["merges"]]
     letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     pieces = ["".join(merge.split(" ")) for merge in merges]
-    vocabulary = [*dict.fromkeys([*letters, *pieces]), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(vocabulary)}))
-        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-        return CLIPTokenizer.from_pretrained(
-            folder, model_max_length=POSITIONS, pad_token="<|endoftext|>", local_files_only=True
-        )
+    vocabulary = [*dict.fromkeys([*letters, *pieces])]
+    vocabulary += [f"<made up {number}>" for number in range(len(vocabulary), (size or 0) - 2)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    atomic_write_json(folder / "vocab.json", {word: n for n, word in enumerate(vocabulary)})
+    atomic_write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]))
