@@ -10,7 +10,10 @@ from dtnet_models import tiny_features, tiny_model
 from dtnet.beam import beam_search
 from dtnet.commands.app import main
 from dtnet.evidence.parity import COMPUTATIONS, TOLERANCES
+from dtnet.evidence.rehearsal import Size, rehearse
 from dtnet.training.run import run_train
+from dtnet.training.settings import ModelSettings
+from tenfold.runs.rehearsal import Steps
 from tenfold.testing import commands, goldens, ledger, properties
 from tenfold.testing.weights import same_bits
 
@@ -88,3 +91,14 @@ def test_d07_d11_readme_citation_ledger_and_records_are_whole():
     """Fails if a section, author, check, verb or option that README or ledger name, or a record, is not there."""
     ledger.reads_well("dtnet", authors=7)
     ledger.records_are_of_claims("dtnet", least=6)
+
+
+def test_d13_the_rehearsal_runs_small(tmp_path):
+    """The same steps at a tiny size. Fails if an official file is not read, or a step does not follow."""
+    model = ModelSettings(d_in=512, d_model=16, heads=2, d_ff=16, encoder_layers=1, decoder_layers=1, max_len=20)
+    size = Size(model, 200, "resnet18", 64, "whitespace", ("bleu", "cider"))
+    found = rehearse(tmp_path, steps := Steps(tmp_path), size)
+    names = [row["step"] for row in steps.rows]
+    assert names[:4] == ["write a data set", "write the backbone", "write a checkpoint", "extract 28 images"]
+    assert names[4:6] == ["convert", "evaluate 4 images"] and names[-1] == "caption a picture" and len(names) == 10
+    assert found["features"] == [28, 49, 512] and found["evaluated"] == 4 and found["steps_trained"] == 1

@@ -12,12 +12,12 @@ import pickle
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from dtnet.evidence.rehearsal import official_pickle
 from dtnet.vocabulary import (
     BOS,
     EOS,
@@ -126,34 +126,6 @@ def test_a_look_alike_of_the_official_list_is_warned_of(tmp_path: Path, caplog: 
         Vocabulary.load(tmp_path / "v.json")
     assert "not the same ones" in caplog.text
     assert look_alike().fingerprint != OFFICIAL_FINGERPRINT
-
-
-def official_pickle(words: list[str], **extra: Any) -> bytes:
-    """A pickle as the authors' code writes it: class path `data.vocab.Vocab`, protocol 3."""
-    module = ModuleType("data.vocab")
-
-    class Vocab:
-        pass
-
-    def _default_unk_index() -> int:
-        return 0
-
-    for one in (Vocab, _default_unk_index):
-        one.__module__, one.__qualname__ = "data.vocab", one.__name__
-        setattr(module, one.__name__, one)
-    made = Vocab()
-    made.__dict__ |= {"freqs": Counter(words), "itos": words, "vectors": None, **extra}
-    made.__dict__["stoi"] = defaultdict(_default_unk_index, {word: number for number, word in enumerate(words)})
-    before = {name: sys.modules.get(name) for name in ("data", "data.vocab")}
-    sys.modules["data"], sys.modules["data.vocab"] = ModuleType("data"), module
-    try:
-        return pickle.dumps(made, protocol=3)
-    finally:
-        for name, old in before.items():
-            if old is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = old
 
 
 @pytest.mark.parametrize("name", ["vocab.pkl", "vocab_transformer_grid.pkl"])
