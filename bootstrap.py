@@ -106,7 +106,7 @@ def setup_lmms() -> None:
     if not python.exists():
         call([uv, "venv", "--quiet", "--no-project", "--python", PYTHON, VENV_LMMS], "making .venv-lmms", environment)
     say("installing lmms-eval into .venv-lmms (the first time this downloads torch: several GB)")
-    command = [uv, "pip", "install", "--quiet", "--python", python, "--group", "packages/fitprune/pyproject.toml:lmms"]
+    command = [uv, "pip", "install", "--quiet", "--python", python, "--requirement", "requirements-lmms.txt"]
     command += ["--editable", "shared", "--editable", "packages/fitprune[eval]", "--editable", "packages/llava_hr"]
     call(command, "installing lmms-eval", environment, cwd=ROOT)
 

@@ -18,8 +18,6 @@ PIN = re.compile(
     r"(?P<name>[a-z0-9-]+)==(?P<version>[\w.!+-]+)(?: ; (?P<marker>[^\\\n]+?))?(?: \\\n    --hash=sha256:\w{64})+"
 )
 PYPROJECTS = [ROOT / "pyproject.toml", ROOT / "shared/pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]
-# Groups with pins of their own, which get an environment of their own (`make lmms`).
-UNLOCKED = {"lmms"}
 LOCAL = {"tenfold", *(file.parent.name.replace("_", "-") for file in PYPROJECTS[2:])}
 
 
@@ -29,7 +27,7 @@ def wanted() -> Iterator[tuple[str, Requirement]]:
         stated = tomllib.loads(file.read_text())
         project = stated.get("project", {})
         groups = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
-        groups += [group for name, group in stated.get("dependency-groups", {}).items() if name not in UNLOCKED]
+        groups += stated.get("dependency-groups", {}).values()
         for group in groups:
             # The requirement on tenfold is a template of the build backend.
             public = [text for text in group if re.match(r"[\w.-]+", text).group(0) not in LOCAL]
