@@ -1,11 +1,14 @@
 """Settings from a file, a name and `--set`; package files in a wheel and in the source tree."""
 
+from dataclasses import dataclass
+
 import pytest
 from glass_beads.commands.app import Light, Settings
 from pydantic import BaseModel
 
 from tenfold import UserError
 from tenfold.cli import find_package_file, load_config, package_file
+from tenfold.cli.settings import checked_dataclass
 
 
 def test_a_shipped_config_is_found_by_name():
@@ -96,3 +99,19 @@ def test_a_missing_package_or_file_is_named():
         package_file("no_such_beads", "claims.yaml")
     with pytest.raises(UserError, match=r"does not have this file: glass_beads: gone\.yaml"):
         package_file("glass_beads", "gone.yaml")
+
+
+@dataclass(frozen=True)
+class Plain:
+    steps: int = 3
+    rate: float = 0.1
+
+
+def test_a_record_s_settings_become_a_plain_dataclass_again():
+    """Fails if only an instance of the dataclass is taken, which no record holds, or a string for a number."""
+    assert checked_dataclass(Plain, {"steps": 5, "rate": 1}) == Plain(5, 1.0)
+    assert checked_dataclass(Plain, {}) == Plain()
+    with pytest.raises(UserError, match=r"steps: '5': run-1 \(expected a valid integer\)"):
+        checked_dataclass(Plain, {"steps": "5"}, "run-1")
+    with pytest.raises(UserError, match="unknown setting speed: run-1"):
+        checked_dataclass(Plain, {"speed": 1}, "run-1")

@@ -5,6 +5,7 @@ No torch here: the command line reads settings before it loads a model.
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -65,7 +66,8 @@ def checked_dataclass(kind: type[Plain], values: dict[str, Any], where: str | Pa
     if unknown := sorted(set(values) - known):
         raise UserError(f"unknown setting {unknown[0]}", where, ", ".join(sorted(known)))
     try:
-        return TypeAdapter(kind).validate_python(values, strict=True)
+        # As from a record's file: of Python values, strictness wants an instance of the dataclass itself.
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
