@@ -14,7 +14,7 @@ from inst_diff_edit.data import scenes
 from inst_diff_edit.evaluation.run import write_mini_set
 from inst_diff_edit.evidence import speed
 from inst_diff_edit.miniature import model as mini
-from tenfold.runs import RunRecord
+from tenfold.runs import RunRecord, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,15 @@ def test_demo_edits_a_scene_of_its_own(command):
 
 
 def test_train_writes_a_model_that_edits(command, picture):
+    """And is verified bit for bit, its tokenizer too. Fails if the vocabulary is another in every training."""
     code, out, err = command("train", "--steps", 2, "--batch", 2, "--output", "run")
     assert code == 0 and "wrote run/model" in out, err
+    record = RunRecord.load("run")
+    assert (
+        record.data == {"tokenizer": fingerprint(mini.TOKENIZER)} and "model/tokenizer/tokenizer.json" in record.outputs
+    )
+    code, out, err = command("verify", "run")
+    assert code == 0 and "compared bit for bit" in out, err
     code, _, err = command(
         "edit", picture, "--to", "a ring", "--model", "run/model", "--set", "steps=4", "--output", "edit"
     )

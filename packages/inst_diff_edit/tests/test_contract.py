@@ -63,8 +63,8 @@ def test_d08_what_is_counted_comes_out():
 
 
 def test_d09_on_the_device_no_step_waits():
-    """Six inputs are copied there at first, one question is asked at the end. Fails if a step reads a threshold, a role
-    or a time from the device, or a constant is copied there in every call."""
+    """Seven inputs are copied there at first, two of them texts, by diffusers; one question is asked at the end. Fails
+    if a step reads a threshold, a role or a time from the device, or a constant is copied there in every call."""
     edit, options = scenes.edit(0, 0), {"num_masks": 1, "final": "latents", "output_type": "latent"}
 
     def edited(pipe, steps):
@@ -72,7 +72,7 @@ def test_d09_on_the_device_no_step_waits():
         return found.masks, found.images
 
     for steps in (2, 4):  # warm: the first call leaves the kernels of resizing and blurring on the device
-        waits = {"to the device inst_diff_edit/": 6, "": 7}
+        waits = {"to the device inst_diff_edit/": 5, "to the device diffusers/": 2, "": 8}
         properties.alike_there(lambda: mini.build(0), edited, steps, waits=waits, warm=True)
 
 

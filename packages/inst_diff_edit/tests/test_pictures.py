@@ -27,7 +27,17 @@ def test_arrays_tensors_files_and_pictures_are_the_same_picture(tmp_path):
     array = noise()
     Image.fromarray(array).save(tmp_path / "a.png")
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
-    for given in (array, tensor, tensor.half(), tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array)):
+    floats = array.astype(np.float64) / 255
+    for given in (
+        array,
+        floats,
+        floats.astype(np.float16),
+        tensor,
+        tensor.half(),
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.fromarray(array),
+    ):
         assert np.array_equal(np.asarray(as_image(given)), array), type(given)
     assert np.asarray(as_image(torch.full((3, 2, 2), 1.001))).min() == 255  # what arithmetic in half precision leaves
     for value in (2.0, -1.0, 255.0):  # another range: no picture, where it would be white or black
@@ -37,9 +47,11 @@ def test_arrays_tensors_files_and_pictures_are_the_same_picture(tmp_path):
 
 
 def test_batches_and_lists_are_taken_apart():
-    """Fails if a batch counts as one picture."""
+    """Fails if a batch counts as one picture, or one of floating-point numbers as none."""
     array = np.stack([noise(), noise()[::-1]])
     assert [one.size for one in as_images(array)] == [(4, 6)] * 2
+    found = as_images(array.astype(np.float32) / 255)
+    assert all(np.array_equal(np.asarray(one), row) for one, row in zip(found, array, strict=True))
     assert len(as_images(torch.zeros(3, 3, 4, 4))) == 3 and len(as_images((Image.fromarray(noise()),))) == 1
 
 
@@ -59,7 +71,10 @@ def torn():
         (lambda: [], "no picture"),
         (lambda: noise(channels=1), r"uint8 array of shape \(6, 4\)"),
         (lambda: noise(channels=4), r"uint8 array of shape \(6, 4, 4\)"),
-        (lambda: noise().astype(np.float32), r"float32 array of shape \(6, 4, 3\)"),
+        (lambda: noise().astype(np.float32), r"an array with values from 1 to 248: image \(expected \[0, 1\]\)"),
+        (lambda: noise(channels=4).astype(np.float32), r"float32 array of shape \(6, 4, 4\)"),
+        (lambda: noise().astype(np.int64), r"int64 array of shape \(6, 4, 3\)"),
+        (lambda: np.full((6, 4, 3), np.nan), "an array with values that are not numbers"),
         (lambda: torch.zeros(3, 8, 8, dtype=torch.uint8), r"torch.uint8 tensor of shape \[3, 8, 8\]"),
         (lambda: torch.zeros(8, 8, 3), r"torch.float32 tensor of shape \[8, 8, 3\]"),
         (lambda: torch.full((3, 8, 8), float("nan")), "values that are not numbers"),

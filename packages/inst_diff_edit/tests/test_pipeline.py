@@ -195,7 +195,7 @@ def test_saved_and_loaded_it_edits_with_the_same_bits(pipe, edits, settings, tmp
         ({"prompt": ""}, "an empty prompt"),
         ({"prompt": "   "}, "an empty prompt"),
         ({"prompt": "a " * 15}, "a prompt of 15 tokens"),
-        ({"prompt": None}, "a prompt of type NoneType"),
+        ({"prompt": None}, "no prompt"),
         ({"prompt": 3}, "a prompt of type int"),
         ({"prompt": [3]}, "a prompt of type int"),
         ({"prompt": []}, "0 texts for 1 pictures: prompt"),

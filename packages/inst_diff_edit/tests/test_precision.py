@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from inst_diff_edit.attention import AttentionRecorder
+from inst_diff_edit.conditioning import Conditioning
 from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.sampling import NoiseLevels, start_index
 from inst_diff_edit.stage import MaskOptions, MaskStage
@@ -91,7 +93,7 @@ def test_no_step_waits_for_the_device(edits, roles_anew):
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to("meta")
     words = [split_words(pipe.tokenizer, edits[0].prompt)]
-    latents, embeddings = torch.zeros(2, 3, 32, 32, device="meta"), torch.zeros(4, 16, 32, device="meta")
+    latents, embeddings = torch.zeros(2, 3, 32, 32, device="meta"), torch.zeros(2, 16, 32, device="meta")
     steps = []
 
     def count(*_):
@@ -100,10 +102,12 @@ def test_no_step_waits_for_the_device(edits, roles_anew):
     start, options = start_index(8, 0.5), MaskOptions(roles_anew=roles_anew, matched_noise=True, keep_masks=True)
     pipe.scheduler.set_timesteps(8)
     with Crossings() as crossings, torch.no_grad():
-        watch = pipe._watch(count, ("latents",), start)
+        told = Conditioning(embeddings, edits=1, noises=2)
+        watch = pipe._watch(count, ("latents",), start, told)
         stage = MaskStage(latents, latents, words, 16, NoiseLevels(pipe.scheduler), options, watch)
-        pipe._guidance_scale = 7.5
-        pipe._denoise(stage, start, embeddings, {})
+        pipe._guidance_scale, pipe._interrupt = 7.5, False
+        with AttentionRecorder(pipe.unet, mini.STRIDE) as recorder:
+            pipe._denoise(stage, recorder, start, told, {})
         with pytest.raises((NotImplementedError, RuntimeError)):
             stage.found.mask.any().item()  # such a device indeed
     assert stage.found.mask.device.type == "meta" and len(steps) == 4

@@ -32,3 +32,26 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:
     exec(compile(code.replace("a raccoon", "a leaf"), "README.md", "exec"), names)
     assert {path.name for path in tmp_path.iterdir()} == {"bear.jpg", "raccoon.png", "mask.png"}
     assert names["direct"].size == names["mask"].size == (32, 32)
+
+
+def test_the_readme_s_embeddings_in_place_of_a_text_run(tmp_path, monkeypatch) -> None:
+    """On the mini model, four steps each. Fails if a public name or an argument that the README uses changes."""
+    from inst_diff_edit.data import scenes
+    from inst_diff_edit.miniature import model as mini
+
+    monkeypatch.chdir(tmp_path)
+    scenes.edit(0, 0).picture().save("bear.jpg")
+    whole, found = mini.load(), []
+    options = {"num_inference_steps": 4, "num_masks": 1, "final": "mask", "output_type": "pt"}
+
+    class Small:
+        tokenizer, encode_prompt = whole.tokenizer, whole.encode_prompt
+
+        def __call__(self, *given, **named):
+            found.append(
+                whole(*given, num_inference_steps=4, num_masks=1, final="mask", output_type="pt", **named).masks
+            )
+
+    exec(compile(blocks("python")[1].replace("a raccoon", "a leaf"), "README.md", "exec"), {"pipe": Small()})
+    plain = whole("bear.jpg", "a leaf", **options).masks
+    assert len(found) == 2 and all((masks == plain).all() for masks in found)

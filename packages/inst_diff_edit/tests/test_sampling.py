@@ -117,7 +117,7 @@ def test_the_whole_schedule_is_strength_one():
 @pytest.mark.parametrize("kind", [PNDMScheduler, HeunDiscreteScheduler])
 def test_a_scheduler_of_several_calls_a_step_is_refused(kind):
     """Its list of timesteps is longer than its steps. Fails if the wrong half of it is run."""
-    with pytest.raises(UserError, match="cannot begin in the middle of its schedule: "):
+    with pytest.raises(UserError, match=r"cannot begin in the middle of its schedule: .* DDIMScheduler.from_config"):
         NoiseLevels(scheduler_of(kind))
 
 

@@ -1,6 +1,7 @@
 """The mini model's training: same seed, same bits, also after a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,20 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train(SHORT, 0, tmp_path / "run", every=10, resume=False, project=None)
     with pytest.raises(UserError, match="nothing to resume from"):
         train(SHORT, 0, tmp_path / "other", every=10, resume=True, project=None)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
+    """Weights belong to one. Fails if the tokenizer is not of what a checkpoint must agree in, or trained anew."""
+    from tenfold.runs import write_checkpoint
+
+    write_checkpoint(tmp_path / "run", 4, Training(SHORT, 0).save)
+    shutil.copytree(mini.TOKENIZER, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text((tmp_path / "other" / "tokenizer.json").read_text() + "\n")
+    shipped = mini.load().tokenizer.get_vocab()
+    assert mini.tokenizer().get_vocab() == mini.build(1).tokenizer.get_vocab() == shipped
+    monkeypatch.setattr(mini, "TOKENIZER", tmp_path / "other")
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        train(SHORT, 0, tmp_path / "run", every=10, resume=True, project=None)
 
 
 def test_the_autoencoder_of_pixels_does_nothing():

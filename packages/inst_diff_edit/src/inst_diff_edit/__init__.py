@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from inst_diff_edit.attention import AttentionRecorder as AttentionRecorder
     from inst_diff_edit.masks import InstantMask as InstantMask
     from inst_diff_edit.masks import instant_mask as instant_mask
-    from inst_diff_edit.miniature.model import PixelAutoencoder as PixelAutoencoder
     from inst_diff_edit.pipeline import InstDiffEditOutput as InstDiffEditOutput
     from inst_diff_edit.pipeline import InstDiffEditPipeline as InstDiffEditPipeline
+    from inst_diff_edit.pixels import PixelAutoencoder as PixelAutoencoder
     from inst_diff_edit.words import Words as Words
     from inst_diff_edit.words import split_words as split_words
 
@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy(
         "InstDiffEditOutput": "pipeline",
         "InstDiffEditPipeline": "pipeline",
         "InstantMask": "masks",
-        "PixelAutoencoder": "miniature.model",
+        "PixelAutoencoder": "pixels",
         "Words": "words",
         "instant_mask": "masks",
         "split_words": "words",

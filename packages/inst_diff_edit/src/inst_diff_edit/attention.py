@@ -15,7 +15,9 @@ averaged at once. Every other module is left alone. A compiled UNet stays compil
 from __future__ import annotations
 
 from functools import cache, update_wrapper
+from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -24,6 +26,9 @@ from tenfold import UserError
 PLACES = ("down_blocks", "up_blocks")
 # What diffusers calls a block's attention to the prompt.
 CROSS = "attn2"
+# UNets whose attention is being recorded, by any recorder of any thread.
+_RECORDED: WeakSet[nn.Module] = WeakSet()
+_CLAIMING = Lock()
 
 
 class AttentionRecorder:
@@ -60,18 +65,34 @@ class AttentionRecorder:
         self.steps = 0
 
     def __enter__(self) -> AttentionRecorder:
-        """Wrap the processors; leaving puts back the very same ones."""
-        if self._recordings:
-            raise UserError("already recording", type(self.unet).__name__, "one recording at a time")
-        for name, module in self.layers.items():
-            self._recordings[name] = _recording_kind(type(module.processor))(module.processor, self)
-            module.set_processor(self._recordings[name])
+        """Wrap the processors; leaving puts back the very same ones.
+
+        Raises:
+            UserError: another call or thread is recording on this UNet; its maps would be mixed with ours.
+        """
+        with _CLAIMING:
+            if self.unet in _RECORDED:
+                raise UserError(
+                    "already recording for another call",
+                    type(self.unet).__name__,
+                    "one call at a time on a UNet; threads with a UNet each",
+                )
+            _RECORDED.add(self.unet)
+        try:
+            for name, module in self.layers.items():
+                recording = _recording_kind(type(module.processor))(module.processor, self)
+                module.set_processor(recording)
+                self._recordings[name] = recording
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, recording in self._recordings.items():
             self.layers[name].set_processor(recording.processor)
         self._recordings = {}
+        _RECORDED.discard(self.unet)
 
     def expect(self, height: int, width: int, rows: slice = slice(None)) -> None:
         """Forget what was recorded; which maps to take from now on.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tenfold import UserError
+from tenfold import InputError
 from tenfold.data.pictures import open_picture, require_size
 
 # How far beyond [0, 1] arithmetic in half precision may have carried a value.
@@ -23,38 +24,55 @@ def as_image(picture: Picture) -> Image.Image:
     """One picture as PIL RGB.
 
     Args:
-        picture: PIL in any mode, a file, ``[height, width, 3]`` uint8, or a tensor ``[3, height, width]`` in [0, 1].
+        picture: PIL in any mode, a file, an array ``[height, width, 3]`` uint8 or floating-point in [0, 1], or a tensor
+            ``[3, height, width]`` in [0, 1].
 
     Raises:
         UserError: no picture, a broken file, or an array of another shape or type.
     """
     edges = picture.size if isinstance(picture, Image.Image) else getattr(picture, "shape", ())
     if 0 in edges:
-        raise UserError("a picture without pixels", "image", "at least one row and one column")
+        raise InputError("a picture without pixels", "image", "at least one row and one column")
     if isinstance(picture, Image.Image):
         require_size(picture.size, "image")
         try:
             return picture.convert("RGB")
         except OSError as error:  # a file that was opened, and is broken further on
-            raise UserError(f"broken image ({error})", "image", "a complete picture") from error
+            raise InputError(f"broken image ({error})", "image", "a complete picture") from error
     if isinstance(picture, str | Path):
         return open_picture(picture)
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise UserError(f"{picture.dtype} array of shape {picture.shape}", "image", "uint8 [height, width, 3]")
-        return Image.fromarray(picture)
+        floats = np.issubdtype(picture.dtype, np.floating)
+        if not (floats or picture.dtype == np.uint8) or picture.ndim != 3 or picture.shape[2] != 3:
+            raise InputError(
+                f"{picture.dtype} array of shape {picture.shape}",
+                "image",
+                "[height, width, 3], uint8 or floating-point in [0, 1]",
+            )
+        return (
+            _rounded(torch.from_numpy(picture.astype(np.float32)), "an array") if floats else Image.fromarray(picture)
+        )
     if torch.is_tensor(picture):
         if not picture.is_floating_point() or picture.ndim != 3 or picture.shape[0] != 3:
-            raise UserError(
+            raise InputError(
                 f"{picture.dtype} tensor of shape {list(picture.shape)}", "image", "float [3, height, width]"
             )
-        if not picture.isfinite().all():
-            raise UserError("a tensor with values that are not numbers", "image", "[0, 1]")
-        low, high = float(picture.min()), float(picture.max())
-        if low < -ROUNDING or high > 1 + ROUNDING:
-            raise UserError(f"a tensor with values from {low:g} to {high:g}", "image", "[0, 1]")
-        return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
-    raise UserError(f"a picture of type {type(picture).__name__}", "image", "PIL, a file, an array or a tensor")
+        return _rounded(picture.permute(1, 2, 0), "a tensor")
+    raise InputError(f"a picture of type {type(picture).__name__}", "image", "PIL, a file, an array or a tensor")
+
+
+def _rounded(values: Tensor, what: str) -> Image.Image:
+    """``[height, width, 3]`` in [0, 1] as a picture of 8 bits.
+
+    Raises:
+        InputError: values that are not numbers, or in another range.
+    """
+    if not values.isfinite().all():
+        raise InputError(f"{what} with values that are not numbers", "image", "[0, 1]")
+    low, high = float(values.min()), float(values.max())
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise InputError(f"{what} with values from {low:g} to {high:g}", "image", "[0, 1]")
+    return Image.fromarray((values.clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def as_images(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
@@ -65,7 +83,7 @@ def as_images(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
         batch = isinstance(one, np.ndarray | Tensor) and one.ndim == 4
         pictures += list(one) if batch else [one]  # type: ignore[arg-type,list-item]
     if not pictures:
-        raise UserError("no picture", "image", "at least one")
+        raise InputError("no picture", "image", "at least one")
     return [as_image(picture) for picture in pictures]
 
 
@@ -90,7 +108,7 @@ def finished_as(finished: Any, output_type: str) -> Any:
     """What another pipeline gave as numbers in [0, 1], as asked for; PIL images, which some give anyway, as they are.
 
     Raises:
-        UserError: numbers that are not finite.
+        InputError: numbers that are not finite.
     """
     if not isinstance(finished, np.ndarray | Tensor):
         return finished
@@ -106,10 +124,10 @@ def require_numbers(values: Tensor, what: str) -> Tensor:
     """The values, if they are finite: half precision can overflow, and a picture of NaN is black.
 
     Raises:
-        UserError: they are not.
+        InputError: they are not.
     """
     if not bool(values.isfinite().all()):
-        raise UserError(f"{what} that are not finite", str(values.dtype), "float32, or bfloat16")
+        raise InputError(f"{what} that are not finite", str(values.dtype), "float32, or bfloat16")
     return values
 
 
@@ -125,9 +143,23 @@ SEED = 4623523532252
 
 
 def one_of(name: str, given: Any, allowed: Sequence[str]) -> None:
-    """Raises UserError for something else than what is allowed."""
+    """Raises InputError for something else than what is allowed."""
     if given not in allowed:
-        raise UserError(f"{name} {given!r}", name, " or ".join(f'"{one}"' for one in allowed))
+        raise InputError(f"{name} {given!r}", name, " or ".join(f'"{one}"' for one in allowed))
+
+
+def require_number(
+    name: str, value: Any, expected: str, holds: Callable[[Any], bool], *, whole: bool = False, what: str = ""
+) -> None:
+    """Raises InputError for what is no number (a string, a bool), or one that does not hold.
+
+    Args:
+        expected: in words.
+        what: more about the value, in the message.
+    """
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+        raise InputError(f"{name} {value!r} {what}".rstrip(), name, expected)
 
 
 def one_each(texts: Any, count: int, name: str) -> list[str]:
@@ -135,21 +167,27 @@ def one_each(texts: Any, count: int, name: str) -> list[str]:
     if isinstance(texts, str):
         return [texts] * count
     if not isinstance(texts, Sequence):
-        raise UserError(f"a {name} of type {type(texts).__name__}", name, "text, or a list of texts")
+        raise InputError(f"a {name} of type {type(texts).__name__}", name, "text, or a list of texts")
     if len(texts) != count:
-        raise UserError(f"{len(texts)} texts for {count} pictures", name, "one for all, or one a picture")
+        raise InputError(f"{len(texts)} texts for {count} pictures", name, "one for all, or one a picture")
     return list(texts)
 
 
-def as_generators(given: Any, count: int) -> list[torch.Generator]:
-    """One generator a picture; a single one is used by all of them in turn."""
+def as_generators(given: Any, count: int, edits: int = 1) -> list[torch.Generator]:
+    """One generator for each of the ``edits`` of ``count`` pictures, a picture's side by side.
+
+    None: the authors' seed for a picture's first edit, the next number for its next one. A single generator is used by
+    all in turn, a picture's own by its edits.
+    """
     if given is None:
-        return [torch.Generator().manual_seed(SEED) for _ in range(count)]
+        return [torch.Generator().manual_seed(SEED + edit) for _ in range(count) for edit in range(edits)]
     generators = list(given) if isinstance(given, list | tuple) else [given] * count
-    if len(generators) != count:
-        raise UserError(f"{len(generators)} generators for {count} pictures", "generator", "one, or one a picture")
+    if len(generators) == count:
+        generators = [one for one in generators for _ in range(edits)]
+    if len(generators) != count * edits:
+        raise InputError(f"{len(generators)} generators for {count} pictures", "generator", "one, or one a picture")
     if not all(isinstance(one, torch.Generator) for one in generators):
-        raise UserError("something else than a generator", "generator", "torch.Generator, one, or one a picture")
+        raise InputError("something else than a generator", "generator", "torch.Generator, one, or one a picture")
     if any(one.device.type != "cpu" for one in generators):
-        raise UserError("a generator on another device", "generator", 'torch.Generator("cpu"): seeds are drawn there')
+        raise InputError("a generator on another device", "generator", 'torch.Generator("cpu"): seeds are drawn there')
     return generators

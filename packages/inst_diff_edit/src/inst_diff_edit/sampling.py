@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import LMSDiscreteScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
-from tenfold import UserError
+from inst_diff_edit.inputs import require_number
+from tenfold import InputError, UserError
 
 # What the authors' scheduler does not take from a model's own: how steps are spread over the schedule.
 SPACING = {
@@ -20,6 +22,10 @@ SPACING = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
+# The schedules of betas that the authors' scheduler can compute itself.
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# What is left of the picture at the last level of a schedule that ends in pure noise; zero has no finite sigma.
+LEAST_SHARE = 2**-24
 # Noise seeds are drawn below this, as the authors' code draws them.
 SEEDS_BELOW = 2**62
 # Turns the seed of a row's first noise into that of its later ones. The CPU's generator reads the low 32 bits only.
@@ -29,9 +35,22 @@ LATER = 0x9E3779B9
 def lms_scheduler(scheduler: Any) -> LMSDiscreteScheduler:
     """The authors' scheduler on a model's own noise schedule: linear multistep, order 4, no offset of steps.
 
-    Its config keeps what only other kinds know, such as ``clip_sample``, for ``from_config`` of one of them.
+    Its config keeps what only other kinds know, such as ``clip_sample``, for ``from_config`` of one of them. A schedule
+    that it cannot compute itself, such as one rescaled to end in pure noise, is handed over number by number.
+
+    Raises:
+        UserError: a scheduler without such a schedule, as those of flow matching.
     """
-    return LMSDiscreteScheduler.from_config(scheduler.config, **SPACING)
+    betas = getattr(scheduler, "betas", None)
+    if betas is None:
+        raise UserError("no schedule of noise", type(scheduler).__name__, "one with betas, as Stable Diffusion 1 and 2")
+    handed: dict[str, Any] = {}
+    rescaled = scheduler.config.get("rescale_betas_zero_snr", False)
+    if rescaled or scheduler.config.get("beta_schedule") not in SCHEDULES:
+        share = torch.cumprod(1 - betas.double(), 0)  # of the picture
+        share[-1] = share[-1].clamp(min=LEAST_SHARE)
+        handed["trained_betas"] = (1 - share / torch.cat([share.new_ones(1), share[:-1]])).tolist()
+    return LMSDiscreteScheduler.from_config(scheduler.config, **SPACING, **handed)
 
 
 class NoiseLevels:
@@ -49,7 +68,7 @@ class NoiseLevels:
             raise UserError(
                 "cannot begin in the middle of its schedule",
                 type(scheduler).__name__,
-                "one call of the model a step, as LMSDiscreteScheduler, DDIMScheduler and EulerDiscreteScheduler do it",
+                "one call of the model a step, e.g. DDIMScheduler.from_config(pipe.scheduler.config)",
             )
         one, nothing = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         # What becomes of a picture without noise, and of noise without a picture: schedulers differ in their scales.
@@ -71,9 +90,12 @@ def start_index(steps: int, strength: float) -> int:
     Raises:
         UserError: a strength outside (0, 1], or one that leaves no step.
     """
-    taken = int(steps * strength) if 0 < strength <= 1 else 0
+    least = math.ceil(1000 / steps) / 1000
+    expected = f"{least:g} to 1" if steps > 1 else "1"
+    require_number("strength", strength, expected, lambda share: 0 < share <= 1, what=f"of {steps} steps")
+    taken = int(steps * strength)
     if not taken:
-        raise UserError(f"strength {strength} of {steps} steps", "strength", f"above {1 / steps:.3g}, at most 1")
+        raise InputError(f"strength {strength} of {steps} steps", "strength", expected)
     return steps - taken
 
 
@@ -107,7 +129,7 @@ def blend_outside(latents: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
 
 
 def guided_noise(
-    unet: nn.Module,
+    unet: Callable[..., Any],
     scheduler: Any,
     latents: Tensor,
     timestep: Tensor,
@@ -132,32 +154,38 @@ def guided_noise(
 
 
 def denoise(
-    unet: nn.Module,
+    unet: Callable[..., Any],
     scheduler: Any,
     latents: Tensor,
     start: int,
-    embeddings: Tensor,
+    embeddings: Tensor | Callable[[], Tensor],
     guidance_scale: float | Callable[[], float],
     after_step: Callable[[int, Tensor], Tensor] = lambda index, latents: latents,
     after_noise: Callable[[int, Tensor], None] = lambda index, noise: None,
     step_options: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Denoise from step ``start`` of the scheduler's timesteps to the end.
 
     Args:
         latents: ``[rows, channels, height, width]`` at the level before step ``start``.
+        embeddings: as in `guided_noise`, or what is asked for them in every step.
         guidance_scale: a number, or what is asked for it in every step.
         after_step: what becomes of the latents after every step, e.g. blending; gets the step's index.
         after_noise: sees the guided noise of every step.
         step_options: for the scheduler's ``step``, e.g. eta.
+        stop: asked after every step whether it was the last one.
     """
     # Schedulers compare timesteps with their own list, on the CPU. The UNet gets them from a copy on the device, made
     # once: its own copy in every step would make the host wait for the device.
     there = scheduler.timesteps.to(latents.device)
     for index, timestep in enumerate(scheduler.timesteps[start:], start):
         scale = guidance_scale() if callable(guidance_scale) else guidance_scale
-        noise = guided_noise(unet, scheduler, latents, timestep, embeddings, scale, there[index])
+        text = embeddings() if callable(embeddings) else embeddings
+        noise = guided_noise(unet, scheduler, latents, timestep, text, scale, there[index])
         after_noise(index, noise)
         latents = scheduler.step(noise, timestep, latents, **(step_options or {})).prev_sample
         latents = after_step(index, latents)
+        if stop():
+            break
     return latents

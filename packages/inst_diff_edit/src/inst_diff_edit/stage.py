@@ -52,7 +52,8 @@ class MaskStage:
         positions: tokens of a prompt with its padding, 77.
         levels: of the scheduler, after its timesteps were set.
         options: see there.
-        watch: sees "latents", "mask" ``[pictures, height, width]``, "attention" and "soft_mask" before blending.
+        watch: sees "latents" as the step leaves them and "denoised", before blending; "mask" ``[pictures, height,
+            width]``, "attention" and "soft_mask". With another mask the step is blended anew; other latents stand.
 
     Attributes:
         found: the last masks; None before the first step.
@@ -103,14 +104,22 @@ class MaskStage:
             roles=None if self.found is None or options.roles_anew else self.found.roles,
         )
         mask = resize(self.found.mask, height, width).to(latents.dtype) / 255  # [pictures, height, width]
-        if self.watch is not None:
-            offered = {"latents": latents, "mask": mask, "attention": attention, "soft_mask": self.found.soft}
-            replaced = self.watch(index, offered)
-            latents, mask = replaced.get("latents", latents), replaced.get("mask", mask)
         if options.keep_masks:
             self._masks.append(self.found.mask)
-        mask = mask.repeat_interleave(rows // self.pictures, 0)[:, None]
-        return blend_outside(latents, self.start(index + options.matched_noise), mask)
+        outside = self.start(index + options.matched_noise)
+
+        def blended(mask: Tensor) -> Tensor:
+            return blend_outside(latents, outside, mask.repeat_interleave(rows // self.pictures, 0)[:, None])
+
+        kept = blended(mask)
+        if self.watch is None:
+            return kept
+        offered = {"latents": kept, "denoised": latents, "mask": mask}
+        offered |= {"attention": attention, "soft_mask": self.found.soft}
+        replaced = self.watch(index, offered)
+        if (other := replaced.get("latents", kept)) is not kept:
+            return other
+        return blended(replaced["mask"]) if "mask" in replaced else kept
 
     @property
     def step_masks(self) -> Tensor | None:

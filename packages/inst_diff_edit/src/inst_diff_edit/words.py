@@ -9,14 +9,14 @@ never joins what white space separates, so the pieces follow each other as in th
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tenfold import UserError
+from tenfold import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -43,23 +43,24 @@ class Words:
         return rows
 
 
-def split_words(tokenizer: Any, prompt: str) -> Words:
+def split_words(tokenizer: Any, prompt: str, convert: Callable[[str], str] = lambda text: text) -> Words:
     """The words of a prompt.
 
     Args:
         tokenizer: CLIP's, of transformers.
         prompt: e.g. "a photo of a Husky on a mountain".
+        convert: writes a token of textual inversion with several vectors as several tokens; they are one word.
 
     Raises:
-        UserError: no text, no words, or more pieces than the text tower has positions for.
+        InputError: no text, no words, or more pieces than the text tower has positions for.
     """
     if not isinstance(prompt, str):
-        raise UserError(f"a prompt of type {type(prompt).__name__}", "prompt", "text")
+        raise InputError(f"a prompt of type {type(prompt).__name__}", "prompt", "text")
     written = prompt.split()
     if not written:
-        raise UserError("an empty prompt", "prompt", 'what the picture shall show, such as "a raccoon"')
-    ids = token_ids(tokenizer, prompt)
-    pieces = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in written]
+        raise InputError("an empty prompt", "prompt", 'what the picture shall show, such as "a raccoon"')
+    ids = token_ids(tokenizer, convert(prompt))
+    pieces = [tuple(tokenizer(convert(word), add_special_tokens=False)["input_ids"]) for word in written]
     if (ids[0], *(piece for word in pieces for piece in word), ids[-1]) != ids:
         # Another tokenizer than CLIP's: every piece counts as a word.
         logger.warning("the tokenizer joins words of %r: every token gets a map of its own", prompt)
@@ -74,7 +75,7 @@ def split_words(tokenizer: Any, prompt: str) -> Words:
             groups.append(tuple(range(position, position + len(own))))
             position += len(own)
     if not text:
-        raise UserError("a prompt without a word that the tokenizer knows", "prompt", 'such as "a raccoon"')
+        raise InputError("a prompt without a word that the tokenizer knows", "prompt", 'such as "a raccoon"')
     return Words(tuple(text), (*groups, (position,)), ids)
 
 
@@ -82,14 +83,39 @@ def token_ids(tokenizer: Any, text: str, name: str = "prompt") -> tuple[int, ...
     """The ids of a text, start and end included; the tokenizer would cut a long one without a word.
 
     Raises:
-        UserError: no text, or more pieces than the text tower has positions for.
+        InputError: no text, or more pieces than the text tower has positions for.
     """
     if not isinstance(text, str):
-        raise UserError(f"a {name} of type {type(text).__name__}", name, "text")
+        raise InputError(f"a {name} of type {type(text).__name__}", name, "text")
     ids, room = tuple(tokenizer(text)["input_ids"]), tokenizer.model_max_length
     if len(ids) > room:
-        raise UserError(f"a {name} of {len(ids) - 2} tokens", f'{name} "{text[:40]}..."', f"at most {room - 2} tokens")
+        raise InputError(f"a {name} of {len(ids) - 2} tokens", f'{name} "{text[:40]}..."', f"at most {room - 2} tokens")
     return ids
+
+
+def given_words(words: Any, count: int, positions: int) -> list[Words]:
+    """A caller's words, for every one of ``count`` pictures.
+
+    Args:
+        words: for all pictures, or a list, one a picture.
+        positions: of the embeddings.
+
+    Raises:
+        InputError: something else, or places beyond the embeddings.
+    """
+    each = [words] * count if isinstance(words, Words) else list(words) if isinstance(words, list | tuple) else [words]
+    if len(each) != count or not all(isinstance(one, Words) for one in each):
+        raise InputError("no words of every picture", "words", "split_words(tokenizer, prompt), one, or one a picture")
+    for one in each:
+        places = [place for group in one.groups for place in group]
+        if (
+            len(one.groups) != len(one.text) + 2
+            or not all(one.groups)
+            or not 0 <= min(places) <= max(places) < positions
+        ):
+            expected = f"of the start token, every word, and the end token, below {positions}"
+            raise InputError(f"places of {len(one.text)} words", "words", expected)
+    return each
 
 
 def stack_weights(prompts: Sequence[Words], positions: int) -> tuple[Tensor, Tensor]:

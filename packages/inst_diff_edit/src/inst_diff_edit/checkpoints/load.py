@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,8 @@ def load_pipeline(settings: ModelSettings) -> InstDiffEditPipeline:
     dtype = getattr(torch, settings.dtype)
     source = model_source(settings.model)
     inpaint = None if settings.inpaint is None else model_source(settings.inpaint)
-    if settings.model == MINI:  # diffusers looks its autoencoder up by name, and imports nothing for that
-        import_module("inst_diff_edit.miniature.model")
     with _named(source):
-        pipe = InstDiffEditPipeline.from_pretrained(source, torch_dtype=dtype, trust_remote_code=False)
+        pipe = InstDiffEditPipeline.from_pretrained(source, None, torch_dtype=dtype, trust_remote_code=False)
         for part in ("unet", "vae", "text_encoder"):
             require_finite(dict(getattr(pipe, part).named_parameters()), source)
     if inpaint is not None:
@@ -105,6 +102,8 @@ def _refuse_code(index: Path) -> None:
                 raise UserError(f"{name} is of {library}", index, " or ".join(LIBRARIES))
             if (index.parent / str(name) / f"{library}.py").exists():
                 raise UserError(f"{name} brings its own code", index, "a pipeline without code")
+            if (index.parent / str(name) / INDEX).is_file():  # a pipeline within the pipeline
+                _refuse_code(index.parent / str(name) / INDEX)
 
 
 def _is_known(library: Any) -> bool:

@@ -11,60 +11,24 @@ nouns are orthogonal vectors, and all special tokens are one vector, the same in
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DConditionModel
-from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from inst_diff_edit.attention import CROSS
-from inst_diff_edit.data.scenes import EDGE, OTHER_WORDS, WORDS
+from inst_diff_edit.data.scenes import EDGE, WORDS
 from inst_diff_edit.pipeline import InstDiffEditPipeline
-from tenfold.runs import atomic_write_json, atomic_write_text
+from inst_diff_edit.pixels import PixelAutoencoder as PixelAutoencoder
+from tenfold.runs import atomic_write_json, atomic_write_text, read_json
 
 # Latent edge over the edge of the attention maps: 32 pixels, words at 16 x 16.
 STRIDE = 2
 POSITIONS = 16
 WIDTH = 32
-
-
-class PixelAutoencoder(ModelMixin, ConfigMixin):
-    """An autoencoder whose latents are the pixels, for diffusion models of pictures.
-
-    Args:
-        block_out_channels: what pipelines ask of an autoencoder; one block: no downsampling.
-        scaling_factor: latents over pixels, as in Stable Diffusion's. The smaller, the more of the picture the same
-            noise hides: a thing of 60 pixels at full contrast is still in plain sight where edits begin.
-    """
-
-    @register_to_config
-    def __init__(self, block_out_channels: tuple[int, ...] = (3,), scaling_factor: float = 1.0) -> None:
-        super().__init__()
-        # Pipelines ask a model for its dtype and device.
-        self.register_buffer("anchor", torch.zeros(1))
-
-    def encode(self, pixels: Tensor) -> AutoencoderKLOutput:
-        """``[images, 3, height, width]`` in [-1, 1] -> a distribution without spread."""
-        moments = torch.cat([pixels, torch.full_like(pixels, -torch.inf)], 1)
-        return AutoencoderKLOutput(latent_dist=_Certain(moments))
-
-    def decode(self, latents: Tensor) -> DecoderOutput:
-        """The latents themselves."""
-        return DecoderOutput(sample=latents)
-
-
-class _Certain(DiagonalGaussianDistribution):
-    """A distribution of one value."""
-
-    def __init__(self, moments: Tensor) -> None:
-        super().__init__(moments, deterministic=True)
+# Of the model that ships and of every one that is trained.
+TOKENIZER = Path(__file__).parents[1] / "assets" / "mini_model" / "tokenizer"
 
 
 def path() -> Path:
@@ -155,35 +119,24 @@ def _text_tower(words: CLIPTokenizer) -> CLIPTextModel:
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE with merges for the mini world's words: each is one token; others come in pieces."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_vocabulary(Path(folder))
-        return CLIPTokenizer.from_pretrained(
-            folder, model_max_length=POSITIONS, pad_token="<|endoftext|>", local_files_only=True
-        )
+    """CLIP's byte-level BPE with merges for the mini world's words: each is one token; others come in pieces.
+
+    The one that ships. It was trained once on those words (tokenizers' ``BpeTrainer``, 2,000 entries at most), which
+    breaks ties between equally frequent pairs another way in every run: weights belong to one vocabulary.
+    """
+    return CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
 
 
-def write_vocabulary(folder: Path, size: int | None = None) -> None:
-    """The tokenizer's vocab.json and merges.txt.
+def write_vocabulary(folder: Path, size: int) -> None:
+    """The tokenizer's vocab.json and merges.txt, with the number of words that a released one has.
 
     Args:
         size: fill up with made-up words that no text is split into, before the start and the end token, so that these
-            have the ids of a vocabulary of this size; None: do not.
+            have the ids of a vocabulary of this size.
     """
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator([" ".join(WORDS + OTHER_WORDS)] * 10, trainer)
-    learnt = json.loads(bpe.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in learnt["merges"]]
-    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    pieces = ["".join(merge.split(" ")) for merge in merges]
-    vocabulary = [*dict.fromkeys([*letters, *pieces])]
-    vocabulary += [f"<made up {number}>" for number in range(len(vocabulary), (size or 0) - 2)]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    atomic_write_json(folder / "vocab.json", {word: n for n, word in enumerate(vocabulary)})
+    shipped = read_json(TOKENIZER / "tokenizer.json")["model"]
+    *vocabulary, start, end = sorted(shipped["vocab"], key=shipped["vocab"].__getitem__)
+    vocabulary += [f"<made up {number}>" for number in range(len(vocabulary), size - 2)]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in shipped["merges"]]
+    atomic_write_json(folder / "vocab.json", {word: n for n, word in enumerate([*vocabulary, start, end])})
     atomic_write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from tenfold.data.miniworld import Draws
 from tenfold.runs import (
     Run,
     checkpoint_step,
+    fingerprint,
     last_complete_checkpoint,
     read_jsonl,
     run,
@@ -208,7 +208,7 @@ class Training:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in, to be gone on from."""
-        return {**asdict(self.settings), "seed": self.seed}
+        return {**asdict(self.settings), "seed": self.seed, "tokenizer": fingerprint(mini.TOKENIZER)}
 
     def finished(self) -> InstDiffEditPipeline:
         """The pipeline with the running mean for weights."""
@@ -231,8 +231,9 @@ def train(settings: TrainSettings, seed: int, output: Path, *, every: int, resum
         raise UserError("holds checkpoints of an unfinished run", output, "--resume, or a new folder")
     if checkpoint is None and resume:
         raise UserError("nothing to resume from", output, "a folder with a complete checkpoint")
+    read = {"tokenizer": mini.TOKENIZER}
     with run(
-        "inst_diff_edit", "train", config=asdict(settings), seed=seed, output=output, wandb_project=project
+        "inst_diff_edit", "train", config=asdict(settings), seed=seed, output=output, data=read, wandb_project=project
     ) as current:
         done = training.load(checkpoint) if checkpoint is not None else 0
         current.metrics["resumed_from"] = done
@@ -255,12 +256,12 @@ def write_model(folder: Path, training: Training) -> None:
         "command": f"inst-diff-edit train --output FOLDER --seed {training.seed}",
         "seed": training.seed,
         "settings": asdict(training.settings),
+        "tokenizer": fingerprint(mini.TOKENIZER),
         "parameters": {part: sum(p.numel() for p in training.modules[part].parameters()) for part in PARTS},
         "libraries": {
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
         },
-        "date": datetime.now(UTC).date().isoformat(),
     }
     (folder / "training.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

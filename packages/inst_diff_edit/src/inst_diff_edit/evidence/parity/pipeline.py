@@ -76,7 +76,7 @@ def compare_pipeline(case: Mapping[str, Any], tensors: Mapping[str, Tensor], com
         output_type="latent",
         return_step_masks=True,
         callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=("latents", "attention", "soft_mask"),
+        callback_on_step_end_tensor_inputs=("denoised", "attention", "soft_mask"),
     )
     compare.close("timesteps", torch.stack([step["timestep"] for step in seen]), tensors["out/timesteps"], 1e-3)
     first, last = seen[0]["attention"][..., :count], seen[-1]["attention"][0, ..., :count]
@@ -92,7 +92,7 @@ def compare_pipeline(case: Mapping[str, Any], tensors: Mapping[str, Tensor], com
     compare.grey_levels("soft masks", soft, tensors["out/soft_masks"], 255, 3, 0.995)
     for step, (mask, theirs) in enumerate(zip(found.step_masks[0], tensors["out/masks"], strict=True)):
         compare.grey_levels(f"mask {step}", mask, theirs, 255, 0, 0.995)
-    denoised = seen[0]["latents"][:1, :, ::2, ::2]
+    denoised = seen[0]["denoised"][:1, :, ::2, ::2]
     compare.close("denoised, first step", denoised, tensors["out/denoised_step0_sample0"], 1e-3)
     compare.close_as_a_whole("latents", found.images[:1, :, ::2, ::2], tensors["out/final_latents"], 2e-2)
     handed = resize(found.step_masks[0, -1], edge, edge) >= 128
