@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 CARRIERS = {"rich", "typer", "click", "logging", "codecs", "contextlib", "threading", "warnings", "concurrent"}
+# wandb, once imported, passes on what anybody writes.
+CARRYING_MODULES = {"wandb.sdk.lib.console_capture", "wandb.sdk.lib.redirect"}
 OURS = {"tenfold", "__main__", "runpy"}
 
 
@@ -42,8 +44,9 @@ class Watched(io.TextIOWrapper):
 def _writer(frame: FrameType | None) -> str:
     """The package of the first frame that does more than carry; of a thread that only draws, the one that made it."""
     while frame is not None:
-        name = str(frame.f_globals.get("__name__", "?")).partition(".")[0]
-        if name not in CARRIERS:
+        module = str(frame.f_globals.get("__name__", "?"))
+        name = module.partition(".")[0]
+        if name not in CARRIERS and module not in CARRYING_MODULES:
             return name
         frame = frame.f_back
     return "__main__" if threading.current_thread() is not threading.main_thread() else "?"

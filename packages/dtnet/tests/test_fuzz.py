@@ -74,6 +74,8 @@ def _altered_features(folder: Path) -> list[torch.Tensor]:
     )  # fmt: skip
     try:
         with h5py.File(path, "r+") as file:
+            if not len(file):  # damaged so that nothing is left
+                return _features(path)
             name = sorted(file)[seed % len(file)]
             del file[name]
             value = odd[seed % len(odd)]

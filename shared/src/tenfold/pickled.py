@@ -117,7 +117,8 @@ def _check_old(data: bytes) -> None:
 
 
 def require_stored(content: Any) -> None:
-    """Every tensor in it lies in the file as a whole; a view of stride 0 stands for more than its bytes.
+    """Every tensor in it lies in the file as a whole, number by number: a view of stride 0 stands for more than its
+    bytes, and a sparse, nested or quantised one is not what weights or features are read as.
 
     Raises:
         pickle.UnpicklingError: one does not.
@@ -127,7 +128,10 @@ def require_stored(content: Any) -> None:
         inner: list[Any] = []
         for one in level:
             if isinstance(one, Tensor):
-                if one.layout is torch.strided and one.numel() * one.element_size() > one.untyped_storage().nbytes():
+                if one.layout is not torch.strided or one.is_quantized or one.is_nested:
+                    kind = str(one.layout).removeprefix("torch.") if one.layout is not torch.strided else one.dtype
+                    raise pickle.UnpicklingError(f"a tensor stored as {kind}, not number by number")
+                if one.numel() * one.element_size() > one.untyped_storage().nbytes():
                     raise pickle.UnpicklingError(f"a tensor {list(one.shape)} of fewer bytes than numbers")
             elif isinstance(one, dict):
                 inner += one.values()

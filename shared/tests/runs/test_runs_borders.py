@@ -152,6 +152,19 @@ def test_a_file_of_torch_is_in_proportion(tmp_path):
             load_pickled(path, "weights")
 
 
+@pytest.mark.parametrize("kind", ["sparse", "compressed rows", "quantised"])
+def test_a_tensor_that_is_not_stored_number_by_number_is_one_line(kind, tmp_path):
+    """Fails if it is taken for weights: whatever reads them next raises an error of torch's."""
+    made = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "compressed rows": lambda: torch.eye(3).to_sparse_csr(),
+        "quantised": lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+    }[kind]()
+    torch.save({"a": [made]}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"stored as \S+, not number by number"):
+        load_pickled(tmp_path / "odd.pth", "weights")
+
+
 def _hang(folder):
     while True:
         pass

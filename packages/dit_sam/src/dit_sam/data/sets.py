@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from dit_sam.data.own import read_own
 from dit_sam.data.refer import PARTS, SPLITS, Annotation, read_annotations, read_references
 from dit_sam.data.samples import Sample
 from tenfold import UserError
+from tenfold.arrays import read_array
 from tenfold.data.formats.records import Fields, ImageFolder, not_empty
 from tenfold.runs import read_json
 
@@ -173,13 +173,7 @@ class _Array:
         self.path = path
 
     def __call__(self) -> np.ndarray:
-        mask: Any = None
-        try:
-            mask = np.load(self.path, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise UserError("no such mask", self.path) from error
-        except (OSError, ValueError, EOFError, MemoryError) as error:
-            raise UserError(f"broken mask ({str(error)[:100]})", self.path, "a uint8 .npy") from error
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
+        mask = read_array(self.path, "a mask: uint8 [height, width] as .npy")
+        if mask.dtype != np.uint8 or mask.ndim != 2:
             raise UserError("no mask", self.path, "uint8 [height, width]")
         return mask

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold import UserError
+from tenfold.arrays import read_array
 from tenfold.data.formats.coco_captions import CocoCaption, KarpathyImage, read_coco_captions, read_karpathy
 from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path
 
@@ -167,10 +168,7 @@ def write_id_lists(folder: str | Path, lists: Mapping[str, Iterable[int]]) -> No
 
 
 def _read_ids(path: Path) -> list[int]:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read ({error})", path, "a .npy file of integers") from error
-    if not isinstance(values, np.ndarray) or values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+    values = read_array(path, "a .npy file of integers")
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise UserError("holds something else", path, "a .npy file of integers [captions]")
     return values.tolist()
