@@ -26,7 +26,9 @@ def test_random_weights_come_back_from_their_shards(tmp_path, name):
 
 
 def test_every_name_has_weights_of_its_own_and_norms_scale_by_about_one():
-    """Fails if the name does not enter: two layers changed for each other would pass for the same."""
+    """Fails if the name does not enter (two layers changed for each other would pass for the same), or if what is done
+    to one tensor changes the next."""
+    random_weight("layers.0.weight", (64, 64)).zero_()
     one, other = (random_weight(name, (64, 64)) for name in ("layers.0.weight", "layers.1.weight"))
     assert not torch.equal(one, other) and abs(one.float().std() - 0.02) < 0.002
     assert abs(random_weight("norm.weight", (64,)).float().mean() - 1) < 0.02

@@ -32,7 +32,10 @@ def random_weights(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype = tor
 def random_weight(name: str, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Numbers of spread 0.02 of a name's own: around 1 in vectors that scale, around 0 in all else."""
     numbers, offset = math.prod(shape), zlib.crc32(name.encode()) % BLOCK
-    drawn = _block(dtype).repeat(-(-(offset + numbers) // BLOCK))[offset : offset + numbers].reshape(shape)
+    times = -(-(offset + numbers) // BLOCK)
+    # A copy: the block is everybody's.
+    drawn = (_block(dtype).repeat(times) if times > 1 else _block(dtype))[offset : offset + numbers].clone()
+    drawn = drawn.reshape(shape)
     scales = len(shape) < 2 and not name.endswith(("bias", "running_mean"))
     return drawn + 1 if scales else drawn
 
