@@ -68,8 +68,8 @@ def test_folded_is_unfolded_and_leaves_no_trace():
         assert folded.tokens == plain.tokens and torch.allclose(folded.logits, plain.logits, atol=1e-4)
         assert not torch.allclose(generate(*one, fold="released").logits, plain.logits, atol=1e-3)
         assert torch.equal(generate(*one, semantics=MERGED, fold="exact").logits[:, 0], folded.logits[:, 0])
-    assert set(before) == set(model.state_dict())
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    after = model.state_dict()
+    assert set(before) == set(after) and all(torch.equal(value, after[name]) for name, value in before.items())
     with pytest.raises(UserError, match="one prompt's"):
         generate(model, asked, images, 4, fold="exact")
 

@@ -53,7 +53,8 @@ def test_a_tuned_checkpoint_keeps_every_bit_and_says_what_it_left(tmp_path):
     assert made.about.skipped == ("sacred_settings.Settings",) and made.about.left_out == {"heads of other tasks": 1}
     opened, about = open_meter(tmp_path / "m")
     assert about == made.about and about.trained_on == ("train2014", "val2014")
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in opened.state_dict().items())
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in opened.state_dict().items())
     with torch.no_grad():
         assert torch.equal(opened(inputs()), model(inputs()))
     folded = convert_meter(source, tmp_path / "f", model.config, folded=True)

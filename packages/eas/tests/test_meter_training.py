@@ -89,6 +89,7 @@ def test_a_training_that_was_killed_twice_ends_with_the_same_bits(there, trained
     assert metrics["skip"] == list(found.skip)
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_one(there, trained, tmp_path):
     """Fails if ranks search alone, as the authors' do: batch, subnets, scores and gradients are shared."""
     processes.in_ranks(lambda: run_train(settings(*there, "vqa"), 0, tmp_path / "two"))
