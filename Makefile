@@ -14,7 +14,7 @@ HERE := $(foreach paper,$(PAPERS),$(if $(wildcard packages/$(paper)/pyproject.to
 command = $(BIN)/$(subst _,-,$(1))
 
 # Two workers are two cores; one thread each, or they wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PACKAGE_TESTS := shared/tests $(wildcard packages/*/tests)
 TESTS := $(PACKAGE_TESTS) tests
 
@@ -60,7 +60,7 @@ test-all: lint  ## all tests: also kill tests by the dozen, real pip installs, a
 define test_versions
 $(python_is_there)
 @"$(PYTHON)" bootstrap.py $(1)
-@OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(PACKAGE_TESTS) $(ARGS)
+@OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PACKAGE_TESTS) $(ARGS)
 endef
 
 test-oldest:  ## the packages' quick tests at the lowest versions that they state, in .venv-oldest

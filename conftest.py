@@ -6,15 +6,38 @@ Expected are the reasons that `tests/allowed_skips.txt` lists (shell patterns, o
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-import tenfold.testing.processes  # noqa: F401  # forks of tests get a thread pool of their own
+from tenfold.testing import processes  # forks of tests get a thread pool of their own
 
 ALLOWED_SKIPS = Path(__file__).parent / "tests" / "allowed_skips.txt"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests fork come first, then those with more tests.
+
+    A fork cannot train once a test of its process has made torch start threads for gradients, and which tests have run
+    before in a worker is chance. `--no-loadscope-reorder` lets pytest-xdist keep this order.
+    """
+    counts = Counter(item.path for item in items)
+    forks = {item.path: _forks(getattr(item, "module", None)) for item in items}
+    items.sort(key=lambda item: (not forks[item.path], -counts[item.path]))
+
+
+def _forks(module: ModuleType | None) -> bool:
+    """Whether a file of tests uses `tenfold.testing.processes`, itself or by its helpers."""
+    if module is None:
+        return False
+    names = {getattr(value, "__module__", None) for value in vars(module).values()}
+    helpers = [sys.modules[name] for name in names if name in sys.modules and not name.startswith("tenfold.")]
+    used = [value for one in (module, *helpers) for value in vars(one).values()]
+    return any(value is processes or getattr(value, "__module__", None) == processes.__name__ for value in used)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
