@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
+from typing import Any
 
 from tenfold.runs import atomic_write_json
 
@@ -62,7 +63,8 @@ def sentencepiece_model(words: int | None = None) -> bytes:
 def _filled(model: bytes, words: int) -> bytes:
     from sentencepiece import sentencepiece_model_pb2
 
-    content = sentencepiece_model_pb2.ModelProto.FromString(model)
+    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes when it is imported
+    content = messages.ModelProto.FromString(model)
     missing = words - len(content.pieces)
     if missing < 0:
         raise ValueError(f"{len(content.pieces)} pieces, and only {words} asked for")

@@ -96,7 +96,8 @@ def rehearse(folder: Path, steps: Steps, size: Size = FULL) -> dict[str, Any]:
 def edit(settings: ModelSettings, steps: Steps, edge: int) -> dict[str, Any]:
     """One picture: a mask in the paper's setting, and both ways to finish."""
     pipe = steps.do("load in bfloat16", lambda: load_pipeline(settings))
-    picture, few = scenes.edit(0, 0).picture(edge), {"num_inference_steps": STEPS}
+    picture = scenes.edit(0, 0).picture(edge)
+    few: dict[str, Any] = {"num_inference_steps": STEPS}
     mask = steps.do(f"a mask, {NOISES} noises", lambda: pipe.generate_mask(picture, PROMPT, num_masks=NOISES, **few)[0])
     inpainted = steps.do(
         "an edit, then inpainted",
@@ -108,8 +109,9 @@ def edit(settings: ModelSettings, steps: Steps, edge: int) -> dict[str, Any]:
 
 def write_release(folder: Path, size: Size, *, inpainting: bool = False) -> int:
     """A model's folder as it is released, one part in memory at a time; how many numbers."""
-    latent, groups = size.edge // 8, {"norm_num_groups": size.groups}
-    widths = {"block_out_channels": size.unet, "cross_attention_dim": size.context, "sample_size": latent}
+    groups: dict[str, Any] = {"norm_num_groups": size.groups}
+    widths: dict[str, Any] = {"block_out_channels": size.unet, "cross_attention_dim": size.context}
+    widths["sample_size"] = size.edge // 8
     kind = "StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline"
     index = {"_class_name": kind, "_diffusers_version": "0.6.0"}
     atomic_write_json(folder / "model_index.json", index | PARTS)
@@ -135,7 +137,11 @@ def _write_part(folder: Path, model: Any) -> int:
 
 
 def _write_text_tower(folder: Path, width: int) -> int:
-    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as in the release, where nothing reads them
+    ids: dict[str, Any] = {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }  # as in the release, where nothing reads them
     model = costs.text_encoder(hidden_size=width, intermediate_size=4 * width, **ids)
     model.config.architectures = ["CLIPTextModel"]
     model.config.save_pretrained(folder)

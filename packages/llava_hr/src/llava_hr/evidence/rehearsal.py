@@ -30,7 +30,6 @@ from llava_hr.checkpoints.release import meta_state
 from llava_hr.configuration import LlavaHrConfig
 from llava_hr.evaluation.run import run_eval
 from llava_hr.evaluation.settings import EvalSettings
-from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
 from tenfold.cli import main as run_app
 from tenfold.data import write
@@ -95,10 +94,8 @@ def rehearse(folder: Path, steps: Steps, config: LlavaHrConfig, shard_bytes: int
 
 
 @torch.inference_mode()
-def answer(
-    model: LlavaHrForConditionalGeneration, processor: LlavaHrProcessor, picture: Image.Image, steps: Steps
-) -> dict[str, Any]:
-    """Two questions about one picture, the second from the visual tokens of the first."""
+def answer(model: Any, processor: LlavaHrProcessor, picture: Image.Image, steps: Steps) -> dict[str, Any]:
+    """Two questions about one picture, both from the same visual tokens."""
     inputs = processor(images=picture, text=processor.prompt("What shape is the object?"), return_tensors="pt")
     pixels = inputs["pixel_values"].to(model.dtype)
     visual = steps.do("encode the picture", lambda: model.encode_images(pixels))
