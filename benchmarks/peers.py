@@ -75,6 +75,19 @@ SUITES = (
     _suite(
         "inst_diff_edit", "diffusers", "StableDiffusionImg2ImgPipeline", "inst_diff_edit_pipeline", "img2img_pipeline"
     ),
+    *(
+        _suite("fitprune", "transformers", f"{title} alone", f"fitprune_{family}", f"fitprune_{family}")
+        for family, title in (
+            ("llava", "LLaVA-1.5"),
+            ("llava_next", "LLaVA-NeXT"),
+            ("llava_onevision", "LLaVA-OneVision"),
+            ("qwen2_vl", "Qwen2-VL"),
+            ("qwen2_5_vl", "Qwen2.5-VL"),
+            ("internvl", "InternVL"),
+            ("idefics3", "Idefics3"),
+            ("smolvlm", "SmolVLM"),
+        )
+    ),
     _suite("dit_sam", "segment-anything", "SamPredictor", "dit_sam_predictor", "dit_sam_predictor"),
 )
 # side ("Ours" or "Theirs") -> test -> (outcome, message)

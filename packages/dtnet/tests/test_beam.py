@@ -117,8 +117,11 @@ def test_stopping_early_gives_the_same_captions(beams, out):
     features = tiny_features(model, 6)
     steps: list[torch.Tensor] = []
     stopped = beam_search(model, features, beams, 12, out, early_stop=True, steps=steps)
-    assert_same(stopped, beam_search(model, features, beams, 12, out))
+    assert_same(stopped, beam_search(model, features, beams, 12, out, early_stop=False))
     assert len(steps) < 12, "and in fewer steps"
+    left: list[torch.Tensor] = []
+    assert_same(stopped, beam_search(model, features, beams, 12, out, steps=left))
+    assert len(left) == len(steps), "by default, too, where looking costs nothing"
 
 
 def test_one_beam_is_greedy():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from dtnet_models import tiny_config
+from dtnet_models import tiny_config, tiny_features, tiny_model
 from rich.console import Console
 
 from dtnet import costs
+from dtnet.beam import beam_search
 from dtnet.commands.tables import bench_tables
 from dtnet.config import DTNetConfig
 from dtnet.evidence import speed
@@ -28,6 +30,7 @@ def test_every_way_is_timed_on_the_same_captions(tmp_path: Path) -> None:
         assert row["realised"] == row["seconds"][AGAIN] / row["seconds"][KEPT]
         assert row["captions_per_second"][KEPT] == row["batch"] / row["seconds"][KEPT]
         assert row["realised_over_predicted"] == row["realised"] / row["predicted"]
+        assert row["most_that_can_be"] == row["seconds"][AGAIN] / row["seconds_of_products_alone"]
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["verb"] == "bench" and record["metrics"]["batches"] == found["batches"]
     console = Console(width=140)
@@ -69,3 +72,22 @@ def test_bf16_is_measured_and_says_so(tmp_path: Path) -> None:
     found = run_bench(SETTINGS.model_copy(update={"precision": "bf16", "batches": (1,)}), 0, None, tiny_config())
     assert found["batches"][0]["seconds"][KEPT] > 0
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_products_alone_are_those_of_a_kept_search() -> None:
+    """Without attention's own products, which read no weight. Fails if a weight is left out, or read twice."""
+    model = tiny_model()
+    features = tiny_features(model, 2)
+    seen: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        return lambda *_: seen.__setitem__(name, seen.get(name, 0) + 1)
+
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for name, module in linears.items():
+        module.register_forward_hook(watch(name))
+    with torch.no_grad():
+        speed.products_alone(model, features, SETTINGS)
+        alone, seen = dict(seen), {}
+        beam_search(model, features, SETTINGS.beams, SETTINGS.max_len, early_stop=False)
+    assert alone == seen and alone["decoder.fc"] == SETTINGS.max_len

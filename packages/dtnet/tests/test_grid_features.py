@@ -28,11 +28,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "f.h5"
 
 
-def write_dlct(path: Path, grids: bool = True) -> None:
+def write_dlct(path: Path, grids: bool = True, boxes: bool = True) -> None:
     """As in the bigger files: regions under _features, boxes, sizes, and the grid under _grids."""
     with h5py.File(path, "w") as file:
         for image_id in (5, 8):
-            file[f"{image_id}_boxes"] = np.zeros((60, 4), np.float32)
+            if boxes:
+                file[f"{image_id}_boxes"] = np.zeros((60, 4), np.float32)
             file[f"{image_id}_features"] = grid(image_id + 100, rows=60)
             file[f"{image_id}_size"] = np.array([480, 640])
             if grids:
@@ -60,7 +61,7 @@ def test_grids_are_preferred_to_regions(tmp_path: Path) -> None:
 
 def test_regions_are_refused(tmp_path: Path) -> None:
     """Fails if rows are cut or padded to 49 instead of being counted."""
-    write_dlct(tmp_path / "dlct.h5", grids=False)
+    write_dlct(tmp_path / "dlct.h5", grids=False, boxes=False)
     with pytest.raises(UserError, match=r"60 rows: regions were given instead of grids.*option key"):
         GridFeatures(tmp_path / "dlct.h5")
     write_dlct(tmp_path / "both.h5")

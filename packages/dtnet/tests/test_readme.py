@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -28,3 +29,11 @@ def test_the_python_of_the_readme_runs(
     exec(compile("\n".join(blocks("python")), "README.md", "exec"), names)
     assert names["caption"].paths.spatial.shape == (2, 3)  # type: ignore[attr-defined]
     assert capsys.readouterr().out
+
+
+def test_the_speed_is_said_for_every_number_of_images():
+    """Fails if the README quotes the best batch alone, or a number that the record does not hold."""
+    record = json.loads((Path(__file__).parents[3] / "benchmarks" / "results" / "dtnet-bench-cpu.json").read_text())
+    realised = {row["batch"]: f"{row['realised']:.1f}" for row in record["metrics"]["batches"]}
+    said = f"{realised[1]}, {realised[10]} and {realised[50]} times as fast as projecting again, at 1, 10 and 50 images"
+    assert said in README.replace("\n", " ")

@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 import torch
-from flashsloth_fixtures import MIXED, batched, tiny_inputs, tiny_model
+from flashsloth_fixtures import MIXED, batched, runs_of, tiny_images, tiny_inputs, tiny_model
 from flashsloth_runs import mini_folder
 from transformers import (
     AutoModelForImageTextToText,
@@ -17,6 +17,7 @@ from transformers import (
 
 import flashsloth.auto
 from flashsloth.data.mini_world import draw, render
+from flashsloth.miniature.model import mini_processor
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from flashsloth.processing import FlashSlothProcessor
 from tenfold import UserError
@@ -159,3 +160,56 @@ def test_gradient_checkpointing_changes_no_gradient():
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_image_goes_through_the_tower_once_an_answer(cached):
+    """Also without a cache, where every step reads the whole prompt. Fails if each token runs the tower again."""
+    model = tiny_model()
+    row = tiny_inputs(model)[0]
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**row, **options)
+    runs, handle = runs_of(model.model.vision_tower)
+    with handle:
+        assert torch.equal(model.generate(**row, use_cache=cached, **options), expected)
+    assert runs == [1]
+
+
+def test_what_is_kept_of_an_image_has_no_graph_and_the_head_a_plan():
+    """Fails if `encode_images` keeps the tower's activations, or tensor parallelism leaves the head out."""
+    model = tiny_model().train()
+    features = model.encode_images(tiny_images(1))
+    assert not any(one.requires_grad for one in vars(features).values() if isinstance(one, torch.Tensor))
+    assert model.tp_plan["lm_head"] == "colwise_gather_output"
+
+
+def test_a_second_question_needs_no_pixels():
+    """Fails if ids about an image whose features are known can only be made with the image."""
+    processor = mini_processor()
+    text = processor.prompt("What?")
+    again = processor(text=text, num_images=1)
+    assert "pixel_values" not in again and again["input_ids"][0].count(processor.image_token_id) == 9
+    with pytest.raises(UserError, match="num_images 2"):
+        processor(text=text, num_images=2)
+
+
+def test_text_alone_pays_no_pass_of_the_tower_in_one_process():
+    """What reads images gets a gradient of zero all the same. Fails if the tower runs, or a weight is left out."""
+    found = []
+    for dummy in ("weights", "image"):
+        model = tiny_model().train()
+        model.dummy_image = dummy
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        runs, handle = runs_of(model.model.vision_tower)
+        row = tiny_inputs(model, (0,))[0]
+        ids = row["input_ids"]
+        with handle:
+            model(**row, labels=ids.masked_fill(ids > 50, -100)).loss.backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
+        assert runs == ([] if dummy == "weights" else [1])
+    assert all(gradient is not None for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        expected = found[1][name] if found[1][name] is not None else torch.zeros_like(gradient)
+        torch.testing.assert_close(gradient, expected, msg=name)  # a frozen tower is passed without a graph

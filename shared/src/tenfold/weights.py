@@ -123,6 +123,13 @@ class WeightFiles:
         return stored
 
 
+def without_wrapper(state: Mapping[str, Any], wrapper: str = "module.") -> dict[str, Any]:
+    """Names as the model's own where a wrapper, DistributedDataParallel's or DataParallel's, stands before all."""
+    if state and all(isinstance(name, str) and name.startswith(wrapper) for name in state):
+        return {name.removeprefix(wrapper): value for name, value in state.items()}
+    return dict(state)
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds a model's weights, in any of the layouts."""
     return any((folder / name).is_file() for layout in LAYOUTS for name in layout)

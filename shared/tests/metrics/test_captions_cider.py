@@ -109,3 +109,16 @@ def test_an_empty_caption_scores_nothing_and_breaks_nothing():
 def test_what_cannot_be_scored_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_texts_are_no_lists_of_words():
+    """Fails if a text is counted letter by letter."""
+    scorer = CiderD.from_captions([[["a", "dog"]]])
+    for call in (
+        lambda: CiderD.from_captions([["a dog"]]),
+        lambda: CiderD.from_captions(["a dog"]),
+        lambda: scorer.score(["a dog"], [[["a", "dog"]]]),
+        lambda: scorer.prepare(["a dog"]),
+    ):
+        with pytest.raises(UserError, match="a text"):
+            call()

@@ -179,3 +179,26 @@ def test_a_spice_that_fails_is_one_clear_line(tmp_path, monkeypatch):
     java(tmp_path, "time.sleep(60)", monkeypatch)
     with pytest.raises(UserError, match=r"SPICE was not ready after 0.5 s"):
         score_spice({1: ["a"]}, {1: ["a"]}, tmp_path, limit=0.5)
+
+
+def test_layouts_of_captions():
+    """pycocoevalcap's is read; a bare text in place of a list is none. Fails if a reference is scored letter by letter,
+    or `{1: ["a dog"]}` ends in a TypeError."""
+    references = {1: ["a dog runs", "the dog"], 2: ["a cat"]}
+    plain = score_captions({1: "a dog", 2: "a cat"}, references, ("cider",), tokens="whitespace").table
+    for given, said in (
+        ({1: ["a dog"], 2: ["a cat"]}, references),
+        (
+            {1: [{"caption": "a dog"}], 2: {"caption": "a cat"}},
+            {1: [{"caption": one} for one in references[1]], 2: ["a cat"]},
+        ),
+    ):
+        assert score_captions(given, said, ("cider",), tokens="whitespace").table == plain
+    for given, said, message in (
+        ({1: "a dog"}, {1: "a dog runs"}, "str instead of a list of captions"),
+        ({1: ["a dog", "a cat"]}, {1: ["a dog"]}, "2 captions to score"),
+        ({1: 3}, {1: ["a dog"]}, "int instead of a list"),
+        ({1: "a dog"}, {1: [["a", "dog"]]}, "list as a caption"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_captions(given, said, ("cider",), tokens="whitespace")

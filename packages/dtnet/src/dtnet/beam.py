@@ -92,7 +92,7 @@ def beam_search(
     max_len: int = 20,
     out_size: int = 1,
     *,
-    early_stop: bool = False,
+    early_stop: bool | None = None,
     padding: Tensor | None = None,
     steps: list[Tensor] | None = None,
 ) -> Beams:
@@ -103,6 +103,7 @@ def beam_search(
             searches in train mode.
         inputs: features `[batch, n, d_in]`, or what `DTNet.encode` made of them (for an ensemble, one for each model).
         early_stop: stop once the captions that are returned can no longer change. The same captions, in fewer steps.
+            None: on the CPU; to look at each step would make another device wait.
         padding: `[batch, n]` bool, as for `DTNet.encode`.
         steps: a list that every step's log-probabilities are appended to, `[batch, beams, vocabulary]`: of the beams as
             they were before the choice; 0 for those that had finished.
@@ -115,6 +116,7 @@ def beam_search(
         sizes = f"beam_size {beam_size}, out_size {out_size}"
         raise UserError(sizes, "beam search", f"1 <= out_size <= beam_size <= {decoding.vocabulary_size} words")
     words = decoding.first  # [batch, beams]: one beam before the first word
+    stops = words.device.type == "cpu" if early_stop is None else early_stop
     scores = torch.zeros_like(words, dtype=torch.float32)
     finished = torch.zeros_like(words, dtype=torch.bool)
     tokens, gains = words[..., None][..., :0], scores[..., None][..., :0]  # [batch, beams, t]
@@ -132,7 +134,7 @@ def beam_search(
         gains = torch.cat((_of_parents(gains, parents), gain[..., None]), dim=-1)
         finished = ended | (words == decoding.eos_id)
         # Scores only fall: once the best `out_size` are finished, no other beam can pass them.
-        if early_stop and bool(finished[:, :out_size].all()):
+        if stops and bool(finished[:, :out_size].all()):
             break
         decoding.reorder(parents, step.shape[1])
     rest = max_len - tokens.shape[-1]

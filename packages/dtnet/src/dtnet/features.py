@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tenfold import UserError
 from tenfold.runs import fingerprint
-from tenfold.weights import load_pickled
+from tenfold.weights import load_pickled, without_wrapper
 
 
 class FeatureExtractor(Protocol):
@@ -212,13 +212,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     expected = "a state dict: tensors by name (.pth, .pt, .safetensors)"
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return without_wrapper(load_file(path))
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot read ({error})", path, expected) from error
     state = load_pickled(path, expected)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError("holds something else", path, expected)
-    return dict(state)
+    return without_wrapper(state)
 
 
 def _up_to_c5(network: Any, grid: int) -> nn.Module:

@@ -44,6 +44,11 @@ class Router(nn.Module):
         if self.routing == "joint":
             self.joint = _two_layers(2 * paths, paths, paths)
 
+    @property
+    def last_layers(self) -> nn.Sequential:
+        """The two layers whose output goes to the softmax, with their ReLU between."""
+        return self.joint if self.routing == "joint" else getattr(self, f"{self.routing}_branch")
+
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, n, d]` -> `[batch, paths]`, positive, sum 1."""
         if self.routing == "spatial":

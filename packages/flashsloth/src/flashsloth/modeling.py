@@ -34,6 +34,7 @@ from flashsloth.pooling import Projector, SpatialAttentionPooling
 from tenfold import UserError
 from tenfold.hosts.ragged import kv_cache
 from tenfold.hosts.visual_tokens import (
+    encoded_once,
     expanded_images,
     forwarded,
     head_outputs,
@@ -41,6 +42,7 @@ from tenfold.hosts.visual_tokens import (
     place_visual_tokens,
     require_one_input,
     require_placeholders,
+    zero_of_weights,
 )
 
 logger = logging.get_logger(__name__)
@@ -69,8 +71,9 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
     """Tower, SAP, projector, query tokens, EmbQ and language model, without the language modelling head.
 
     Attributes:
-        dummy_image: when set, a batch without images sends a zero image through all that reads images and adds nothing
-            of it, so that under ZeRO-3 all ranks run the same modules.
+        dummy_image: what a batch without images does while training. "image" or True: it sends a zero image through all
+            that reads images and adds nothing of it, so that all ranks run the same modules. "weights": it gives their
+            weights a gradient of zero without a pass, for one process. False: nothing.
     """
 
     def __init__(self, config: FlashSlothConfig) -> None:
@@ -82,7 +85,7 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         self.query_tokens = QueryTokens(config.query_count, text.hidden_size)
         self.embq = EmbeddedQuery(text.hidden_size, vision.hidden_size, config.embq_width, text.num_attention_heads)  # type: ignore[arg-type]
         self.language_model = PhiWithQueries._from_config(text, step_layer=config.embq_layer)
-        self.dummy_image = False
+        self.dummy_image: bool | str = False
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -121,8 +124,8 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
         cache = past_key_values if cache is None else cache  # releases of transformers differ in its name
         past = cache.get_seq_length() if cache is not None else 0
         # DeepSpeed's ranks must run all modules in one order: tower, SAP and projector here, EmbQ before its layer.
-        dummy = None
-        if self.dummy_image and image_features is None and not past:
+        dummy, passes = None, bool(self.dummy_image) and self.dummy_image != "weights"
+        if passes and image_features is None and not past:
             dummy = self._dummy_features((input_ids if inputs_embeds is None else inputs_embeds).device)  # type: ignore[union-attr]
         kept: KeptImages | None = getattr(cache, KeptImages.NAME, None) if past else None
 
@@ -140,7 +143,10 @@ class FlashSlothModel(FlashSlothPreTrainedModel):
                     step = embed_queries(self.embq, plan)
         if dummy is not None:
             inputs_embeds = inputs_embeds + 0 * dummy.visual_tokens.mean().to(inputs_embeds)
-        if self.dummy_image and step is None and not past:
+        if self.dummy_image == "weights" and step is None and not past:
+            readers = (self.vision_tower, self.pooling, self.multi_modal_projector, self.query_tokens, self.embq)
+            inputs_embeds = inputs_embeds + zero_of_weights(readers).to(inputs_embeds)
+        if passes and step is None and not past:
             step = partial(self._dummy_step, dummy or image_features)  # type: ignore[arg-type]
         position_ids = own_positions(position_ids, attention_mask, inputs_embeds.shape[1])
 
@@ -190,6 +196,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
     """
 
     dummy_image = forwarded("model", "dummy_image")
+    _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}  # type: ignore[misc]
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # type: ignore[misc]
 
     def __init__(self, config: FlashSlothConfig) -> None:
@@ -207,9 +214,10 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
         """Patches and visual tokens, to be given to ``forward`` or ``generate`` as ``image_features`` any number of
-        times.
+        times; without gradients, so that no activations of the tower are kept.
 
         Args:
             pixel_values: normalised images, ``[images, 3, R, R]``, in HD ``[images, 5, 3, R, R]``.
@@ -286,7 +294,7 @@ class FlashSlothForConditionalGeneration(FlashSlothPreTrainedModel, GenerationMi
         for name, why in _REFUSED.items():
             if kwargs.get(name) is not None or getattr(given or self.generation_config, name, None) is not None:
                 raise UserError(f"{name} is not supported", "generate", why)
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+        return super().generate(*args, **encoded_once(self, "image_features", kwargs))  # type: ignore[misc]
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

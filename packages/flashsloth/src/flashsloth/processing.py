@@ -61,6 +61,7 @@ class CallOptions(TypedDict, total=False):
         truncation: True refuses a row beyond `max_length` (default False): nothing is ever cut.
         add_special_tokens: without effect; the models have no BOS.
         image_aspect_ratio: "square", "pad" or "crop", instead of the image processor's.
+        num_images: instead of `images`, how many the prompts are about: for features that are known already.
         return_tensors: "pt", "np", or None for lists.
     """
 
@@ -70,6 +71,7 @@ class CallOptions(TypedDict, total=False):
     truncation: bool | str
     add_special_tokens: bool
     image_aspect_ratio: str | None
+    num_images: int | None
     return_tensors: str | None
     text_kwargs: dict[str, Any]
     images_kwargs: dict[str, Any]
@@ -147,6 +149,7 @@ class FlashSlothProcessor(ProcessorMixin):
             "truncation": False,
             "add_special_tokens": True,
             "image_aspect_ratio": None,
+            "num_images": None,
             "return_tensors": None,
         }
         return call_options(given, defaults, "FlashSlothProcessor")

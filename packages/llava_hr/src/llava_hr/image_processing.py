@@ -52,7 +52,7 @@ class LlavaHrImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] = IMAGE_STD,
         **kwargs: Any,
     ) -> None:
-        edge = _edge(size)
+        edge = edge_of(size)
         fixed = {**_FIXED, "crop_size": {"height": edge, "width": edge}}
         for name, value in fixed.items():
             if (asked := kwargs.pop(name, value)) not in (value, None):
@@ -67,7 +67,7 @@ class LlavaHrImageProcessor(BaseImageProcessor):
     @property
     def image_size(self) -> int:
         """R."""
-        return _edge(self.size)
+        return edge_of(self.size)
 
     @property
     def pad_colour(self) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ class LlavaHrImageProcessor(BaseImageProcessor):
         Raises:
             UserError: a missing, broken or empty file, an array of another shape or type.
         """
-        edge = _edge(self.size if size is None else size)
+        edge = edge_of(self.size if size is None else size)
         pad = _aspect_ratio(image_aspect_ratio or self.image_aspect_ratio) == "pad"
         pixels = []
         for image in map(open_image, as_list(images)):
@@ -148,7 +148,7 @@ def _aspect_ratio(name: str) -> str:
     return name
 
 
-def _edge(size: Any) -> int:
+def edge_of(size: Any) -> int:
     """R of a size in any of transformers' spellings."""
     if isinstance(size, dict):
         sides = {value for value in size.values() if value is not None}

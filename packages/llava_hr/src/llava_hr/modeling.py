@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -25,16 +24,20 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.utils.generic import can_return_tuple
 
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, initialised
+from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, init_by_rule, initialised
 from tenfold import InputError
 from tenfold.hosts.visual_tokens import (
+    encoded_once,
     expanded_images,
     forwarded,
     head_outputs,
@@ -42,9 +45,8 @@ from tenfold.hosts.visual_tokens import (
     place_visual_tokens,
     require_one_input,
     require_placeholders,
+    zero_of_weights,
 )
-
-LAYER_SCALE = 1e-6  # where a ConvNeXt block's layer scale starts without pretrained weights, timm's value
 
 
 @dataclass
@@ -98,10 +100,7 @@ class LlavaHrPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if (rule := getattr(module, "init_rule", None)) is not None:
-            rule(module)
-        elif isinstance(module, ConvNeXtBlock):
-            init.constant_(module.gamma, LAYER_SCALE)
+        init_by_rule(module)
 
 
 class LlavaHrModel(LlavaHrPreTrainedModel):
@@ -109,8 +108,9 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
 
     Attributes:
         vision_tower: may be replaced by any module with ``forward(pixel_values [images, 3, R, R]) -> [images, N, d]``.
-        dummy_image: when set, a batch without images sends a zero image through tower and projector and adds nothing
-            of it, so that under ZeRO-3 all ranks run the same modules.
+        dummy_image: what a batch without images does while training. "image" or True: it sends a zero image through
+            tower and projector and adds nothing of it, so that all ranks run the same modules. "weights": it gives
+            their weights a gradient of zero without a pass, for one process. False: nothing.
     """
 
     def __init__(self, config: LlavaHrConfig) -> None:
@@ -118,12 +118,20 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         self.vision_tower = LlavaHrVisionTower(config.vision_config)
         self.multi_modal_projector = LlavaHrProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        self.dummy_image = False
+        self.dummy_image: bool | str = False
         self.post_init()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Visual tokens ``[images, N, D]`` of normalised images ``[images, 3, R, R]``."""
         return self.multi_modal_projector(self.vision_tower(pixel_values))
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """As transformers' models name it: the tower's features ``[images, N, d]`` as `last_hidden_state`, the visual
+        tokens ``[images, N, D]`` as `pooler_output`."""
+        features = self.vision_tower(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features, pooler_output=self.multi_modal_projector(features)
+        )
 
     @can_return_tuple
     def forward(
@@ -203,6 +211,8 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         require_placeholders(wanted, available, self.config.num_image_tokens)
 
     def _dummy_term(self, device: torch.device) -> Tensor:
+        if self.dummy_image == "weights":
+            return zero_of_weights((self.vision_tower, self.multi_modal_projector))
         # Pixels come as float32; asking a module for its dtype would make DeepSpeed gather a weight on this rank alone.
         side = self.config.vision_config.image_size
         return 0 * self.encode_images(torch.zeros(1, 3, side, side, device=device)).mean()
@@ -216,6 +226,7 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
     """
 
     dummy_image = forwarded("model", "dummy_image")
+    _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: LlavaHrConfig) -> None:
@@ -227,8 +238,14 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """As in :class:`LlavaHrModel`, with gradients where they are on."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Visual tokens, to be given to ``forward`` or ``generate`` as ``visual_tokens`` any number of times.
+        """Visual tokens, to be given to ``forward`` or ``generate`` as ``visual_tokens`` any number of times; without
+        gradients, so that no activations of the tower are kept.
 
         Args:
             pixel_values: normalised images, ``[images, 3, R, R]``.
@@ -290,6 +307,10 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return LlavaHrOutput(loss=loss, logits=logits, **rest)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; without a cache, too, an image goes through the tower once."""
+        return super().generate(*args, **encoded_once(self, "visual_tokens", kwargs))  # type: ignore[misc]
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -324,6 +345,7 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
             given = input_ids if input_ids is not None and input_ids.shape[1] else None
             places = self.model.image_places(given, kwargs.get("inputs_embeds")).sum(dim=1)
             self.model.check_count(int(places.sum()), visual_tokens.shape[0] * visual_tokens.shape[1])
+            # A row with a part of an image's placeholders is counted down, and then one image is left over.
             return (places // visual_tokens.shape[1]).tolist()
 
         images = expanded_images(self, "visual_tokens", expand_size, kwargs, images_of_rows)

@@ -20,10 +20,11 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.image_processing import LlavaHrImageProcessor
-from tenfold import UserError
+from llava_hr.image_processing import LlavaHrImageProcessor, edge_of
+from tenfold import InputError, UserError
 from tenfold.data.conversation import (
     IMAGE,
     IMAGE_MARKER,
@@ -60,7 +61,13 @@ class CallOptions(TypedDict, total=False):
         truncation: True refuses a row beyond `max_length` (default False): nothing is ever cut.
         add_special_tokens: BOS in front (default True).
         image_aspect_ratio: "pad" or "square", instead of the image processor's.
-        size: R in pixels, instead of the image processor's.
+        size: R in pixels, instead of the image processor's; with text, the model's own: placeholders are as many as
+            that has visual tokens.
+        num_images: instead of `images`, how many the prompts are about: for visual tokens that are known already.
+        return_offsets_mapping: also `offset_mapping`, of each id the characters of the prompt that it stands for; all
+            of an image's stand for its `<image>`. By it `apply_chat_template` marks what the assistant has said.
+        return_text_replacement_offsets: without effect: offsets are those of the prompt as it is given.
+        return_mm_token_type_ids: also `mm_token_type_ids`, 1 at the placeholders of images.
         return_tensors: "pt", "np", or None for lists.
     """
 
@@ -71,6 +78,10 @@ class CallOptions(TypedDict, total=False):
     add_special_tokens: bool
     image_aspect_ratio: str | None
     size: int | None
+    num_images: int | None
+    return_offsets_mapping: bool
+    return_text_replacement_offsets: bool
+    return_mm_token_type_ids: bool
     return_tensors: str | None
     text_kwargs: dict[str, Any]
     images_kwargs: dict[str, Any]
@@ -138,9 +149,20 @@ class LlavaHrProcessor(ProcessorMixin):
         """
         options = self._options(kwargs)
         bos = options["add_special_tokens"]
+        size, edge = options["size"], self.image_processor.image_size
+        if size is not None and text is not None and edge_of(size) != edge:
+            what = f"size {edge_of(size)} with placeholders for images of {edge} pixels"
+            raise InputError(what, "LlavaHrProcessor", f"{edge}, a model of that size, or images without text")
         of_images = ("image_aspect_ratio", "size")
         return model_inputs(
-            self, images, text, options, lambda one: self._ids(one, bos), reach=REACH, of_images=of_images
+            self,
+            images,
+            text,
+            options,
+            lambda one: self._encoded(one, bos).input_ids,
+            reach=REACH,
+            of_images=of_images,
+            spans=lambda one: self._encoded(one, bos).spans,
         )
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +174,10 @@ class LlavaHrProcessor(ProcessorMixin):
             "add_special_tokens": True,
             "image_aspect_ratio": None,
             "size": None,
+            "num_images": None,
+            "return_offsets_mapping": False,
+            "return_text_replacement_offsets": False,
+            "return_mm_token_type_ids": False,
             "return_tensors": None,
         }
         return call_options(given, defaults, "LlavaHrProcessor")
@@ -229,9 +255,14 @@ class LlavaHrProcessor(ProcessorMixin):
         """What the model is given."""
         return ["input_ids", "attention_mask", "pixel_values"]
 
-    def _ids(self, text: str, bos: bool) -> list[int]:
+    def _encoded(self, text: str, bos: bool) -> Encoded:
         encoded = encode(self.tokenizer, Prompt(text, images=tuple(image_places(text))), bos=bos)
-        return encoded.expanded(self.image_token_id, self.num_image_tokens).input_ids
+        return encoded.expanded(self.image_token_id, self.num_image_tokens)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Sequence[int]] | None = None, **_: Any) -> Any:
+        """What vLLM asks: visual tokens of images of these sizes `(height, width)`, which are as many for all."""
+        count = len(image_sizes or ())
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
 
 
 register_image_processor(LlavaHrConfig, LlavaHrImageProcessor)

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.models.convnext import ConvNeXt
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
@@ -31,6 +31,7 @@ from llava_hr.configuration import LlavaHrVisionConfig
 
 Grid = tuple[int, int]  # rows and columns of a token map
 Layer = TypeVar("Layer", bound=nn.Module)
+LAYER_SCALE = 1e-6  # where a ConvNeXt block's layer scale starts without pretrained weights, timm's value
 
 
 def to_grid(features: Tensor, grid: Grid) -> Tensor:
@@ -148,19 +149,29 @@ class LowResEmbedding(CLIPVisionEmbeddings):
         return torch.cat((positions[:, :1], cells), dim=1)
 
 
-class LlavaHrVisionTower(nn.Module):
+class LlavaHrVisionTower(PreTrainedModel):
     """The dual-pathway tower: one image in, visual features out (sections 3.1 to 3.6).
 
     Setting ``gradient_checkpointing`` (transformers does, with the model's) recomputes the ConvNeXt block by block in
-    the backward pass; the ViT's layers have their own switch.
+    the backward pass; the ViT's layers have their own switch. Its attention, that of the ViT, is chosen as any model's.
 
     Args:
         config: sizes of both encoders.
     """
 
+    config_class = LlavaHrVisionConfig
+    config: LlavaHrVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["LlavaHrVisionTower"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
     def __init__(self, config: LlavaHrVisionConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         low_dim, high_dim = config.low_res_config.hidden_size, config.high_res_dims[-1]
         self.hidden_size = low_dim
         self.num_tokens = config.num_tokens
@@ -176,6 +187,15 @@ class LlavaHrVisionTower(nn.Module):
         )
         self.align = FinalAlign(low_dim, high_dim)
         self.gradient_checkpointing = False
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Nothing here: a layer has drawn its weights when it was made, and a whole model draws in its own order."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_by_rule(module)
 
     def forward(self, pixel_values: Tensor, output_gates: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """
@@ -228,6 +248,14 @@ class LlavaHrVisionTower(nn.Module):
         size = [self.config.low_size(side) for side in pixel_values.shape[-2:]]
         resized = F.interpolate(pixel_values.float(), size=size, mode="bilinear", align_corners=True)
         return resized.to(pixel_values.dtype)
+
+
+def init_by_rule(module: nn.Module) -> None:
+    """What this model's layers start from where transformers has no rule, or another one."""
+    if (rule := getattr(module, "init_rule", None)) is not None:
+        rule(module)
+    elif isinstance(module, ConvNeXtBlock):
+        init.constant_(module.gamma, LAYER_SCALE)
 
 
 def initialised(layer: Layer, rule: Callable[[Any], None]) -> Layer:

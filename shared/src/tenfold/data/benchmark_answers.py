@@ -24,6 +24,7 @@ class HasQuestions(Protocol):
 
 
 Asked = TypeVar("Asked", bound=HasQuestions)
+QuestionT = TypeVar("QuestionT")
 
 
 def asked_questions(
@@ -46,8 +47,15 @@ def asked_questions(
         data = None if settings.data is None else str(place)
         meant = split(name)
         own = settings.model_copy(update={"benchmark": name, "data": data, "split": meant})
-        asked.append((one, own, one.read(place, meant)[: settings.limit]))
+        asked.append((one, own, spread(one.read(place, meant), settings.limit)))
     return asked
+
+
+def spread(questions: Sequence[QuestionT], limit: int | None) -> Sequence[QuestionT]:
+    """So many of the questions, evenly over all of them: in a file sorted by kind the first ones are of one kind."""
+    if limit is None or limit >= len(questions):
+        return questions
+    return [questions[number * len(questions) // limit] for number in range(limit)]
 
 
 def answer_metrics(

@@ -15,12 +15,12 @@ it gives the whole sample the label -100.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tenfold import UserError
 from tenfold.data.formats import Turn
-from tenfold.data.token_offsets import tokenize
+from tenfold.data.token_offsets import Span, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -233,24 +233,28 @@ class Encoded:
     Args:
         input_ids: with one BOS in front.
         labels: `IGNORE` where nothing is learnt.
+        spans: of each id the characters `[start, end)` of the text that it stands for; of BOS none, `(0, 0)`.
     """
 
     input_ids: list[int]
     labels: list[int]
+    spans: list[Span] = field(default_factory=list, compare=False)
 
     def truncated(self, length: int) -> Encoded:
         """The first `length` tokens, an image counting as one (the `model_max_length` of LLaVA's code)."""
-        return Encoded(self.input_ids[:length], self.labels[:length])
+        return Encoded(self.input_ids[:length], self.labels[:length], self.spans[:length])
 
     def expanded(self, image_token_id: int, num_image_tokens: int) -> Encoded:
         """Each marker replaced by the placeholders of its visual tokens."""
         ids: list[int] = []
         labels: list[int] = []
-        for token, label in zip(self.input_ids, self.labels, strict=True):
+        spans: list[Span] = []
+        for number, (token, label) in enumerate(zip(self.input_ids, self.labels, strict=True)):
             image = token == IMAGE_MARKER
             ids += [image_token_id] * num_image_tokens if image else [token]
             labels += [IGNORE] * num_image_tokens if image else [label]
-        return Encoded(ids, labels)
+            spans += self.spans[number : number + 1] * (num_image_tokens if image else 1)
+        return Encoded(ids, labels, spans)
 
     def collapsed(self, image_token_id: int, num_image_tokens: int) -> Encoded:
         """The opposite of `expanded`: the official form, as golden data has it."""
@@ -275,6 +279,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, bos: bool = Tr
     """
     ids = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
     learnt = [False] * len(ids)
+    stretches = [(0, 0)] * len(ids)
     # One byte for each character, and one beyond for empty stretches at the end.
     answer = bytearray(len(prompt.text) + 1)
     for start, end in prompt.answers:
@@ -286,11 +291,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, bos: bool = Tr
         ids += new
         # An empty stretch is the space that SentencePiece puts in front of a piece: it goes with what it precedes.
         learnt += [answer.find(1, start + first, start + max(last, first + 1)) >= 0 for first, last in spans]
+        stretches += [(start + first, start + last) for first, last in spans]
         if image is not None:
             ids.append(IMAGE_MARKER)
             learnt.append(False)
+            stretches.append((image, image + len(IMAGE)))
             start = image + len(IMAGE)
-    return Encoded(ids, [token if label else IGNORE for token, label in zip(ids, learnt, strict=True)])
+    labels = [token if label else IGNORE for token, label in zip(ids, learnt, strict=True)]
+    return Encoded(ids, labels, stretches)
 
 
 def _quoted(text: str) -> str:
@@ -330,8 +338,13 @@ _CHAT_TEMPLATE = f"""
     {{%- set ns.text = ((image ~ '\\n') * ns.images ~ ns.text.strip()).strip() -%}}
   {{%- endif -%}}
   {{{{- user if message['role'] == 'user' else assistant -}}}}
-  {{%- if ns.text -%}}
-    {{{{- ' ' ~ ns.text ~ (after_user if message['role'] == 'user' else after_assistant) -}}}}
+  {{%- if ns.text and message['role'] == 'user' -%}}
+    {{{{- ' ' ~ ns.text ~ after_user -}}}}
+  {{%- elif ns.text -%}}
+    {{{{- ' ' -}}}}
+    {{%- generation -%}}
+    {{{{- ns.text ~ after_assistant -}}}}
+    {{%- endgeneration -%}}
   {{%- endif -%}}
 {{%- endfor -%}}
 {{{{- assistant if add_generation_prompt -}}}}"""

@@ -154,12 +154,12 @@ class Collator:
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int]], value: int, side: str, length: int | None = None
-) -> dict[str, list[list[int]]]:
+    rows: Sequence[Sequence[Any]], value: Any, side: str, length: int | None = None
+) -> dict[str, list[list[Any]]]:
     """Rows of one length, and a mask that is 1 on what was there.
 
     Args:
-        rows: of ids.
+        rows: of ids, or of something for each of them.
         value: what fills them.
         side: "left" or "right".
         length: how long they are at least: a longer row stays as it is. None: as long as the longest.

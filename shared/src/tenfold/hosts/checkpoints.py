@@ -7,7 +7,8 @@ model, processor = open_folder(FlashSlothForConditionalGeneration, FlashSlothPro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,43 +168,68 @@ def from_state(
     dtype: Any,
     attention: str,
     where: Path,
+    **placed: Any,
 ) -> ModelT:
     """A model of a config, from weights under our names that are read one after the other.
 
     Args:
         dtype: "auto" is the config's.
+        placed: `device_map`, `quantization_config`, as transformers takes them.
 
     Raises:
-        UserError: weights that are missing, too many or of another shape.
+        UserError: weights that are missing, too many or of another shape; a library that placing asks for.
     """
     asked = config.dtype if dtype == "auto" else dtype
     # Copies: the model must not change with a file that is mapped into memory.
     state = {name: tensor.read().to(asked, copy=True) for name, tensor in tensors.items()}
-    with quiet_transformers():
+    with _named_libraries(where), quiet_transformers():
         found: Any = kind.from_pretrained(
-            None, config=config, state_dict=state, dtype=asked, attn_implementation=attention, output_loading_info=True
+            None,
+            config=config,
+            state_dict=state,
+            dtype=asked,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **placed,
         )
     model, loading = found
     refuse_misfits(loading, where, strict=True)
     return model
 
 
+@contextmanager
+def _named_libraries(where: Path) -> Iterator[None]:
+    """What a library that is missing is called: accelerate for a map of devices, bitsandbytes for four bits."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(first_sentence(error), where, "the library that is named") from error
+
+
 def open_folder(
-    kind: type[ModelT], processor: type[ProcessorT], folder: Path, dtype: Any, attention: str, title: str
+    kind: type[ModelT],
+    processor: type[ProcessorT],
+    folder: Path,
+    dtype: Any,
+    attention: str,
+    title: str,
+    **placed: Any,
 ) -> tuple[ModelT, ProcessorT]:
     """A model and its processor from one of a package's own folders.
 
     Args:
         title: what such a model is called, for messages.
+        placed: `device_map`, `quantization_config`, as transformers takes them.
 
     Raises:
-        UserError: another model; a broken file; weights that are missing, too many or of another shape.
+        UserError: another model; a broken file; weights that are missing, too many or of another shape; a library that
+            placing asks for.
     """
     model_type = kind.config_class.model_type  # type: ignore[union-attr]
     if (found := read_settings(folder).get("model_type")) != model_type:
         what = f"not a {title} (model_type {found!r})"
         raise UserError(what, folder / "config.json", f"{model_type}, or a release")
-    with loading_from(folder, f"a {title} with its processor"):
+    with _named_libraries(folder), loading_from(folder, f"a {title} with its processor"):
         opened: Any = kind.from_pretrained(
             folder,
             dtype=dtype,
@@ -212,6 +238,7 @@ def open_folder(
             ignore_mismatched_sizes=True,  # reported below, with the first key that differs
             local_files_only=True,
             trust_remote_code=False,
+            **placed,
         )
         made = processor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model, loading = opened

@@ -22,6 +22,7 @@ from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
 from tenfold.data.instruct import pad_rows
 from tenfold.data.pictures import open_picture, require_size
+from tenfold.data.token_offsets import Span
 from tenfold.errors import InputError
 
 ImageLike = str | PathLike[str] | Image.Image | np.ndarray
@@ -192,16 +193,19 @@ def model_inputs(
     *,
     reach: str,
     of_images: Sequence[str],
+    spans: Callable[[str], list[Span]] | None = None,
 ) -> BatchFeature:
     """The inputs of one prompt or of a batch, as a processor's call gives them.
 
     Args:
         processor: with `tokenizer`, `image_processor` and `max_positions`.
         images, text: of the call.
-        options: of `call_options`.
+        options: of `call_options`; with `num_images` the prompts are about so many images whose visual tokens the
+            model is given instead of pixels.
         ids: a prompt -> its ids, with placeholders.
         reach: as for `check_positions`.
         of_images: the options that go to the image processor, beside "return_tensors".
+        spans: a prompt -> of each of its ids the characters that it stands for; for `return_offsets_mapping`.
 
     Raises:
         InputError: another number of images than of `<image>`, a broken image, a row that is too long.
@@ -212,11 +216,22 @@ def model_inputs(
     data: dict[str, Any] = {}
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
-        check_counts(texts, images)
+        known = options.get("num_images")
+        if known is None:
+            check_counts(texts, images)
+        elif pictures or (marks := sum(one.count(IMAGE) for one in texts)) != known:
+            what = "images and num_images" if pictures else f"num_images {known} and {marks} {IMAGE}"
+            raise InputError(what, type(processor).__name__, "num_images for images whose visual tokens are known")
         rows = [ids(one) for one in texts]
         check_positions(rows, processor.max_positions, reach)
         check_lengths(rows, options)
         data |= pad_rows(rows, processor.tokenizer.pad_token_id, **padding_of(options))
+        if options.get("return_mm_token_type_ids"):
+            token = processor.image_token_id
+            data["mm_token_type_ids"] = [[int(one == token) for one in row] for row in data["input_ids"]]
+        if spans is not None and options.get("return_offsets_mapping"):
+            stretches = [spans(one) for one in texts]
+            data["offset_mapping"] = pad_rows(stretches, (0, 0), **padding_of(options))["input_ids"]
     if pictures:
         given = {name: options[name] for name in (*of_images, "return_tensors")}
         data |= processor.image_processor(pictures, **given)

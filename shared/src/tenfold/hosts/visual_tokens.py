@@ -7,7 +7,7 @@ loss, logits = head_outputs(self, hidden, labels, logits_to_keep, [image_token_i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,10 +120,35 @@ def expanded_images(
         pixel_values, features = None, model.encode_images(pixel_values)
     if expand_size > 1 and features is not None:
         counts = list(images_of_rows(features))
+        if sum(counts) != len(features):
+            raise InputError(f"{len(features)} images", f"placeholders of {sum(counts)} in the rows", "as many of both")
         copies = torch.cat([row.repeat(expand_size) for row in torch.arange(sum(counts)).split(counts)])
         features = features[copies.to(getattr(features, "device", "cpu"))]
     images = {"pixel_values": pixel_values, name: features}
     return {key: value for key, value in images.items() if value is not None}
+
+
+def encoded_once(model: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`generate`'s options, with images encoded beforehand where every step would encode them again: without a cache.
+
+    Args:
+        model: with `encode_images`.
+        name: of the argument that takes what it gives.
+        options: of the call.
+    """
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+    cached = options.get("use_cache")
+    cached = getattr(config, "use_cache", True) if cached is None else cached
+    if cached is not False or options.get("pixel_values") is None:
+        return dict(options)
+    rest = {key: value for key, value in options.items() if key != "pixel_values"}
+    return rest | {name: model.encode_images(options["pixel_values"])}
+
+
+def zero_of_weights(modules: Iterable[Any]) -> Tensor:
+    """Zero, which gives every trained weight of some modules a gradient of zero without a pass through them."""
+    trained = [one for module in modules for one in module.parameters() if one.requires_grad]
+    return sum((0 * one.flatten()[0].float() for one in trained), torch.zeros(()))
 
 
 def forwarded(inner: str, name: str) -> Any:

@@ -106,6 +106,7 @@ def answer_left(
     progress: Progress,
     say: Callable[[str], None],
     share: Callable[[Sequence[Id]], Sequence[Id]] | None = None,
+    coming: Callable[[Sequence[Id]], object] | None = None,
 ) -> None:
     """Answer this rank's part of what has no answer yet, keep every batch, and wait for the other ranks.
 
@@ -115,12 +116,15 @@ def answer_left(
         title: shown beside the progress.
         say: told by rank 0 when the evaluation goes on.
         share: this rank's part of the ids that are left; None: the i-th of all ids belongs to rank i mod world.
+        coming: told the batch after the present one before that is answered, to prepare it meanwhile.
     """
     if group.leads and (done := sum(one in log.done for one in ids)):
         say(f"{title}: going on after {done} of {len(ids)} answers in {log.folder.parent}")
     mine = log.todo(ids) if share is None else share([one for one in ids if one not in log.done])
     batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
-    for some in progress(batches, title) if group.leads else batches:
+    for number, some in enumerate(progress(batches, title) if group.leads else batches):
+        if coming is not None and number + 1 < len(batches):
+            coming(batches[number + 1])
         log.extend(answer(some))
     group.meet()
 

@@ -33,6 +33,15 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_readable(folder: Path) -> None:
+    """Files below `folder` as readable as the process's mask lets new ones be: some libraries write private ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            mode = path.stat().st_mode & 0o7777
+            if (wanted := mode | (0o666 & ~_umask())) != mode:
+                path.chmod(wanted)
+
+
 def fsync_tree(folder: Path) -> None:
     """Flush every file and folder below `folder`, and `folder` itself."""
     for base, _, files in os.walk(folder):
@@ -106,6 +115,7 @@ def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Pat
         raise UserError(f"cannot create the folder ({error.strerror})", path, "a writable parent") from error
     try:
         yield temporary
+        make_readable(temporary)
         fsync_tree(temporary)
         _refuse_occupied(path, replace)
         publish_directory(temporary, path)

@@ -24,7 +24,7 @@ from dtnet.model import DTNet
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
 from tenfold.runs import atomic_write_bytes
-from tenfold.weights import check_fits, load_into, read_weights
+from tenfold.weights import check_fits, load_into, read_weights, without_wrapper
 
 # Prefixes, this package's and the official ones (spelling included), below `encoder.layers.<i>.`; each is unique.
 _ATTENTION = {"q": "attention.fc_q", "k": "attention.fc_k", "v": "attention.fc_v", "o": "attention.fc_o"}
@@ -200,7 +200,7 @@ def read_official(path: str | Path, config: DTNetConfig | None = None) -> DTNet:
     """
     content = read_weights(path)
     state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-    ours = import_state(state, path)
+    ours = import_state(without_wrapper(state), path)
     config = infer_config(ours, path) if config is None else config
     with torch.device("meta"):  # refuse before anything large is made
         check_fits(DTNet(config).state_dict(), ours, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dtnet.commands import caption, data, evaluate, train
+from dtnet.commands import caption, data, evaluate, score, train
 from dtnet.commands.analyze import ANALYZE_EPILOG, analyze
 from dtnet.commands.bench import BENCH_EPILOG, bench
 from dtnet.commands.demo import DEMO_EPILOG, demo
@@ -23,6 +23,7 @@ app = build_app(
 
 app.command(epilog=train.EPILOG)(train.train)
 app.command(name="eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=score.EPILOG)(score.score)
 app.command(epilog=caption.EPILOG)(caption.caption)
 app.command(epilog=data.EXTRACT_EPILOG)(data.extract)
 app.command(epilog=data.CONVERT_EPILOG)(data.convert)

@@ -24,7 +24,9 @@ def extract(
     out: Annotated[Path, typer.Option(metavar="FILE.h5", help="For the features; appears when it is complete.")],
     extractor: Annotated[str, typer.Option(help="backbone (a torchvision ResNet or ResNeXt), or mini.")] = "backbone",
     arch: Annotated[str | None, typer.Option(help="Of the backbone: resnext101_32x8d, resnet50, ...")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Of the backbone; default: random ones.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Of the backbone; or random, to try things out.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Where the backbone runs.")] = None,
     captions: Annotated[Path | None, typer.Option(help="Captions whose file names give the image ids.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
@@ -33,7 +35,7 @@ def extract(
     """Turn a folder of images into grid features. One that was killed goes on where it stopped."""
     if extractor != "backbone" and (arch or weights or device):
         raise UserError("--arch, --weights and --device", f"--extractor {extractor}", "--extractor backbone")
-    given = {"name": extractor, "arch": arch, "weights": weights and str(weights), "device": device}
+    given = {"name": extractor, "arch": arch, "weights": weights, "device": device}
 
     from dtnet.data.extract import ExtractSettings, run_extract
 

@@ -17,14 +17,21 @@ def bench_tables(metrics: Mapping[str, Any]) -> Group:
     encoder, decoder = metrics["layers"]
     title = f"Captions per second: d {metrics['d_model']}, {encoder} + {decoder} layers, on {metrics['device']}"
     table = Table(title=title, title_justify="left")
-    for column in ("images at a time", KEPT, EARLY, AGAIN, "speed-up", "predicted", "realised / predicted"):
+    last = ("speed-up", "predicted", "realised / predicted", "at most")
+    for column in ("images at a time", KEPT, EARLY, AGAIN, *last):
         table.add_column(column, justify="right")
     for row in metrics["batches"]:
         rates = (f"{row['captions_per_second'][name]:.2f}" for name in (KEPT, EARLY, AGAIN))
-        ratios = (f"{row['realised']:.2f} x", f"{row['predicted']:.2f} x", f"{row['realised_over_predicted']:.2f}")
+        ratios = (
+            f"{row['realised']:.2f} x",
+            f"{row['predicted']:.2f} x",
+            f"{row['realised_over_predicted']:.2f}",
+            f"{row['most_that_can_be']:.2f} x",
+        )
         table.add_row(str(row["batch"]), *rates, *ratios)
     counted = metrics["millions_of_macs"]
     lines = [f"Predicted by multiply-accumulates: {counted[KEPT]:,.0f} M a caption, {counted[AGAIN]:,.0f} M {AGAIN}."]
+    lines.append(f"At most: {AGAIN} beside the products alone that no search of all steps can leave out.")
     if all(row["same_tokens"] for row in metrics["batches"]):
         lines.append("All three ways gave the same captions.")
     else:
@@ -42,6 +49,12 @@ def routing_tables(report: Mapping[str, Any]) -> Group:
         table.add_row(str(row["layer"]), row["cell"].upper(), *numbers, f"{row['passed']:.0%}")
     counts = report["passed_cells"]
     lines = [f"An image passes {counts['mean']:.1f} of {counts['of']} cells ({counts['min']} to {counts['max']})."]
+    for router in report.get("routers", ()):
+        if not router["firing"]:
+            lines.append(
+                f"The {router['cells']} router of layer {router['layer']} is dead: none of its {router['units']} units "
+                "fires for any image, so all images get the same weights."
+            )
     if "kinds" in report:
         lines.append(f"{report['kinds']['share']:.0%} of the weights' variance lies between kinds of scenes.")
     if "swap" in report:

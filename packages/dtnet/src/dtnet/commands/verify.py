@@ -51,9 +51,15 @@ def demo_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
     return module.run_demo(checked(module.DemoSettings, record.config, record.id), folder).metrics
 
 
+def score_again(record: RunRecord, folder: Path) -> Mapping[str, Any]:
+    """For `dtnet verify`: the metrics of the same scoring, made in a new folder."""
+    return import_module("dtnet.evaluation.scoring").score_again(record, folder)
+
+
 VERIFIERS: dict[str, Verifier] = {
     "train": train_again,
     "eval": eval_again,
+    "score": score_again,
     "analyze": analyze_again,
     "demo": demo_again,
 }

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 MAPS = ".pth"
 PART = 256  # images
+RANDOM = "random"  # in place of a file of weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class ExtractSettings:
     Args:
         images: a folder of images, searched recursively; or of "<image id>.pth" maps as grid-feats-vqa writes them.
         out: the h5 file to write.
-        extractor: settings of `dtnet.features.build_extractor`; not used for .pth maps.
+        extractor: settings of `dtnet.features.build_extractor`; not used for .pth maps. A backbone's "weights" are a
+            file, or "random".
         captions: a Karpathy json or annotation folder whose file names give the image ids (Flickr's names hold none).
         batch_size: images at a time.
         dtype: "float32" or "float16".
@@ -65,12 +67,18 @@ def run_extract(settings: ExtractSettings) -> dict[str, Any]:
 
     Raises:
         UserError: no such folder, neither images nor maps in it, a broken one, ids that clash, an output that is there
-            or cannot be written.
+            or cannot be written, a backbone without weights.
     """
     names = None if settings.captions is None else read_captions(settings.captions).files
     if any(settings.images.rglob(f"*{MAPS}")):
         return convert_maps(settings.images, settings.out, grid=settings.grid, dtype=settings.dtype)
-    extractor = build_extractor(settings.extractor)
+    chosen = dict(settings.extractor)
+    if chosen.get("name") == "backbone":
+        if chosen.get("weights") is None:
+            raise UserError("no weights", "--weights", "a state dict of the backbone; or random, to try things out")
+        if chosen["weights"] == RANDOM:
+            del chosen["weights"]
+    extractor = build_extractor(chosen)
     return extract(
         settings.images, settings.out, extractor, names=names, batch_size=settings.batch_size, dtype=settings.dtype
     )
@@ -110,7 +118,7 @@ def extract(
         yield from zip((image_id for image_id, _ in part), extractor(opened), strict=True)
 
     settings = {"extractor": extractor.settings(), "dtype": dtype}
-    report = _in_parts(Path(output), batches, features, settings, dtype, extractor.grid**2)
+    report = _in_parts(Path(output), batches, features, settings, extractor.grid**2)
     ids_file = None
     if numbered:
         ids_file = Path(f"{output}.ids.json")
@@ -132,8 +140,8 @@ def convert_maps(maps: str | Path, output: str | Path, *, grid: int = 7, dtype: 
         for image_id, path in part:
             yield image_id, F.adaptive_avg_pool2d(_read_map(path), grid).flatten(1).T
 
-    settings = {"maps": grid, "dtype": dtype}
-    report = _in_parts(Path(output), [[one] for one in files], features, settings, dtype, grid**2)
+    settings = {"extractor": {"name": "maps of grid-feats-vqa", "grid": grid}, "dtype": dtype}
+    report = _in_parts(Path(output), [[one] for one in files], features, settings, grid**2)
     return {**report, "ids": None}
 
 
@@ -193,7 +201,6 @@ def _in_parts(
     batches: Sequence[Sequence[tuple[int, Path]]],
     features: Any,
     settings: dict[str, Any],
-    dtype: str,
     rows: int,
 ) -> dict[str, Any]:
     """Write part after part, then all of them into `output`; parts of an earlier run with equal settings are kept."""
@@ -201,9 +208,10 @@ def _in_parts(
         raise UserError("already exists", output, "a file that does not exist yet")
     folder = output.with_name(f"{output.name}.parts")
     # The same files in the same order, extracted alike: else the parts belong to other work.
-    ids = hashlib.sha256(str([image_id for batch in batches for image_id, _ in batch]).encode()).hexdigest()
-    identity = {**settings, "images": ids, "batch": len(batches[0]), "part": PART}
+    files = [one for batch in batches for one in batch]
+    identity = {**settings, "images": _identity(files), "batch": len(batches[0]), "part": PART}
     _claim(folder, identity)
+    dtype, about = settings["dtype"], described(settings["extractor"])
     size = max(1, PART // len(batches[0]))
     groups = [batches[start : start + size] for start in range(0, len(batches), size)]
     parts = [folder / f"{number:06d}.h5" for number in range(len(groups))]
@@ -215,10 +223,28 @@ def _in_parts(
     for group, part in todo:
         write_grid_features(part, (one for _ in group for one in features(next(progress))), dtype=dtype)
     next(progress, None)  # ends the bar
-    count = write_grid_features(output, _of_parts(parts, rows), dtype=dtype)
+    count = write_grid_features(output, _of_parts(parts, rows), dtype=dtype, extractor=about)
     shutil.rmtree(folder)
     written = GridFeatures(output, rows=rows)
     return {"images": count, "d_in": written.d_in, "output": str(output), "resumed": resumed}
+
+
+def _identity(files: Sequence[tuple[int, Path]]) -> str:
+    """SHA-256 over every image's id, name, size and content: a picture that changed under its name is another one."""
+    whole = hashlib.sha256()
+    for image_id, path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{image_id}\0{path.name}\0{path.stat().st_size}\0{content}\n".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
+
+
+def described(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an h5 file says of its extractor: its settings, the weights by name and SHA-256, or "random"."""
+    about = {name: value for name, value in settings.items() if name != "device"}
+    if "weights" in about:
+        about["weights"] = RANDOM if about["weights"] is None else Path(about["weights"]).name
+    return about
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ files of DLCT and RSTNet, whose "_features" are regions of objects: never what t
 
 from __future__ import annotations
 
+import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from torch import Tensor
 from tenfold import UserError
 from tenfold.runs.files import TEMPORARY_PREFIX, fsync_path
 from tenfold.runs.finite import require_finite_values
+from tenfold.runs.parse import parse_json
 
 GRID = 7
 KINDS = ("grids", "features")  # "auto" prefers them in this order
+EXTRACTOR = "extractor"  # of the file's attributes
 WIDEST = 65_536  # a damaged file may declare any width, and h5py takes the memory for it
 
 
@@ -42,7 +44,8 @@ class GridFeatures:
         preload: read everything into memory at once (small sets only).
 
     Raises:
-        UserError: no such file, no h5 file, no feature in it, or the first image's array has another shape.
+        UserError: no such file, no h5 file, no feature in it, or the first image's array has another shape; regions of
+            objects, which have boxes; images of which some have the grid under one name and some under the other.
     """
 
     def __init__(self, path: str | Path, key: str = "auto", rows: int = GRID * GRID, preload: bool = False) -> None:
@@ -54,6 +57,8 @@ class GridFeatures:
         self._ids: tuple[int, ...] | None = None
         self._memory: dict[int, Tensor] | None = None
         self.key, first = self._find_key(key)
+        #: What made the features, where the file says so: settings, weights by name and SHA-256, or "random".
+        self.extractor: dict[str, Any] | None = self._read_extractor()
         #: Width of the features.
         self.d_in = 0
         self.d_in = self[first].shape[1]
@@ -130,16 +135,35 @@ class GridFeatures:
         return self._file
 
     def _find_key(self, key: str) -> tuple[str, int]:
-        """Which of KINDS the file has, and the id of an image that has it."""
+        """Which of KINDS the file has for its images, and the id of one that has it."""
+        ids: dict[str, set[int]] = {kind: set() for kind in (*KINDS, "boxes")}
         with _whole(self.path, "its names"):
-            first = next((name for name in self._open() if re.fullmatch(r"[0-9]{1,18}_[a-z]+", name)), None)
-            if first is not None:
-                image_id = first.partition("_")[0]
-                for kind in KINDS if key == "auto" else (key,):
-                    if f"{image_id}_{kind}" in self._open():
-                        return kind, int(image_id)
+            for name in self._open():
+                number, _, kind = name.partition("_")
+                if kind in ids and number.isascii() and number.isdecimal() and len(number) <= 18:
+                    ids[kind].add(int(number))
+        for kind in KINDS if key == "auto" else (key,):
+            if not ids[kind]:
+                continue
+            if kind == "features" and (boxes := ids[kind] & ids["boxes"]):
+                what = f"'{min(boxes)}_features' has boxes beside it: regions were given instead of grids"
+                raise UserError(what, self.path, "grids, under <image id>_grids or without boxes")
+            if key == "auto" and (others := ids["features"] - ids["grids"]) and kind == "grids":
+                what = f"{len(others)} of {len(others | ids['grids'])} images have no grids, the first is {min(others)}"
+                raise UserError(what, self.path, "a grid of every image; the option key chooses _grids or _features")
+            return kind, min(ids[kind])
         wanted = " or ".join(f"<image id>_{kind}" for kind in (KINDS if key == "auto" else (key,)))
         raise UserError("no grid features", self.path, f"data sets named {wanted}")
+
+    def _read_extractor(self) -> dict[str, Any] | None:
+        with _whole(self.path, "its extractor"):
+            said = self._open().attrs.get(EXTRACTOR)
+        if said is None:
+            return None
+        about = parse_json(said if isinstance(said, str) else str(said), f"{self.path}, {EXTRACTOR}")
+        if not isinstance(about, dict):
+            raise UserError(f"{type(about).__name__} instead of settings", f"{self.path}, {EXTRACTOR}", "{...}")
+        return about
 
     def _check_shape(self, name: str, dataset: Any) -> None:
         shape = getattr(dataset, "shape", None)
@@ -202,6 +226,7 @@ def write_grid_features(
     features: Iterable[tuple[int, Tensor | np.ndarray]],
     key: str = "grids",
     dtype: str = "float32",
+    extractor: Mapping[str, Any] | None = None,
 ) -> int:
     """Write features as "<image id>_<key>"; the file appears whole or not at all.
 
@@ -210,6 +235,7 @@ def write_grid_features(
         features: pairs of an image's id and its features `[rows, d_in]`; may be a generator.
         key: "grids", or "features" as in the file that DTNet was trained on.
         dtype: "float32", or "float16" for half the room.
+        extractor: what made them, as JSON; kept in the file.
 
     Returns:
         How many images were written.
@@ -239,4 +265,6 @@ def write_grid_features(
             count += 1
         if not count:
             raise UserError("no features to write", path, "at least one image")
+        if extractor is not None:
+            file.attrs[EXTRACTOR] = json.dumps(extractor, sort_keys=True)
     return count

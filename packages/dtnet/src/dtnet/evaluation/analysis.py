@@ -2,6 +2,7 @@
 
     paths = collect_paths(model, features)             # weights of every image, layer and cell
     cell_rows(paths, model.config)                     # mean and spread over images, passed share, ...
+    router_units(model, features)                      # hidden units of every router, and how many ever fire
     swap_test(model, features, captions)               # loss with own weights, another image's, the mean ones
 
 The paper draws discrete paths; the released router is soft, so "passed" is a threshold on weights afterwards. A weight
@@ -11,6 +12,7 @@ that is the same for every image is no path of an image: that is what spread, ki
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from dtnet.config import DTNetConfig
 from dtnet.data.datasets import pad_ids
 from dtnet.model import DTNet, evaluating
-from dtnet.router import Paths
+from dtnet.router import Paths, Router
 from dtnet.vocabulary import PAD
 from tenfold import UserError
 from tenfold.runs import sample_rng
@@ -41,6 +43,38 @@ def collect_paths(model: DTNet, features: Tensor, batch: int = BATCH) -> Paths:
     with torch.no_grad(), evaluating(model):
         found = [model.encode(part.to(model.device)).paths for part in features.split(batch)]
     return Paths(*(torch.cat([part.float().cpu() for part in parts]) for parts in zip(*found, strict=True)))
+
+
+def router_units(model: DTNet, features: Tensor, batch: int = BATCH) -> list[dict[str, Any]]:
+    """Hidden units of every router's last two layers, and how many of them fire for any image.
+
+    A router in which none fires is dead: its weights are those of its last bias, the same for every image, and no
+    gradient reaches what is before them.
+
+    Args:
+        features: `[images, n, d_in]`.
+
+    Returns:
+        A row a layer and kind of cells: "layer", "cells" ("spatial" or "channel"), "units", "firing".
+    """
+    rows: list[dict[str, Any]] = []
+    fired: list[Tensor] = []
+    with ExitStack() as handles:
+        for number, layer in enumerate(model.encoder.layers):
+            for cells in ("spatial", "channel"):
+                router = getattr(layer, f"{cells}_router")
+                if not isinstance(router, Router):
+                    continue
+                hidden: Any = router.last_layers[1]  # the ReLU between them
+                rows.append({"layer": number, "cells": cells})
+                fired.append(torch.zeros(router.last_layers[0].out_features, dtype=torch.bool))
+
+                def watch(module: Any, inputs: Any, output: Tensor, at: int = len(fired) - 1) -> None:
+                    fired[at] |= (output.detach() > 0).any(0).cpu()
+
+                handles.callback(hidden.register_forward_hook(watch).remove)
+        collect_paths(model, features, batch)
+    return [row | {"units": len(one), "firing": int(one.sum())} for row, one in zip(rows, fired, strict=True)]
 
 
 def passed(paths: Paths, threshold: float | None = None) -> Paths:
@@ -209,7 +243,8 @@ def report(
     captions: Sequence[Sequence[Sequence[int]]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The whole report as JSON: "cells", "passed_cells", and, where kinds and captions are known, "kinds" and "swap".
+    """The whole report as JSON: "cells", "routers", "passed_cells", and, where kinds and captions are known, "kinds"
+    and "swap".
 
     Raises:
         UserError: as the parts.
@@ -222,6 +257,7 @@ def report(
         "routing": model.config.routing,
         "threshold": threshold or "1 / cells that share the weight",
         "cells": cell_rows(paths, model.config, threshold),
+        "routers": router_units(model, features),
         "passed_cells": {"of": cells, "mean": sum(counts) / len(counts), "min": min(counts), "max": max(counts)},
     }
     if kinds is not None:

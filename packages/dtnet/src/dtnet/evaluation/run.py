@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dtnet.beam import beam_search
 from dtnet.data.caption_data import MINI_FOLDER
 from dtnet.data.captions import ANNOTATION_NAMES, ID_LISTS, KARPATHY_NAME, read_captions
 from dtnet.data.grid_features import GridFeatures
-from dtnet.evaluation.settings import EvalSettings
+from dtnet.evaluation.settings import EvalSettings, ScoreSettings
 from dtnet.model import DTNet
 from tenfold import UserError
 from tenfold.cli import package_file
@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 # Beside the results, in a folder that is no result: see `tenfold.runs`.
 PREDICTIONS = "checkpoint-predictions"
+KARPATHY_TEST = 5000  # images of COCO's test split in Karpathy's division
 ALGORITHM = "dtnet"
 # The lists of an online set's images, in `data` or its folder of annotations.
 ONLINE_LISTS = {"test2014": "image_info_test2014.json", "val2014": "captions_val2014.json"}
@@ -169,7 +170,7 @@ def evaluate(settings: EvalSettings, output: Path, seed: int, ranks: Ranks, prog
         log_probs = [one["log_prob"] for one in predictions.values()]
         current.metrics |= {"images": len(captions), "mean_log_prob": math.fsum(log_probs) / len(log_probs)}
         place = current.file("captions").parent
-        paper = published() if settings.online is None and settings.split == "test" else {}
+        paper = published() if settings.online is None and is_papers(settings.split, work.ids, work.files) else {}
         if settings.online is not None:
             scores, files = None, write_online(settings, captions, place)
         else:
@@ -268,7 +269,7 @@ def find_features(settings: EvalSettings, data: Path | None) -> Path:
     return found[0]
 
 
-def find_captions(settings: EvalSettings, data: Path | None) -> Path:
+def find_captions(settings: EvalSettings | ScoreSettings, data: Path | None) -> Path:
     """The captions that are named, or those of the data set's folder."""
     if settings.captions is not None:
         return Path(settings.captions)
@@ -329,18 +330,32 @@ def write_results(
     settings: EvalSettings, predictions: Mapping[int, Any], scores: Scores, paper: Mapping[str, float], folder: Path
 ) -> list[str]:
     """Captions in COCO's layout, the scores, and those of every image; returns the files' names."""
-    names = [results_name(ALGORITHM, settings.split), "metrics.json", "per_image.json"]
-    write_caption_results(folder / names[0], {image_id: one["caption"] for image_id, one in predictions.items()})
-    summary = {"split": settings.split, "images": len(predictions), "scores": _finite(scores.table), "paper": paper}
-    atomic_write_json(folder / names[1], {**summary, "left_out": scores.missing})
+    name = results_name(ALGORITHM, settings.split)
+    write_caption_results(folder / name, {image_id: one["caption"] for image_id, one in predictions.items()})
+    return [name, *write_scores(settings.split, predictions, scores, paper, folder)]
+
+
+def write_scores(
+    split: str, predictions: Mapping[int, Any], scores: Scores, paper: Mapping[str, float], folder: Path
+) -> list[str]:
+    """The scores, and those of every image; returns the files' names."""
+    names = ["metrics.json", "per_image.json"]
+    summary = {"split": split, "images": len(predictions), "scores": _finite(scores.table), "paper": paper}
+    atomic_write_json(folder / names[0], {**summary, "left_out": scores.missing})
     rows = []
     for number, image_id in enumerate(scores.ids):
         each = _finite({name: values[number] for name, values in scores.per_image.items()})
         rows.append({"image_id": image_id, **predictions[image_id], "scores": each})
-    (folder / names[2]).write_text(
+    (folder / names[1]).write_text(
         "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n", "utf-8"
     )
     return names
+
+
+def is_papers(split: str, ids: Iterable[int], files: Mapping[str, Path]) -> bool:
+    """Whether these are the images of the paper's table: all of COCO's Karpathy test split."""
+    coco = ANNOTATION_NAMES[0] in files or files.get("captions", Path()).name == KARPATHY_NAME
+    return split == "test" and coco and len(set(ids)) == KARPATHY_TEST
 
 
 def published() -> dict[str, float]:

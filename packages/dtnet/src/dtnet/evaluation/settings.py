@@ -62,6 +62,23 @@ class EvalSettings(Settings):
         return self
 
 
+class ScoreSettings(Settings):
+    """Settings of `dtnet score`.
+
+    Attributes:
+        results: captions in the layout of COCO's results: `[{"image_id": 42, "caption": "..."}]`.
+        data, captions, split, metrics, tokens, spice: as for `dtnet eval`.
+    """
+
+    results: str
+    data: str | None = None
+    captions: str | None = None
+    split: Literal["train", "val", "test"] = "test"
+    metrics: tuple[str, ...] = ("bleu", "meteor", "rouge", "cider", "spice")
+    tokens: Literal["ptb", "whitespace"] = "ptb"
+    spice: str | None = None
+
+
 class CaptionSettings(Settings):
     """Settings of `dtnet caption`.
 

@@ -6,7 +6,10 @@ features. Their captions must be the same, word for word.
 - kept: `beam.beam_search`, all 20 steps, as the authors' code has no early stop;
 - kept, stops early: the same captions, once no other can win. Random weights hardly ever end a caption, so this says
   little; a trained model ends after about ten words;
-- projected again: `official_style.reprojecting_beam_search`, as the authors' code does its work.
+- projected again: `official_style.reprojecting_beam_search`, as the authors' code does its work;
+- its products alone: the encoder, and in every step one product with each weight that a kept search cannot do without,
+  on as many rows as there are beams. No search that makes all steps can be faster: at one image at a time this, not the
+  number of multiplications, is what limits the speed-up.
 
 Times are of the whole way from features to captions: the encoder, which is the same for all, and the search.
 """
@@ -33,6 +36,7 @@ from tenfold.runs.clock import Clock
 from tenfold.runs.ranks import choose_device
 
 KEPT, EARLY, AGAIN = "kept", "kept, stops early", "projected again"
+FLOOR = "its products alone"
 BATCHES, FULL_BATCHES = (1, 10), (1, 10, 50)
 # Of a caption's log-probability: sums over 20 words, added in another order.
 CLOSE = 1e-3
@@ -110,11 +114,12 @@ def measure(model: DTNet, batch: int, settings: BenchSettings, seed: int, device
     shape = (batch, config.positions, config.d_in)
     features = torch.randn(shape, generator=generator).relu().to(device, model.encoder.fc.weight.dtype)
     ways: dict[str, Callable[[], Beams]] = {
-        KEPT: lambda: beam_search(model, features, settings.beams, settings.max_len),
+        KEPT: lambda: beam_search(model, features, settings.beams, settings.max_len, early_stop=False),
         EARLY: lambda: beam_search(model, features, settings.beams, settings.max_len, early_stop=True),
         AGAIN: lambda: reprojecting_beam_search(model, features, settings.beams, settings.max_len),
     }
     clock = Clock(device)
+    least: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, int | None] = {}
     found: dict[str, Beams] = {}
@@ -123,6 +128,9 @@ def measure(model: DTNet, batch: int, settings: BenchSettings, seed: int, device
             found[name], took, memory[name] = clock.time(torch.inference_mode()(way))
             if round_:
                 seconds[name].append(took)
+        _, took, _ = clock.time(torch.inference_mode()(lambda: products_alone(model, features, settings)))
+        if round_:
+            least.append(took)
     same = all(torch.equal(found[name].tokens, found[AGAIN].tokens) for name in (KEPT, EARLY))
     apart = _apart(found[KEPT].log_probs, found[AGAIN].log_probs)
     if settings.precision == "fp32" and not (same and apart < CLOSE):
@@ -142,7 +150,28 @@ def measure(model: DTNet, batch: int, settings: BenchSettings, seed: int, device
         "realised_early": medians[AGAIN] / medians[EARLY],
         "predicted": predicted,
         "realised_over_predicted": realised / predicted,
+        "seconds_of_products_alone": median(least),
+        "most_that_can_be": medians[AGAIN] / median(least),
     }
+
+
+def products_alone(model: DTNet, features: Tensor, settings: BenchSettings) -> None:
+    """What no search can leave out: the encoder, the image's keys and values, and every step's products."""
+    memory = model.encode(features).memory
+    decoder = model.decoder
+    linears = [decoder.fc]
+    for layer in decoder.layers:
+        block: Any = layer
+        for linear in (block.cross_attention.k, block.cross_attention.v):
+            linear(memory)
+        own, cross = block.self_attention, block.cross_attention
+        linears += [own.q, own.k, own.v, own.o, cross.q, cross.o, block.feed_forward.fc1, block.feed_forward.fc2]
+    rows = {
+        width: memory.new_zeros(len(features), settings.beams, width) for width in {one.in_features for one in linears}
+    }
+    for _ in range(settings.max_len):
+        for linear in linears:
+            linear(rows[linear.in_features])
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:

@@ -81,6 +81,8 @@ class ScstSettings(StageSettings):
             without gradients and scores the captions in one pass with a teacher: the same loss when dropout is off, a
             variant when it is on.
         tokens: how captions become the words of the reward: "ptb" as the metrics do, or "whitespace".
+        eos: the end of a caption is a word of the reward, in captions and references. The authors have none: nothing
+            then rewards ending where people end, and captions come out cut short.
     """
 
     epochs: int = Field(default=35, ge=0)
@@ -91,6 +93,7 @@ class ScstSettings(StageSettings):
     frequencies: Literal["caption", "image"] = "caption"
     log_probs: Literal["beam", "second_pass"] = "beam"
     tokens: Literal["ptb", "whitespace"] = "ptb"
+    eos: bool = False
 
 
 class ValidationSettings(Settings):

@@ -28,12 +28,14 @@ from dtnet.training.plan import StagePlan
 from dtnet.training.schedule import STAGES
 from dtnet.training.schedule import Stage as StageName
 from dtnet.training.settings import ScstSettings, TrainSettings
-from dtnet.vocabulary import BOS, EOS, PAD, TOKENISERS, Vocabulary
+from dtnet.vocabulary import BOS, EOS, PAD, SPECIAL, TOKENISERS, Vocabulary
 from tenfold import UserError
 from tenfold.metrics.captions.cider import CiderD
 from tenfold.metrics.captions.ptb import PtbTable, PtbTokeniser
 from tenfold.runs import sample_rng
 from tenfold.runs.ranks import Ranks
+
+END = SPECIAL[EOS]  # in rewards that count the end of a caption as a word
 
 Batch = TypeVar("Batch", Pairs, Images)
 
@@ -147,6 +149,8 @@ class SelfCritical(Stage[Images]):
         self.settings = training.scst
         self.vocabulary: Vocabulary = data.vocabulary
         self.words, self.references = _reward_words(self.settings, data)
+        if self.settings.eos:
+            self.references = {image: [[*words, END] for words in said] for image, said in self.references.items()}
         self.cider = CiderD.from_captions(self.references.values(), self.settings.frequencies)
 
     def rewards(self, tokens: Tensor, image_ids: Sequence[int]) -> Tensor:
@@ -162,7 +166,11 @@ class SelfCritical(Stage[Images]):
         beams = tokens.shape[1]
         captions = self.vocabulary.decode_all(tokens.flatten(0, 1).cpu(), collapse=False)
         references = [self.references[image_id] for image_id in image_ids for _ in range(beams)]
-        _, scores = self.cider.score(self.words(captions), references)
+        words = self.words(captions)
+        if self.settings.eos:
+            ended = (tokens.flatten(0, 1) == EOS).any(dim=1).tolist()
+            words = [[*one, END] if end else one for one, end in zip(words, ended, strict=True)]
+        _, scores = self.cider.score(words, references)
         return torch.tensor(scores, dtype=torch.float32, device=tokens.device).view(-1, beams)
 
     def loss(self, model: DTNet, batch: Images, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

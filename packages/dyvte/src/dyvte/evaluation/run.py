@@ -26,6 +26,7 @@ from dyvte.exits import mean_exit
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.data import write
+from tenfold.data.benchmark_answers import spread
 from tenfold.data.benchmarks import BENCHMARKS, Benchmark, Question, benchmark
 from tenfold.hosts.loading import Host
 from tenfold.runs import RunRecord, fingerprint, track
@@ -56,7 +57,7 @@ class Evaluation:
         model: the host's name.
         metrics: as in the run's record.
         files: what was written.
-        limited: only the first questions were asked.
+        limited: only a part of the questions was asked.
     """
 
     benchmark: Benchmark
@@ -96,7 +97,7 @@ def run_eval(
             one = benchmark(name)
             split = settings.split or one.splits[0]
             own = {"benchmark": name, "split": split, "data": None if settings.data is None else str(place)}
-            asked.append((one, settings.model_copy(update=own), one.read(place, split)[: settings.limit]))
+            asked.append((one, settings.model_copy(update=own), spread(one.read(place, split), settings.limit)))
         device = str(choose_device(settings.device))
         answering = open_exiting(settings.model_copy(update={"device": device}), settings.protocol, host)
         found = []

@@ -40,7 +40,7 @@ class EvalSettings(ExitSettings):
             host only.
         split: None: the benchmark's first.
         protocol: how an image and a question become a prompt; "auto": LLaVA-1.5's own for LLaVA-1.5.
-        limit: the first so many questions; None: all.
+        limit: so many questions, spread evenly over all of them; None: all.
         batch: prompts at a time.
     """
 

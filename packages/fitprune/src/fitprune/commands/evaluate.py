@@ -42,7 +42,7 @@ def evaluate(
     recipe: Annotated[str | None, typer.Option(help=f"{RECIPE} Or none; for the mini host also a ratio.")] = None,
     rule: Annotated[str | None, typer.Option(help="Which tokens leave; default product, the paper's.")] = None,
     protocol: Annotated[str | None, typer.Option(help="llava (LLaVA-1.5's own prompts), processor or auto.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Ask only the first so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only so many questions, spread over all of them.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 8.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new one in runs/; resumes.")] = None,
     seed: SeedOption = 0,

@@ -215,7 +215,7 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
         table.add_column(heading, justify="right")
     for one, name, ours, papers in rows:
         metrics = one.metrics
-        asked = f"first {metrics['questions']}" if one.limited else str(metrics["questions"])
+        asked = f"{metrics['questions']}, spread" if one.limited else str(metrics["questions"])
         theirs = [papers] if in_papers else []
         table.add_row(one.benchmark.title, metrics["split"], asked, name, ours, *theirs, *_costs(metrics))
     return Group(table, _all_scores(first)) if len(evaluations) == 1 and first.metrics["scores"] else Group(table)

@@ -26,6 +26,7 @@ from fitprune.recipe import Recipe
 from fitprune.rules import RULES, Random, Rule
 from tenfold import UserError
 from tenfold.cli.settings import MINI
+from tenfold.data.benchmark_answers import spread
 from tenfold.data.benchmarks import Benchmark, Question, benchmark
 from tenfold.data.question_sets import questions_fingerprint
 from tenfold.hosts.answers import Protocol, generate
@@ -62,7 +63,7 @@ class Evaluation:
         recipe: what pruned it; None without pruning.
         metrics: as in the run's record.
         files: what was written.
-        limited: only the first questions were asked.
+        limited: only a part of the questions was asked.
     """
 
     benchmark: Benchmark
@@ -238,7 +239,7 @@ def run_eval(
             own: dict[str, Any] = {"benchmark": name, "data": None if settings.data is None else str(place)}
             # The mini world comes with answers, so it is written as the splits that have them.
             own["split"] = settings.split or (one.splits[0] if settings.data is None else paper_split(one))
-            questions = one.read(place, own["split"])[: settings.limit]
+            questions = spread(one.read(place, own["split"]), settings.limit)
             asked.append((one, settings.model_copy(update=own), questions))
         host = load_host(settings.model_copy(update={"device": str(choose_device(settings.device))}))
         recipe = choose_recipe(settings, host, seed, progress)

@@ -55,7 +55,7 @@ class EvalSettings(HostSettings):
         rule: which tokens leave, by name in `fitprune.rules.RULES`.
         protocol: how an image and a question become a prompt (`tenfold.hosts.answers.Protocol`); "auto":
             LLaVA-1.5's own for LLaVA-1.5.
-        limit: the first so many questions; None: all.
+        limit: so many questions, spread evenly over all of them; None: all.
         batch: prompts at a time.
     """
 
@@ -83,7 +83,7 @@ class CompareSettings(HostSettings):
             one, for the mini host a fit.
         methods: names in `fitprune.evaluation.baselines.METHODS`.
         seeds: how many draws of the methods that draw at random.
-        limit: the first so many questions; None: all (mini world: 96).
+        limit: so many questions, spread evenly over all of them; None: all (mini world: 96).
         batch: prompts at a time.
         max_new_tokens: of an answer.
     """

@@ -32,7 +32,7 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
         table.add_row(
             one.benchmark.title,
             str(metrics["split"]),
-            f"first {metrics['questions']}" if one.limited else str(metrics["questions"]),
+            f"{metrics['questions']}, spread" if one.limited else str(metrics["questions"]),
             main or "–",
             shown,
             "–" if theirs is None else f"{theirs:g} ({SOURCE})".replace("[", "\\["),

@@ -43,7 +43,7 @@ class Evaluation:
         model: its name. paper_model: the paper's name for a model of these sizes; None: another one.
         metrics: as in the run's record.
         files: what was written.
-        limited: only the first questions were asked.
+        limited: only a part of the questions was asked.
     """
 
     benchmark: PaperBenchmark

@@ -21,7 +21,7 @@ class EvalSettings(HostSettings):
         data: the benchmark's folder, or the folder of theirs (LLaVA's `playground/data/eval`); None: the miniature's
             held-out questions, for the mini model only.
         split: None: the one that the paper reports.
-        limit: the first so many questions; None: all.
+        limit: so many questions, spread evenly over all of them; None: all.
         batch: prompts at a time.
     """
 

@@ -109,7 +109,8 @@ def train_stage(
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name, plan.name, settings))
-    model.dummy_image = True  # type: ignore[assignment]
+    # One process keeps in step with nobody: its readers need a gradient of zero, not a pass; DeepSpeed needs one.
+    model.dummy_image = "image" if options.world_size > 1 or options.deepspeed else "weights"  # type: ignore[assignment]
     prepare(model, settings.gradient_checkpointing)
     trainer = StageTrainer(
         model,

@@ -17,6 +17,7 @@ from llava_hr.checkpoints import release
 from llava_hr.checkpoints.keys import is_official
 from llava_hr.modeling import LlavaHrForConditionalGeneration
 from llava_hr.processing import LlavaHrProcessor
+from tenfold import UserError
 from tenfold.hosts import checkpoints
 from tenfold.runs.ranks import choose_device
 from tenfold.weights import require_finite
@@ -35,6 +36,8 @@ def load(
     attention: str = "sdpa",
     tokenizer: str | Path | None = None,
     aligned: bool = False,
+    device_map: Any = None,
+    quantization_config: Any = None,
 ) -> tuple[LlavaHrForConditionalGeneration, LlavaHrProcessor]:
     """Load a model and its processor.
 
@@ -46,6 +49,8 @@ def load(
         device: "auto" takes CUDA where there is a device, else the CPU.
         attention: of the language model, "sdpa" or "eager".
         tokenizer: folder of the language model's tokenizer, for an official folder without one.
+        device_map: as transformers takes it, instead of `device`; needs accelerate.
+        quantization_config: as transformers takes it, such as a `BitsAndBytesConfig`; needs its library.
         aligned: on the CPU, copy weights that are mapped from a file at an odd address. It takes their memory once
             more, and every loading then computes the same bits, as `llava-hr verify` needs it.
 
@@ -56,15 +61,21 @@ def load(
         UserError: no such model, a broken or truncated file, weights that do not fit the config or are not finite, no
             tokenizer, no CUDA device when asked for, or a hub that cannot be reached.
     """
+    if device_map is not None and str(device) != "auto":
+        raise UserError("device and device_map", str(device), "one of them")
     place = choose_device(str(device))
+    placed = {"device_map": device_map, "quantization_config": quantization_config}
+    placed = {name: value for name, value in placed.items() if value is not None}
     kind = checkpoints.dtype_of(dtype)
     folder = find_model(model)
     opened = _open_official if is_official(checkpoints.read_settings(folder)) else _open_ours
-    loaded, processor = opened(folder, kind, attention, None if tokenizer is None else Path(tokenizer))
-    require_finite(dict(loaded.named_parameters()), folder)
+    loaded, processor = opened(folder, kind, attention, None if tokenizer is None else Path(tokenizer), placed)
+    weights = {name: one for name, one in loaded.named_parameters() if one.is_floating_point() and not one.is_meta}
+    require_finite(weights, folder)
     if aligned:
         align(loaded)
-    return loaded.eval().to(place), processor
+    # Quantised weights, and those that a map has laid out, are where they belong.
+    return loaded.eval() if placed else loaded.eval().to(place), processor
 
 
 def align(model: nn.Module) -> None:
@@ -80,22 +91,22 @@ def find_model(name: str | Path) -> Path:
 
 
 def _open_official(
-    folder: Path, dtype: Any, attention: str, tokenizer: Path | None
+    folder: Path, dtype: Any, attention: str, tokenizer: Path | None, placed: dict[str, Any]
 ) -> tuple[LlavaHrForConditionalGeneration, LlavaHrProcessor]:
     with ExitStack() as files:
         opened = release.read_release(folder, files)
         words = release.read_tokenizer(tokenizer or folder, opened.config.text_config.vocab_size)
         processor = release.processor(words, opened.config)
         model = checkpoints.from_state(
-            LlavaHrForConditionalGeneration, opened.config, opened.tensors, dtype, attention, folder
+            LlavaHrForConditionalGeneration, opened.config, opened.tensors, dtype, attention, folder, **placed
         )
     model.generation_config = release.generation_config(opened.config)
     return model, processor
 
 
 def _open_ours(
-    folder: Path, dtype: Any, attention: str, tokenizer: Path | None
+    folder: Path, dtype: Any, attention: str, tokenizer: Path | None, placed: dict[str, Any]
 ) -> tuple[LlavaHrForConditionalGeneration, LlavaHrProcessor]:
     return checkpoints.open_folder(
-        LlavaHrForConditionalGeneration, LlavaHrProcessor, folder, dtype, attention, "LLaVA-HR"
+        LlavaHrForConditionalGeneration, LlavaHrProcessor, folder, dtype, attention, "LLaVA-HR", **placed
     )

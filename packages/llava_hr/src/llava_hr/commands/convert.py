@@ -2,6 +2,7 @@
 
 # Annotations are not deferred: typer evaluates them.
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ CONVERT_EPILOG = (
     "official --to official[/bold] · [bold]llava-hr convert mm_projector.bin projector.safetensors[/bold] · "
     "[bold]llava-hr convert --check 7b[/bold]"
 )
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOURCE = "A folder or hub id, official or this package's; or a stage-1 file: mm_projector.bin, projector.safetensors."
 
 
@@ -43,6 +45,8 @@ def convert(
     if to not in ("ours", "official"):
         raise UserError("unknown format", f"--to {to}", "ours or official")
 
+    look(source, target)
+
     from llava_hr.checkpoints.convert import convert as work
 
     made = work(source, target, to=to, tokenizer=tokenizer)
@@ -53,6 +57,18 @@ def convert(
         echo(f"{len(made.kept_aside)} tensors that no computation uses: {place}")
     if made.made_up:
         echo(f"{len(made.made_up)} tensors that no computation uses: filled in, as {source} has none")
+
+
+def look(source: Path, target: Path) -> None:
+    """Whether there is something to convert, before the libraries load that convert it.
+
+    Raises:
+        UserError: no such file or folder, and no id of the hub; a target that is there already.
+    """
+    if not source.exists() and not HUB_ID.fullmatch(str(source)):
+        raise UserError("no such model", source, "a folder, a file, or a hub id such as favor123/llava-hr-7b-sft-1024")
+    if target.exists():
+        raise UserError("already exists", target, "a folder or file that does not exist yet")
 
 
 def _check(model: str) -> None:

@@ -40,7 +40,7 @@ def evaluate(
     benchmark: Annotated[str | None, typer.Option(help="By name, or all (the default) that the data hold.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER", help=DATA)] = None,
     split: Annotated[str | None, typer.Option(help="Default: the one that the paper reports.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Ask only the first so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only so many questions, spread over all of them.")] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts at a time; default 8.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a new one in runs/; resumes.")] = None,
     seed: SeedOption = 0,

@@ -25,7 +25,7 @@ def eval_tables(evaluations: Sequence[Evaluation]) -> Group:
         table.add_column(heading, justify="right")
     for one in evaluations:
         metrics = one.metrics
-        asked = f"first {metrics['questions']}" if one.limited else str(metrics["questions"])
+        asked = f"{metrics['questions']}, spread" if one.limited else str(metrics["questions"])
         tokens = f"{metrics['visual_tokens']:.0f}", f"{metrics['new_tokens']:.1f}"
         table.add_row(one.benchmark.title, metrics["split"], asked, *_scores(one), *tokens)
     return Group(table, _all_scores(first)) if len(evaluations) == 1 and first.metrics["scores"] else Group(table)

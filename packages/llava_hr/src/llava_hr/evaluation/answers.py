@@ -11,7 +11,9 @@ questions about an image).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import torch
@@ -109,6 +111,23 @@ class Answerer:
         self.model, self.processor = model, processor
         self.encoded = 0
         self._kept: dict[Hashable, Tensor] = {}
+        self._pixels: dict[Hashable, Future[Tensor]] = {}  # of images that are still to come
+
+    def prepare(self, queries: Sequence[Query]) -> None:
+        """Open and resize the images of the queries that come next, in a thread beside the one that computes."""
+        todo: list[tuple[Future[Tensor], Opener]] = []
+        for key, opener in (image for query in queries for image in query.images):
+            if key not in self._kept and key not in self._pixels:
+                self._pixels[key] = Future()
+                todo.append((self._pixels[key], opener))
+        Thread(target=self._open_all, args=(todo,), daemon=True, name="llava-hr pictures").start()
+
+    def _open_all(self, todo: Sequence[tuple[Future[Tensor], Opener]]) -> None:
+        for future, opener in todo:
+            try:
+                future.set_result(self._open(opener))
+            except BaseException as error:  # handed on to whoever asks for the picture
+                future.set_exception(error)
 
     @torch.inference_mode()
     def answers(self, queries: Sequence[Query], max_new_tokens: int, **options: Any) -> list[Answer]:
@@ -147,13 +166,22 @@ class Answerer:
         kept = {}
         for key, opener in images:
             if key not in kept:
-                kept[key] = self._kept[key] if key in self._kept else self._encode(opener)
+                kept[key] = self._kept[key] if key in self._kept else self._encode(self._ready(key, opener))
         self._kept = kept
         return torch.cat([kept[key] for key, _ in images]) if images else None
 
-    def _encode(self, opener: Opener) -> Tensor:
+    def _open(self, opener: Opener) -> Tensor:
+        return self.processor.image_processor(opener(), return_tensors="pt")["pixel_values"]
+
+    def _ready(self, key: Hashable, opener: Opener) -> Callable[[], Image.Image | Tensor]:
+        """What opens an image, or waits for the pixels that are made of it meanwhile."""
+        waiting = self._pixels.pop(key, None)
+        return opener if waiting is None else waiting.result
+
+    def _encode(self, opener: Callable[[], Image.Image | Tensor]) -> Tensor:
         # One by one: at 1,024 pixels an image fills a device, and an answer does not depend on its neighbours.
-        pixels = self.processor.image_processor(opener(), return_tensors="pt")["pixel_values"]
+        given = opener()
+        pixels = given if isinstance(given, Tensor) else self._open(lambda: given)
         self.encoded += 1
         return self.model.encode_images(pixels.to(self.model.device, self.model.dtype))
 

@@ -51,7 +51,7 @@ class Evaluation:
         pixels: of the image's edge.
         metrics: as in the run's record.
         files: what was written.
-        limited: only the first questions were asked.
+        limited: only a part of the questions was asked.
     """
 
     benchmark: PaperBenchmark
@@ -137,6 +137,9 @@ class Task:
             found = self.answerer.answers([self._query(one) for one in asked], self.benchmark.max_new_tokens)
             return ((one.id, asdict(answer)) for one, answer in zip(asked, found, strict=True))
 
+        def coming(ids: Sequence[Any]) -> None:
+            self.answerer.prepare([self._query(by_id[one]) for one in ids])
+
         def mine(ids: Sequence[Any]) -> list[Any]:
             chosen = share([by_id[one] for one in ids], self.group.rank, self.group.world)
             return [question.id for question in chosen]
@@ -151,6 +154,7 @@ class Task:
             progress=progress,
             say=say,
             share=mine,
+            coming=coming,
         )
 
     def _query(self, question: Question) -> Query:

@@ -9,7 +9,8 @@ each forward pass of a device has a mean of its own, and the mean of these is ta
 where there are few of them beside it.
 
 A batch without an image sends a zero image through the tower and adds nothing of it: all ranks run the same modules,
-and the tower has a gradient of zero, as in the official code, which does so for every row without an image.
+and the tower has a gradient of zero, as in the official code, which does so for every row without an image. One process
+alone gets that gradient without the pass.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def train_stage(
         All weights on the first rank, None on the others.
     """
     freeze(model, plan)
-    model.dummy_image = True
+    # One process keeps in step with nobody: its towers need a gradient of zero, not a pass; DeepSpeed needs one.
+    model.dummy_image = "image" if options.world_size > 1 or options.deepspeed else "weights"
     prepare(model, settings.gradient_checkpointing)
     trainer = StageTrainer(
         model,

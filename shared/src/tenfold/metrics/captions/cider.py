@@ -90,6 +90,9 @@ class CiderD:
         counts: Counter[Ngram] = Counter()
         documents = 0
         for captions in references:
+            _refuse_text(captions)
+            for words in captions:
+                _refuse_text(words)
             found = [set(_ngrams(words, max_n)) for words in captions]
             if frequencies == "image":
                 found = [set().union(*found)]
@@ -151,6 +154,7 @@ class CiderD:
         return float(scores.mean()), scores
 
     def _vector(self, words: Words) -> _Vector:
+        _refuse_text(words)
         weights: dict[Ngram, float] = {}
         squares = [0.0] * self.max_n
         for ngram, count in Counter(_ngrams(words, self.max_n)).items():
@@ -171,6 +175,12 @@ class CiderD:
             total += product / (ours * theirs) if ours and theirs else product
         difference = candidate.bigrams - reference.bigrams
         return total * math.exp(-(difference**2) / (2 * self.sigma**2))
+
+
+def _refuse_text(words: object) -> None:
+    """A text would be taken letter by letter."""
+    if isinstance(words, str):
+        raise UserError("a text", "CIDEr-D", "captions as lists of words")
 
 
 def _ngrams(words: Words, max_n: int) -> Iterable[Ngram]:

@@ -80,8 +80,8 @@ class Scores:
 
 
 def score_captions(
-    predictions: Mapping[Id, str],
-    references: Mapping[Id, Sequence[str]],
+    predictions: Mapping[Id, Any],
+    references: Mapping[Id, Sequence[Any]],
     metrics: Sequence[str] = METRICS,
     *,
     spice: str | Path | None = None,
@@ -90,17 +90,20 @@ def score_captions(
     """Score one caption for each image against its references.
 
     Args:
-        predictions: image id -> caption.
-        references: image id -> captions; the same ids.
+        predictions: image id -> caption, or a list that holds it, as pycocoevalcap wants it; a caption is a text, or
+            `{"caption": text}`.
+        references: image id -> list of captions; the same ids.
         metrics: some of `METRICS`.
         spice: a folder with the jars of Stanford CoreNLP 3.6.0 and its models; without it SPICE is left out.
         tokens: "ptb" as COCO's evaluation does, or "whitespace" for captions that are words already (no Java).
 
     Raises:
         UserError: ids that do not match, no captions, an image without references, an unknown metric, no Java, no
-            pycocoevalcap, or a Java program that fails.
+            pycocoevalcap, or a Java program that fails; a caption that is no text, references that are no list.
     """
     check_metrics(metrics, tokens)
+    predictions = {one: _only(caption, one) for one, caption in predictions.items()}
+    references = {one: _listed(captions, one) for one, captions in references.items()}
     _check_ids(predictions, references)
     scores = Scores(ids=list(references))
     if tokens == "ptb":
@@ -150,6 +153,30 @@ def check_metrics(metrics: Sequence[str], tokens: str = "ptb") -> None:
         find_jar(METEOR_JAR)
     if tokens == "ptb":
         PtbTokeniser()
+
+
+def _only(given: Any, image: Any) -> str:
+    """The one caption of an image."""
+    if isinstance(given, str | Mapping):
+        return _text(given, image)
+    captions = _listed(given, image)
+    if len(captions) != 1:
+        raise UserError(f"{len(captions)} captions to score", f"image {image}", "one")
+    return captions[0]
+
+
+def _listed(given: Any, image: Any) -> list[str]:
+    """Several captions of an image."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        raise UserError(f"{type(given).__name__} instead of a list of captions", f"image {image}", "a list of texts")
+    return [_text(one, image) for one in given]
+
+
+def _text(given: Any, image: Any) -> str:
+    text = given.get("caption") if isinstance(given, Mapping) else given
+    if not isinstance(text, str):
+        raise UserError(f"{type(text).__name__} as a caption", f"image {image}", "a text")
+    return text
 
 
 def _check_ids(predictions: Mapping[Id, str], references: Mapping[Id, Sequence[str]]) -> None:

@@ -1,0 +1,5 @@
+"""Qwen2.5-VL's own model and generation tests, alone and with FitPrune attached under a recipe of zeros."""
+
+from fitprune_zero import pair
+
+OursModel, TheirsModel = pair("qwen2_5_vl", "Qwen2_5_VLModelTest")
