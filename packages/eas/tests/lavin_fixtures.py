@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from eas.checkpoints import lavin_keys
-from eas.checkpoints.lavin import convert_lavin
+from eas.commands.app import main
 from eas.lavin import Lavin, LavinConfig
 from eas.lavin_decoding import Prompt
 from tenfold.data import formats, mini_sets
+from tenfold.testing import commands
 from tenfold.testing.tokenizers import sentencepiece_model
 
 TINY = {
@@ -82,11 +83,12 @@ def clip(model, folder):
 
 
 def base(folder):
-    """The frozen parts alone, as `eas convert LLAMA FOLDER --tower CLIP` writes them."""
+    """The frozen parts alone, by the command as typed."""
     folder.mkdir()
     model = lavin(both=True, skip=())
-    sources = {"base": meta(model, folder / "llama", 1), "tower": clip(model, folder / "clip")}
-    convert_lavin(None, folder / "lavin", **sources)
+    llama, tower = meta(model, folder / "llama", 1), clip(model, folder / "clip")
+    told = commands.run(main, "convert", str(llama), str(folder / "lavin"), "--tower", str(tower))
+    assert told.code == 0 and "0 parameters of" in told.out, told
     return folder / "lavin"
 
 

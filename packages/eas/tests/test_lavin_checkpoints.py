@@ -118,6 +118,8 @@ def test_what_does_not_fit_is_named(model, tmp_path):
             convert_lavin(good, tmp_path / "m", base=wrong, tower=tower, skip=(1,))
     with pytest.raises(UserError, match="a skip list"):
         convert_lavin(good, tmp_path / "m", base=base, tower=tower, skip=(9,))
+    told = commands.run(main, "convert", str(base), str(tmp_path / "m"), "--tower", str(tower), "--skip", "1")
+    assert told.code == 2 and "a LLaMA is taken as it is" in told.err  # a list belongs to a checkpoint, or a tuning
     assert not (tmp_path / "m").exists()
 
 

@@ -94,6 +94,8 @@ def test_what_came_out_is_evaluated_on_the_frozen_parts(there, trained, tmp_path
     assert metrics["skip"] == sorted(found.skip) and metrics["search"] == found.sha256 and metrics["questions"] == 2
     config, about = read_lavin_about(trained[0] / "adapters")
     assert config.skip == tuple(sorted(found.skip)) and about.host.startswith("sha256:")
+    card = (trained[0] / "adapters" / "README.md").read_text()
+    assert f"layers {config.skip[0]}, {config.skip[1]} of 4" in card and found.sha256 in card
     names = load_file(trained[0] / "adapters" / "model.safetensors")
     opened = open_lavin(model, adapters=trained[0] / "adapters")[0]
     assert set(names) == {name for name, _ in opened.trained()}

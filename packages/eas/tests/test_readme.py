@@ -33,8 +33,8 @@ def test_every_verb_is_in_the_readme():
 
 
 # In their order, in one folder, short where they would train or search for minutes.
-LOCAL = ("eas demo", "eas train --config mini --output", "eas search", "eas tune --from", "eas sensitivity",
-         "eas eval --config mini", "eas cite", "eas verify")  # fmt: skip
+LOCAL = ("eas demo", "eas train --config mini --output", "eas search --config mini", "eas tune --from runs/search/",
+         "eas sensitivity", "eas eval --config mini", "eas cite", "eas verify")  # fmt: skip
 SHORTER = {
     "train": ["search.steps=4", "tune.steps=3", "search.idle=1", "data.samples=16"],
     "search": ["search.steps=4", "search.idle=1", "data.samples=16"],

@@ -27,10 +27,10 @@ from eas.checkpoints.lavin_sources import clip, llama, tower_sizes
 from eas.checkpoints.lightning import read_lightning
 from eas.lavin import LAVIN_7B, LAVIN_13B, Lavin, LavinConfig
 from tenfold import UserError
-from tenfold.runs import atomic_directory, atomic_write_json, read_json
+from tenfold.runs import atomic_directory, atomic_write_json, atomic_write_text, read_json
 from tenfold.weights import StoredTensor, WeightFiles, check_fits, require_finite, write_weights
 
-CONFIG, TOKENIZER, FORMAT = "lavin.json", "tokenizer.model", "eas-lavin"
+CONFIG, TOKENIZER, CARD, FORMAT = "lavin.json", "tokenizer.model", "README.md", "eas-lavin"
 _BOUNDS = {"vocabulary": 10**6, "size": 4096}
 # Sizes of what a tuning brings: adapters on the same frozen parts may differ in them.
 _METHOD = ("skip", "adapter_rank", "pia_rank", "groups", "scale", "temperature", "dropout")
@@ -84,7 +84,10 @@ def convert_lavin(
     Raises:
         UserError: a file that is missing or broken, weights that are missing, have no place or another shape.
     """
-    state, skipped = ({}, []) if source is None else read_lightning(source, "model")
+    state: dict[str, Tensor] = {}
+    skipped: list[str] = []
+    if source is not None:
+        state, skipped = read_lightning(source, "model")
     method = lavin_keys.from_official_tensors(state)
     if stranger := next((name for name in method if not lavin_keys.is_method(name)), None):
         raise UserError(f"{stranger} is no weight of LaVIN-EAS", source, "adapters, projector, modality embedding")
@@ -99,7 +102,7 @@ def convert_lavin(
             wanted = {name: tensor for name, tensor in wanted.items() if not lavin_keys.is_method(name)}
         else:
             check_fits(both, method, source)
-        require_finite(method, source)
+        require_finite(method, source or base)
         stored = {name: StoredTensor.of(value.float()) for name, value in method.items() if name in wanted}
         for name, tensor in (frozen | vision).items():
             if name in wanted:
@@ -118,8 +121,11 @@ def _write(
     about: LavinAbout,
     weights: Mapping[str, StoredTensor],
     tokenizer: Path | None = None,
+    card: str | None = None,
 ) -> None:
     with atomic_directory(target) as folder:
+        if card is not None:
+            atomic_write_text(folder / CARD, card)
         atomic_write_json(folder / CONFIG, {"format": FORMAT, "config": asdict(config), "about": asdict(about)})
         write_weights(folder, weights)
         if tokenizer is not None:
@@ -127,9 +133,25 @@ def _write(
 
 
 def write_adapters(target: str | Path, model: Lavin, about: LavinAbout) -> None:
-    """Write what a tuning made, without the frozen parts, into a new folder, whole or not at all."""
+    """Write what a tuning made, without the frozen parts, and a model card into a new folder, whole or not at all."""
     weights = {name: StoredTensor.of(value.detach().cpu()) for name, value in model.trained()}
-    _write(target, model.config, about, weights)
+    _write(target, model.config, about, weights, card=_card(model.config, about))
+
+
+def _card(config: LavinConfig, about: LavinAbout) -> str:
+    skipped = ", ".join(map(str, config.skip)) or "none"
+    told = [
+        f"Skips the attention of layers {skipped} of {config.layers}; adapter rank {config.adapter_rank}, PIA rank "
+        f"{config.pia_rank} (Wu et al., 2024, arXiv 2403.15226).",
+        f"Frozen parts: `{about.host}`: LLaMA and CLIP, whose licences hold for what is derived from them.",
+        f"Trained on: `{about.data}`, prompts in the format {about.prompt_format}.",
+        "Its run.json stands beside this folder.",
+    ]
+    if about.search:
+        told.append(f"The list was found by the search with SHA-256 `{about.search}`.")
+    header = "---\nlicense: other\nlibrary_name: eas\ntags:\n- eas\n- attention-skipping\n- adapters\n---\n"
+    use = "```sh\neas eval FROZEN_PARTS --adapters THIS_FOLDER --benchmark scienceqa --data scienceqa\n```\n"
+    return header + "# LaVIN-EAS adapters\n\n" + "".join(f"{line}\n" for line in told) + "\n" + use
 
 
 def _tokenizer(base: Path) -> Path | None:

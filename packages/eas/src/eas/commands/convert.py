@@ -23,7 +23,8 @@ LAVIN = ("lavin_7b", "lavin_13b")
 
 def convert(
     source: Annotated[
-        Path | None, typer.Argument(metavar="SRC", help="An official checkpoint, or a folder of ours.")
+        Path | None,
+        typer.Argument(metavar="SRC", help="An official checkpoint, a folder of ours, or (LaVIN, to train) LLaMA's."),
     ] = None,
     target: Annotated[Path | None, typer.Argument(metavar="DST", help="A new folder.")] = None,
     host: Annotated[str | None, typer.Option(help="llava, meter or lavin, where the file does not tell.")] = None,

@@ -150,18 +150,17 @@ class LavinSamples:
     def batch(self, numbers: Sequence[int], epoch: int = 0) -> LavinBatch:
         """These samples, in every epoch the same."""
         rows = [self._row(self.samples[number]) for number in numbers]
-        longest = self.max_length if self.full else max(length for *_, length in rows)
-        ids, labels = (
-            torch.stack([F.pad(row[place], (0, longest - len(row[place])), value=PAD) for row in rows])
-            for place in (0, 1)
-        )
+        lengths = [length for *_, length in rows]
+        longest = self.max_length if self.full else max(lengths)
+        ids = torch.stack([F.pad(one, (0, longest - len(one)), value=PAD) for one, _, _ in rows])
+        labels = torch.stack([F.pad(one, (0, longest - len(one)), value=PAD) for _, one, _ in rows])
         pictures = [self.samples[number].image() for number in numbers]
         images = torch.zeros(len(rows), 3, self.size, self.size)
         for row, picture in enumerate(pictures):
             if picture is not None:
                 images[row] = prepare_square(picture, self.size)
         there = torch.tensor([picture is not None for picture in pictures])
-        return LavinBatch(ids, labels, images, there, torch.tensor([length for *_, length in rows]))
+        return LavinBatch(ids, labels, images, there, torch.tensor(lengths))
 
     def _row(self, sample: ScienceQASample) -> tuple[Tensor, Tensor, int]:
         """Ids and labels, and the length of their sequence."""

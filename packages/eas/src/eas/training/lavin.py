@@ -87,7 +87,7 @@ class LavinHost:
 
     outcome = "adapters"
     unread = ("data.train", "data.images", "data.pad", "data.false_texts", "adapters.use_global", "adapters.projector",
-              "adapters.as_released")  # fmt: skip
+              "adapters.as_released", "search.cross", "search.head", "tune.cross", "tune.head")  # fmt: skip
 
     def __init__(self, settings: TrainSettings, seed: int, device: torch.device) -> None:
         self.settings, self.seed, self.device = settings, seed, device

@@ -91,7 +91,9 @@ class LlavaTrainee:
 class LlavaHost:
     """A loaded host and its data (`eas.training.hosts.TrainingHost`)."""
 
-    outcome, unread = "adapters", ("data.splits", "data.held_out", "data.false_texts", "adapters.as_released")
+    outcome = "adapters"
+    unread = ("data.splits", "data.held_out", "data.false_texts", "adapters.as_released", "search.scored_samples",
+              "search.cross", "search.head", "tune.cross", "tune.head")  # fmt: skip
     held_out = None
 
     def __init__(self, settings: TrainSettings, output: Path, group: Ranks, seed: int, device: torch.device) -> None:

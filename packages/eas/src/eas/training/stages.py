@@ -47,9 +47,11 @@ class Trainee(Protocol):
         parameters: what moves, by the names of its checkpoints. sites: attentions that can be skipped.
     """
 
-    model: nn.Module
     parameters: dict[str, nn.Parameter]
     sites: int
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def factor(self, name: str, settings: StageSettings) -> float:
         """Of the learning rate of a parameter."""
@@ -126,7 +128,7 @@ class Stage:
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters by their factor of the learning rate and their decay: matrices alone decay."""
-        settings, groups = self.plan.settings, {}
+        settings, groups = self.plan.settings, dict[tuple[float, float], list[nn.Parameter]]()
         for name, parameter in self.parameters.items():
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((self.trainee.factor(name, settings), decay), []).append(parameter)
