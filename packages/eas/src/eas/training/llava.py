@@ -124,7 +124,7 @@ class LlavaHost:
 
     def trainee(self, skip: tuple[int, ...], *, both: bool) -> LlavaTrainee:
         """The host without these attentions, or, for a search, with both modules in every layer."""
-        adapters, model = self.settings.adapters, self.host.model
+        adapters, model = self.settings.adapters, cast(Any, self.host.model)
         plan: Plan = plan_of(adapters, self.sites, skip)
         skipper = Skipper(plan, both=both, means=adapters.means, seed=self.seed)
         if adapters.projector:
