@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dtnet.data.grid_features import GridFeatures, write_grid_features
 from tenfold import UserError
+from tenfold.testing.processes import fork
 
 
 def grid(image_id: int, rows: int = 49, width: int = 6) -> np.ndarray:
@@ -239,3 +243,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="cannot write features so"):
         write_grid_features(output, [(1, grid(1))], dtype="int8")
+
+
+def test_a_full_disk_ends_the_writing_at_once(tmp_path: Path) -> None:
+    """Each array is smaller than what HDF5 holds back. Fails if its warnings go by, and with them all images until it
+    crashes while it closes the file."""
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # on a full disk the same, as ENOSPC
+        taken: list[int] = []
+        some = ((number, grid(number)) for number in range(1, 5000) if not taken.append(number))
+        with pytest.raises(OSError, match="File too large") as refusal:
+            write_grid_features(tmp_path / "features.h5", some)
+        assert refusal.value.errno == errno.EFBIG and len(taken) < 100
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1]) == 0
+    assert list(tmp_path.iterdir()) == []

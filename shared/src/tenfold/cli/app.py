@@ -2,9 +2,7 @@
 
 # Annotations are not deferred here: typer evaluates them, and cannot see names of an enclosing function.
 
-import errno
 import logging
-import os
 import signal
 import sys
 import threading
@@ -21,6 +19,7 @@ from tenfold.cli import bibtex
 from tenfold.cli.experiments import RESULTS, Experiments, conduct
 from tenfold.cli.files import package_file
 from tenfold.cli.output import LogLines, console, echo, quiet_libraries, take_any_text
+from tenfold.cli.outside import refused_writing
 from tenfold.cli.verify import Verification, Verifier, verify_run
 from tenfold.errors import UserError, printable
 from tenfold.runs import RunRecord, atomic_write_json, run
@@ -29,8 +28,6 @@ from tenfold.runs.provenance import package_source, package_version
 if TYPE_CHECKING:
     from tenfold.ledger import Ledger, Outcome, Result
 
-# What a disk, a quota or a file system refuses: no fault of the program.
-_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EROFS}
 Checks = Callable[[], "Mapping[str, Callable[[], Outcome]]"]
 
 
@@ -285,11 +282,10 @@ def main(app: typer.Typer) -> None:
         kept = "what was finished is kept; the same command goes on where it stopped (train: with --resume)"
         print(f"interrupted by {error}: {kept}", file=sys.stderr)
         raise SystemExit(128 + error.number) from None
-    except OSError as error:
-        if error.errno not in _OUTSIDE:
+    except Exception as error:  # all else is raised again: a full disk has as many kinds as there are writers
+        if (line := refused_writing(error)) is None:
             raise
-        where = "" if error.filename is None else f": {printable(str(error.filename))}"
-        print(f"error: {os.strerror(error.errno or 0)}{where} (nothing was left half-written)", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -9,6 +9,7 @@ files of DLCT and RSTNet, whose "_features" are regions of objects: never what t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -200,19 +201,69 @@ def _open_h5(path: Path) -> h5py.File:
         raise UserError(f"cannot read ({error})", path, "an h5 file of grid features") from error
 
 
+class _Disk:
+    """A file as HDF5 writes it: once the disk takes no more, what follows goes nowhere, and the error is kept.
+
+    HDF5 tells of a failed write of a small data set by a warning, goes on, and crashes when it closes the file.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def require_room(self) -> None:
+        """Raise the OSError of the first write that failed."""
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror, str(self.file.name))
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        count = len(left)
+        try:
+            while self.error is None and left:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.error = error
+        return count
+
+    def truncate(self, size: int) -> None:
+        try:
+            self.file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        return self.file.readinto(buffer)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self.file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+
 @contextmanager
-def _atomic_h5(path: str | Path) -> Iterator[h5py.File]:
-    """An h5 file that appears under its name when it is complete."""
+def _atomic_h5(path: str | Path) -> Iterator[tuple[h5py.File, _Disk]]:
+    """An h5 file that appears under its name when it is complete, and the disk, to be asked whether it takes more."""
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(temporary, "w")
+        opened = open(temporary, "w+b", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write ({error})", path, "a writable folder") from error
     try:
-        with file:
-            yield file
+        with opened:
+            disk = _Disk(opened)
+            with h5py.File(disk, "w") as file:
+                yield file, disk
+            disk.require_room()
         fsync_path(temporary)
         temporary.replace(path)
     except BaseException:
@@ -249,7 +300,7 @@ def write_grid_features(
             "cannot write features so", f"key={key}, dtype={dtype}", "grids or features; float32 or float16"
         )
     count, shape = 0, None
-    with _atomic_h5(path) as file:
+    with _atomic_h5(path) as (file, disk):
         for image_id, values in features:
             array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
             name = f"{image_id}_{key}"
@@ -262,6 +313,7 @@ def write_grid_features(
                 stored = array.astype(dtype)
             require_finite_values(stored, f"features as {dtype}", f"image {image_id}")
             file.create_dataset(name, data=stored)
+            disk.require_room()
             count += 1
         if not count:
             raise UserError("no features to write", path, "at least one image")
