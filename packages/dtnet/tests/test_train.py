@@ -378,3 +378,12 @@ def test_the_official_tokenisers_serve_a_whole_training(data: Path, tmp_path: Pa
         [row["reward"] for row in lines(tmp_path / name) if "reward" in row] for name in ("official", "whitespace")
     ]
     assert rewards[0] == rewards[1]
+
+
+@pytest.mark.parametrize("stage", ["xe", "scst"])
+def test_a_rate_that_is_far_too_high_ends_the_training(stage: str, data: Path, tmp_path: Path) -> None:
+    """Fails if NaN is trained on: the training would end well, with a best step and weights that are no numbers."""
+    settings = tiny_settings(data, **{stage: {"rate": 1e30, "warmup": 0}})
+    with pytest.raises(UserError, match=rf"the loss is not finite .*{stage}, step"):
+        run_train(settings, 0, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "run.json").exists()

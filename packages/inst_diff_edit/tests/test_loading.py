@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from inst_diff_edit.evaluation.edit import edit
 from inst_diff_edit.evaluation.run import edit_batch
 from inst_diff_edit.evaluation.settings import EvalSettings, MethodSettings
 from inst_diff_edit.inputs import to_tensor
+from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import InstDiffEditPipeline
 from inst_diff_edit.sampling import noise_seeds
 from tenfold import UserError
@@ -259,3 +262,14 @@ def test_a_compiled_unet_edits_alike(settings):
     compiled.unet.forward = torch.compile(compiled.unet.forward, backend="eager")
     found = edit(compiled, pictures(1), [PROMPT], settings, generators(1))
     assert (found.step_masks == expected.step_masks).float().mean() > 0.99
+
+
+def test_a_trained_mini_model_opens_in_a_process_of_its_own(tmp_path):
+    """Fails if only the shipped one, by its name, makes its autoencoder known to diffusers."""
+    shutil.copytree(mini.path(), tmp_path / "model")
+    code = (
+        "from inst_diff_edit.checkpoints.load import ModelSettings, load_pipeline\n"
+        f"print(type(load_pipeline(ModelSettings(model={str(tmp_path / 'model')!r})).vae).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == "PixelAutoencoder", done.stderr

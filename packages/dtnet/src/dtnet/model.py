@@ -173,7 +173,8 @@ class DTNet(nn.Module):
             return_paths: also the weights of the cells.
 
         Raises:
-            UserError: no vocabulary; images, but no feature extractor; features of another shape.
+            UserError: no vocabulary; images, but no feature extractor; features of another shape; features or
+                log-probabilities that are not finite.
         """
         from dtnet.beam import beam_search
 
@@ -184,6 +185,7 @@ class DTNet(nn.Module):
         with evaluating(self):
             encoded = self.encode(features.to(self.device))
             beams = beam_search(self, encoded, beam_size, max_len, early_stop=True)
+        require_finite_values(beams.log_probs[:, 0], "log-probabilities", "caption")
         captions = []
         for number, (row, gained) in enumerate(zip(beams.tokens[:, 0].tolist(), beams.log_probs[:, 0], strict=True)):
             end = row.index(self.config.eos_id) if self.config.eos_id in row else len(row)

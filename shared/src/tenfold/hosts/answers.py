@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from tenfold.data.conversation import get_conversation
 from tenfold.data.formats import Turn
@@ -173,13 +174,12 @@ def generate(
         inputs: of the prompts, where they were made before; None: those of `encode_batch`.
 
     Raises:
-        UserError: as in `encode_batch`.
+        UserError: as in `encode_batch` and `generate_tokens`.
     """
     inputs = encode_batch(processor, model, prompts) if inputs is None else inputs
-    given = {"do_sample": False, "num_beams": 1, **options}
-    width = inputs["input_ids"].shape[1]
-    rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **given)[:, width:]
+    rows = generate_tokens(model, inputs, max_new_tokens=max_new_tokens, **options)
     visual = visual_mask(unwrap(model), inputs).sum(1).tolist()
+    width = inputs["input_ids"].shape[1]
     tokens = inputs["attention_mask"].sum(1).tolist() if "attention_mask" in inputs else [width] * len(prompts)
     ends = _end_tokens(model)
     return [
@@ -188,6 +188,42 @@ def generate(
             processor.batch_decode(rows, skip_special_tokens=True), visual, tokens, rows, strict=True
         )
     ]
+
+
+class FiniteScores(LogitsProcessor):
+    """Notes whether a model's scores are numbers. Nothing waits for the device until `require` asks, at the end."""
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
+        # Minus infinity is what a processor before this one has ruled out.
+        broken = (scores.isnan() | scores.isposinf()).any()
+        self._broken = broken if self._broken is None else self._broken | broken
+        return scores
+
+    def require(self, model: Any) -> None:
+        """Raise UserError if a score was not: the most likely of such words is the vocabulary's first."""
+        if self._broken is not None and bool(self._broken):
+            name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+            what = f"scores of words that are not finite in {str(model.dtype).removeprefix('torch.')}"
+            raise UserError(what, name, "a model that computes in it; float32, or bfloat16, reaches further")
+
+
+@torch.inference_mode()
+def generate_tokens(model: Any, inputs: Mapping[str, Any], *, max_new_tokens: int, **options: Any) -> Tensor:
+    """``[batch, new tokens]`` behind the prompts; greedy unless `options` of `model.generate` say otherwise.
+
+    Raises:
+        UserError: a score that is not finite, such as half precision overflows to: no word follows from it.
+    """
+    finite = FiniteScores()
+    given = {"do_sample": False, "num_beams": 1, **options}
+    rows: Tensor = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList([finite]), **given
+    )
+    finite.require(model)
+    return rows[:, inputs["input_ids"].shape[1] :]
 
 
 def _end_tokens(model: Any) -> set[int]:

@@ -45,6 +45,7 @@ from tenfold.metrics.captions.coco import Scores, check_metrics, lacks_spice, sc
 from tenfold.runs import RunRecord, atomic_write_json, fingerprint, read_json, track
 from tenfold.runs.context import require_unfinished
 from tenfold.runs.evaluation import answer_left, open_log, shared_run
+from tenfold.runs.finite import require_finite_values
 from tenfold.runs.predictions import PredictionLog
 from tenfold.runs.progress import Progress
 from tenfold.runs.ranks import Ranks, choose_device
@@ -202,6 +203,7 @@ def caption_images(work: Work, settings: EvalSettings, log: PredictionLog, ranks
         with torch.inference_mode():
             beams = beam_search(models, features, settings.beams, settings.max_len, early_stop=True)
         texts = vocabulary.decode_all(beams.tokens[:, 0])
+        require_finite_values(beams.log_probs[:, 0], "log-probabilities", f"images {', '.join(map(str, ids))}")
         log_probs = beams.log_probs[:, 0].sum(-1).tolist()
         made = zip(ids, texts, log_probs, strict=True)
         return ((image_id, {"caption": text, "log_prob": log_prob}) for image_id, text, log_prob in made)

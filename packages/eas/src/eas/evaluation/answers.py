@@ -13,6 +13,7 @@ from eas.data.records import Record
 from eas.data.samples import Encoder
 from eas.skipper import Skipper
 from tenfold import UserError
+from tenfold.hosts.answers import FiniteScores, generate_tokens
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ def answer(
             raise UserError(f"a batch of {len(records)}, folded", "eas eval", "--batch 1: a fold is one prompt's")
         rows = _decode_folded(model, folded, inputs, ends, max_new_tokens)
     else:
-        options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "pad_token_id": encoder.pad_id}
-        host: Any = model
-        rows = host.generate(**inputs, max_new_tokens=max_new_tokens, **options)[:, inputs["input_ids"].shape[1] :]
+        rows = generate_tokens(model, inputs, max_new_tokens=max_new_tokens, pad_token_id=encoder.pad_id)
     found = []
     for row, real in zip(rows.tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
         length = next((at for at, token in enumerate(row) if token in ends), len(row))
@@ -64,12 +63,14 @@ def answer(
 def _decode_folded(
     model: Any, skipper: Skipper, inputs: dict[str, Tensor], ends: set[int], max_new_tokens: int
 ) -> Tensor:
+    finite = FiniteScores()
     out = model(**inputs, use_cache=True, logits_to_keep=1)
-    tokens, cache = [out.logits[:, -1].argmax(-1)], out.past_key_values
+    tokens, cache = [finite(None, out.logits[:, -1]).argmax(-1)], out.past_key_values
     with skipper.folded(cache):
         while len(tokens) < max_new_tokens and int(tokens[-1]) not in ends:
             out = model(input_ids=tokens[-1][:, None], past_key_values=cache, use_cache=True)
-            tokens.append(out.logits[:, -1].argmax(-1))
+            tokens.append(finite(None, out.logits[:, -1]).argmax(-1))
+    finite.require(model)
     return torch.stack(tokens, 1)
 
 

@@ -28,7 +28,7 @@ from fitprune.evaluation.pruners import Method
 from fitprune.recipe import Recipe
 from tenfold import UserError
 from tenfold.data.formats import Picture
-from tenfold.hosts.answers import Protocol, encode_batch
+from tenfold.hosts.answers import Protocol, encode_batch, generate_tokens
 from tenfold.hosts.structure import unwrap, visual_mask
 from tenfold.metrics import Interval, bootstrap, normalise_answer
 from tenfold.runs.predictions import PredictionLog
@@ -299,15 +299,14 @@ def _ask(
 ) -> list[dict[str, Any]]:
     prompts = [protocol.prompt(processor, item.picture(), item.text) for item in items]
     inputs = encode_batch(processor, model, prompts)
-    width = inputs["input_ids"].shape[1]
     visual = visual_mask(unwrap(model), inputs).sum(1).tolist()
     tokens = inputs["attention_mask"].sum(1).tolist()
     given: dict[str, list[str]] = {}
     with _features_once(unwrap(model)):
         for arm in arms:
             with nullcontext() if arm.method is None else arm.method(model):
-                rows = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-            texts = processor.batch_decode(rows[:, width:], skip_special_tokens=True)
+                rows = generate_tokens(model, inputs, max_new_tokens=max_new_tokens)
+            texts = processor.batch_decode(rows, skip_special_tokens=True)
             given[arm.key] = [text.strip() for text in texts]
     return [
         {

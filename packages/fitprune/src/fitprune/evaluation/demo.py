@@ -22,6 +22,7 @@ from tenfold.cli.settings import MINI
 from tenfold.data import mini_sets
 from tenfold.data.miniworld import ONE_HOP, flag_questions, flags
 from tenfold.data.pictures import open_picture
+from tenfold.hosts.answers import generate_tokens
 from tenfold.hosts.loading import Host, load_host
 from tenfold.hosts.prompts import encode
 from tenfold.hosts.structure import unwrap
@@ -153,8 +154,8 @@ def find_recipe(settings: DemoSettings, host: Host, seed: int, progress: Progres
 @torch.inference_mode()
 def generate(host: Host, inputs: dict[str, Any]) -> str:
     """The greedy answer to a prompt, at most 64 tokens."""
-    tokens = host.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    return host.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    tokens = generate_tokens(host.model, inputs, max_new_tokens=MAX_NEW_TOKENS)
+    return host.processor.decode(tokens[0], skip_special_tokens=True).strip()
 
 
 def _ratio(text: str | None) -> float | None:

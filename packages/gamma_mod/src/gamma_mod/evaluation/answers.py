@@ -17,6 +17,7 @@ from gamma_mod.evaluation.settings import ConvertedHostSettings
 from gamma_mod.report import calibrate, measure_skips
 from tenfold import UserError
 from tenfold.hosts import structure
+from tenfold.hosts.answers import generate_tokens
 from tenfold.runs import fingerprint
 
 
@@ -98,15 +99,12 @@ def answer(
 ) -> list[Answer]:
     """Greedy answers, one a question, as a batch."""
     inputs = on_device(host.model, batch_prompts(host.processor, images, questions, protocol))
-    length = inputs["input_ids"].shape[1]
-    pad = host.processor.tokenizer.pad_token_id
+    given = {"pad_token_id": host.processor.tokenizer.pad_token_id, "temperature": None, "top_p": None}
     with measure_skips() as skips:
-        output = host.model.generate(
-            **inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, temperature=None, top_p=None
-        )
+        output = generate_tokens(host.model, inputs, max_new_tokens=max_new_tokens, **given)
     ends = _ends(host.model)
     found = []
-    for row, ids in enumerate(output[:, length:].tolist()):
+    for row, ids in enumerate(output.tolist()):
         new = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
         text = host.processor.tokenizer.decode(ids[:new], skip_special_tokens=True).strip()
         kept = tuple(skips.counts["prefill", layer][0][row] for layer in skips.layers)

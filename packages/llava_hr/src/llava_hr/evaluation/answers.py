@@ -26,7 +26,7 @@ from tenfold import UserError
 from tenfold.data.conversation import IMAGE, Prompt, encode, get_conversation
 from tenfold.data.formats import Turn
 from tenfold.data.instruct import pad_rows
-from tenfold.hosts.answers import Answer, length
+from tenfold.hosts.answers import Answer, generate_tokens, length
 
 Opener = Callable[[], Image.Image]
 _USER, _ASSISTANT = "human", "gpt"
@@ -143,9 +143,8 @@ class Answerer:
         batch = {name: torch.tensor(ids, device=device) for name, ids in pad_rows(rows, fill, "left").items()}
         if visual is not None:
             batch["visual_tokens"] = visual
-        given = {"do_sample": False, "num_beams": 1, "pad_token_id": fill, **options}
-        width = batch["input_ids"].shape[1]
-        written = self.model.generate(**batch, max_new_tokens=max_new_tokens, **given)[:, width:].tolist()
+        given = {"pad_token_id": fill, **options}
+        written = generate_tokens(self.model, batch, max_new_tokens=max_new_tokens, **given).tolist()
         ends = self._end_tokens()
         return [
             self._answer(query, row, new[: length(new, ends)])
