@@ -1,9 +1,7 @@
 """Pictures: every mode by value, upright, bounded, and refused in one line."""
 
 import logging
-import struct
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from tenfold import UserError
 from tenfold.data import pictures
 from tenfold.data.formats import Picture
 from tenfold.data.pictures import MAX_ASPECT, decode_picture, open_picture, require_size
+from tenfold.testing.pictures import announced
 
 
 def photo(size=(9, 6)):
@@ -99,18 +98,6 @@ def test_transparency_is_warned_of_once(tmp_path, caplog):
             open_picture(path)
     assert len(caplog.messages) == 1 and "transparency" in caplog.messages[0]
     pictures._warn_of_transparency.cache_clear()
-
-
-def announced(width, height):
-    """A PNG that announces a size and holds nothing of it."""
-
-    def chunk(kind, content):
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = zlib.compress(b"\x00" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("raw", [True, False])

@@ -50,7 +50,9 @@ def open_picture(path: str | Path, *, raw: bool = False) -> Image.Image:
             not finite; one line.
     """
     if _URL.match(str(path)):
-        raise UserError("a URL instead of a file", path, "an image file on this machine: download it first")
+        # A path has lost the second of its slashes.
+        url = re.sub(r"^(?!file)(\w+):/(?=[^/])", r"\1://", str(path))
+        raise UserError("a URL instead of a file", url, "an image file on this machine: download it first")
     if Path(path).is_dir():
         raise UserError("a folder instead of an image", path, _EXPECTED)
     return _read(path, path, raw)
