@@ -138,7 +138,7 @@ def test_lines_and_posters_are_refused_by_their_header(door, size, reason, tmp_p
 @pytest.mark.parametrize("door", DOORS)
 def test_a_url_is_refused_as_one(door):
     """Fails if it is reported as a missing file, or under a name without its second slash."""
-    with pytest.raises(UserError, match="a URL instead of a file: https://example.org/cat.png "):
+    with pytest.raises(UserError, match=r"a URL instead of a file: https://example\.org/cat\.png "):
         DOORS[door]("https://example.org/cat.png")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from tenfold.data import mini_host
@@ -49,6 +49,24 @@ def tokenizer(kind: str, folder: Path, model: bytes | None = None) -> PreTrained
         inner.pre_tokenizer = pre_tokenizers.Sequence([])
         return PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL)
     return fast
+
+
+#: Visual tokens of an image in `host_processor`.
+VISUAL = 4
+
+
+def host_processor(kind: str, folder: Path) -> LlavaProcessor:
+    """A LLaVA host's processor with such a tokenizer: 24 pixels, `VISUAL` placeholders an image, `<pad>`."""
+    base, words = mini_host.processor(side=24, patch=12), tokenizer(kind, folder)
+    words.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    return LlavaProcessor(
+        image_processor=base.image_processor,
+        tokenizer=words,
+        patch_size=12,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=mini_host.CHAT_TEMPLATE,
+    )
 
 
 def learnt(tokenizer: PreTrainedTokenizerBase, labels: Any) -> list[str]:
