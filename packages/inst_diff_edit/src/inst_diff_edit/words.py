@@ -83,11 +83,15 @@ def token_ids(tokenizer: Any, text: str, name: str = "prompt") -> tuple[int, ...
     """The ids of a text, start and end included; the tokenizer would cut a long one without a word.
 
     Raises:
-        InputError: no text, or more pieces than the text tower has positions for.
+        InputError: no text, more pieces than the text tower has positions for, or a tokenizer that puts no start and end
+            around a text.
     """
     if not isinstance(text, str):
         raise InputError(f"a {name} of type {type(text).__name__}", name, "text")
     ids, room = tuple(tokenizer(text)["input_ids"]), tokenizer.model_max_length
+    marks = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    if None not in marks and (len(ids) < 2 or (ids[0], ids[-1]) != marks):
+        raise InputError("a tokenizer without start and end around a text", type(tokenizer).__name__, "CLIP's")
     if len(ids) > room:
         raise InputError(f"a {name} of {len(ids) - 2} tokens", f'{name} "{text[:40]}..."', f"at most {room - 2} tokens")
     return ids
