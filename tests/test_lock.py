@@ -7,6 +7,8 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import datetime, timedelta
 
 import pytest
 from house import ROOT, made
@@ -82,6 +84,36 @@ def bootstrap_script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_lock_is_derived_from_the_files_and_the_date_alone(bootstrap_script, monkeypatch, tmp_path):
+    """uv keeps what an index said, and what was resolved before. Fails if either is asked: a pin then depends on when
+    and where this was run before, which is how one changed on a clean clone."""
+    commands = []
+
+    def call(command, what, environment, held=None, cwd=ROOT, capture=False):
+        commands.append([str(word) for word in command])
+        assert cwd == tmp_path
+        return "the lock"
+
+    monkeypatch.setattr(bootstrap_script, "call", call)
+    monkeypatch.setattr(bootstrap_script, "ensure_uv", lambda held: "uv")
+    monkeypatch.setattr(bootstrap_script, "uv_environment", lambda uv: {})
+    monkeypatch.setattr(bootstrap_script, "exclusive", lambda: nullcontext(0))
+    assert bootstrap_script.derive_lock(tmp_path) == "the lock"
+    resolve, export = commands
+    assert resolve[:2] == ["uv", "lock"] and {"--upgrade", "--refresh"} <= set(resolve)
+    assert export[:2] == ["uv", "export"] and "--frozen" in export
+
+
+def test_the_date_lies_days_before_the_lock(run):
+    """An index that is mirrored lags: what was released on the date itself may be there for one and not for another.
+    Fails if `exclude-newer` is the day of the derivation."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git clone")
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["exclude-newer"]
+    last = run("git", "-C", str(ROOT), "log", "-1", "--format=%cI", "--", "requirements.lock").stdout.strip()
+    assert datetime.fromisoformat(stated) + timedelta(days=3) <= datetime.fromisoformat(last)
 
 
 @pytest.mark.slow

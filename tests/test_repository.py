@@ -102,6 +102,27 @@ def test_code_beside_a_model_is_refused_wherever_one_is_opened():
     assert asking == []
 
 
+def test_a_loop_that_trains_looks_at_its_loss_and_at_what_it_made():
+    """Fails if weights take up a loss that is not finite, a trained model is written unseen, or a job's log says
+    nothing for hours. (Golden cases and benches take single steps.)"""
+    looks = ("require_finite_loss(", "isfinite(", "map(_finite", 'float("inf")')
+    unseen = []
+    for file in MODULES:
+        content, room = file.read_text(encoding="utf-8"), file.parent.name
+        trains = re.search(r"\.backward\(\)", content) and room != "parity" and file.name != "speed.py"
+        searches_codes = relative(file).endswith("e3_facenet/evidence/experiments.py")  # of noises, not of weights
+        if trains and not searches_codes and not any(one in content for one in looks):
+            unseen.append(relative(file))
+    for package in PACKAGES:
+        run = (package / "src" / package.name / "training" / "run.py").read_text(encoding="utf-8")
+        stages = "".join(path.read_text(encoding="utf-8") for path in package.glob("src/*/training/*.py"))
+        if package.name != "fitprune" and "require_finite(" not in stages:  # a fit has no weights
+            unseen.append(f"{package.name}: weights")
+        if not re.search(r"\btrack\(|progress|tenfold\.runs\.stages", run + stages):
+            unseen.append(f"{package.name}: progress")
+    assert unseen == []
+
+
 def test_libraries_log_and_never_print():
     """Fails if a module prints to standard output; the command line uses typer and rich."""
     for file in MODULES:

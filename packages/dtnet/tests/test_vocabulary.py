@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from dtnet.vocabulary import (
 )
 from tenfold import UserError
 from tenfold.metrics.captions import split_words
+from tenfold.testing.mutations import hostile_pickles
 
 
 @pytest.fixture
@@ -206,3 +208,14 @@ def test_pickles_of_something_else_are_refused(value: Any, tmp_path: Path) -> No
 def test_padding_is_id_1() -> None:
     """The decoder masks and the loss ignores this id."""
     assert (UNK, PAD, BOS, EOS) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("name", sorted(hostile_pickles(Path("x")).keys() - {"other values", "nested"}))
+def test_a_pickle_that_hangs_or_fills_the_memory_is_one_line_at_once(name: str, tmp_path: Path) -> None:
+    """One is 492 bytes of tuples that share their parts. Fails if it is followed: it would take years."""
+    (tmp_path / "vocab.pkl").write_bytes(hostile_pickles(tmp_path / "called")[name])
+    start = time.process_time()
+    with pytest.raises(UserError) as refusal:
+        Vocabulary.load_pickle(tmp_path / "vocab.pkl")
+    assert "\n" not in str(refusal.value) and time.process_time() - start < 10
+    assert not (tmp_path / "called").exists()

@@ -21,6 +21,7 @@ from fitprune.recipe import Recipe
 from tenfold.data import mini_host, mini_sets
 from tenfold.data.formats import write_calibration
 from tenfold.runs import RunRecord
+from tenfold.testing.processes import held
 
 COMMAND = [sys.executable, "-c", "from fitprune.commands.app import main; main()"]
 FIT = ["fit", "--limit", "3", "--ratio", "0.4", "--ratio", "0.6"]
@@ -355,6 +356,13 @@ def test_a_finished_run_is_not_overwritten(fitprune, fitted):
     refused(outcome, "holds a finished run")
     assert outcome[1] == ""
     assert (fitted / "run.json").read_bytes() == before
+
+
+def test_a_second_fit_in_one_folder_is_told_of_the_first(fitprune, tmp_path):
+    """Fails if both succeed, one over the other."""
+    with held(tmp_path / "run") as process:
+        refused(fitprune(*FIT, "--output", tmp_path / "run"), f"process {process} is writing there")
+    assert not list((tmp_path / "run").glob("*recipe*"))
 
 
 def test_progress_of_other_samples_is_not_mixed_in(fitprune, fitted, tmp_path):

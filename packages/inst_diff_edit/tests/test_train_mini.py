@@ -15,6 +15,7 @@ from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.training.run import Training, TrainSettings, batch_at, learning_rate, price_at, train
 from tenfold import UserError
 from tenfold.runs import RunRecord, last_complete_checkpoint, read_jsonl
+from tenfold.testing.processes import held
 
 SHORT = TrainSettings(steps=6, batch=2, warmup=2)
 
@@ -120,7 +121,6 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train(SHORT, 0, tmp_path / "other", every=10, resume=True, project=None)
 
 
-<<<<<<< HEAD
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
     """Weights belong to one. Fails if the tokenizer is not of what a checkpoint must agree in, or trained anew."""
     from tenfold.runs import write_checkpoint
@@ -133,13 +133,20 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "TOKENIZER", tmp_path / "other")
     with pytest.raises(UserError, match="made with another tokenizer"):
         train(SHORT, 0, tmp_path / "run", every=10, resume=True, project=None)
-=======
+
+
+def test_a_second_training_in_one_folder_is_told_of_the_first(tmp_path):
+    """Fails if both write there: their checkpoints' temporary folders, and their curves, are one."""
+    with held(tmp_path / "run") as process, pytest.raises(UserError, match=rf"process {process} is writing there"):
+        train(SHORT, 0, tmp_path / "run", every=2, resume=False, project=None)
+    assert not [path for path in (tmp_path / "run").iterdir() if not path.name.startswith(".tmp")]
+
+
 def test_a_rate_that_is_far_too_high_ends_the_training(tmp_path):
     """Fails if NaN is trained on, and a model written whose pictures are black."""
     with pytest.raises(UserError, match=r"the loss is not finite .*mini model, step"):
         train(replace(SHORT, peak=1e30), 0, tmp_path / "run", every=10, resume=False, project=None)
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "run.json").exists()
->>>>>>> 89f9389 (Scores that are no numbers end an answer, a caption and a training in one line; a trained mini model opens by its folder)
 
 
 def test_the_autoencoder_of_pixels_does_nothing():

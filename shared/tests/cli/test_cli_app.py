@@ -1,7 +1,9 @@
 """The common verbs, and errors in one line."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,6 +84,17 @@ def test_claims_shows_the_paper_s_numbers_beside_ours(command):
     row = next(line for line in out.splitlines() if "Throughput on one GPU" in line)
     assert re.search(r"1,204\.5 beads/s.*1,190\.2 beads/s.*recorded", row)
     assert "mini 0/1 (1 not reproduced)" in out
+
+
+def test_claims_are_shown_on_an_output_of_ascii():
+    """Fails if a table's border, or a letter of the ledger, ends in a UnicodeEncodeError."""
+    source = Path(__file__).parent.parent / "fictional_package" / "src"
+    code = f"import sys; sys.path.insert(0, {str(source)!r}); from glass_beads.commands.app import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", code, "claims", "--all"]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0 and b"Throughput on one GPU" in done.stdout, done.stderr
+    assert done.stdout.isascii() and b"+-" in done.stdout
 
 
 def test_claims_that_need_official_weights_are_counted_and_listed_when_asked(command):

@@ -38,6 +38,10 @@ def test_settings_are_changed_in_order_and_below_groups():
         ("=4", "not a setting"),
         ("beads=[1", "broken YAML"),
         ("beads=many", r"not valid settings, beads: .*--set beads=many"),
+        ("beads=2024-13-45", r"broken YAML .*--set beads=2024-13-45"),
+        ("beads=!!bool maybe", r"broken YAML .*--set beads=!!bool maybe"),
+        ("beads=" + "[" * 3000, r"nested too deeply"),
+        ("beads=" + "1" * 5000, r"broken YAML|an integer of"),
     ],
 )
 def test_a_wrong_override_is_named(override, message):

@@ -98,6 +98,22 @@ def test_what_cannot_be_run_again_is_said_in_one_line(record):
         verify_run(record, {"fit": count_again}, {})
 
 
+def test_what_a_forged_record_says_is_shown_as_it_is(record, tmp_path, monkeypatch, capsys):
+    """A name with markup, a machine with an escape sequence. Fails if the table reads the one, which ends in a
+    traceback, or the terminal the other."""
+    from glass_beads.commands.app import main
+
+    content = record.model_dump(mode="json")
+    content["metrics"]["[/bold][red]x"] = 1
+    content["hardware"]["cpu"] = "Abacus\x1b[2J"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    monkeypatch.setattr("sys.argv", ["glass-beads", "verify", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr().out
+    assert stop.value.code == 1 and "[/bold][red]x" in shown and "Abacus\\x1b[2J" in shown
+
+
 def test_other_data_than_the_recorded_is_named(tmp_path):
     """Fails if a run on other data is compared as if it were the same."""
     data = tmp_path / "jar"

@@ -64,6 +64,17 @@ def test_half_a_record_is_no_finished_run(tmp_path, caplog):
     assert RunRecord.load(tmp_path).config == {"b": 2} and "counts as unfinished" in caplog.text
 
 
+@pytest.mark.parametrize("step", ['"1"', "null", "[1]", "1.5"])
+def test_a_curve_whose_step_is_no_number_is_named(tmp_path, step):
+    """Fails if lines of a resumed run are compared with a text."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 1.0}}\n{{"step": {step}, "loss": 1.0}}\n')
+    with (
+        pytest.raises(UserError, match=r"step .*metrics\.jsonl, line 2 .expected a number of steps"),
+        run("tenfold", "train", config={}, seed=0, output=tmp_path) as current,
+    ):
+        current.log(2, loss=1.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

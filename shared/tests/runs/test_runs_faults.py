@@ -18,29 +18,17 @@ from tenfold.runs import progress as progress_module
 from tenfold.runs.finite import require_finite_loss, require_finite_values
 from tenfold.runs.lock import one_writer
 from tenfold.runs.parse import parse_json, parse_yaml
-from tenfold.testing.processes import fork
+from tenfold.testing.processes import fork, held
 
 
 def test_a_second_writer_is_told_of_the_first(tmp_path):
     """Fails if two runs write one folder, or the first one's number is not said."""
-    inside, outside = os.pipe(), os.pipe()
-
-    def hold():
-        with one_writer(tmp_path):
-            os.write(inside[1], b"x")
-            os.read(outside[0], 1)
-
-    child = fork(hold)
-    os.read(inside[0], 1)
-    try:
-        with (
-            pytest.raises(UserError, match=rf"process {child} is writing there"),
-            run("tenfold", "eval", config={}, seed=0, output=tmp_path),
-        ):
-            pass
-    finally:
-        os.write(outside[1], b"x")
-        os.waitpid(child, 0)
+    with (
+        held(tmp_path) as child,
+        pytest.raises(UserError, match=rf"process {child} is writing there"),
+        run("tenfold", "eval", config={}, seed=0, output=tmp_path),
+    ):
+        pass
     with run("tenfold", "eval", config={}, seed=0, output=tmp_path):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]

@@ -76,9 +76,12 @@ def test_two_answers_to_one_question_are_refused(tmp_path):
         ('{"predictions": [[1]]}\n', "not a record of predictions"),
         ('{"id": 1}\n', "not a record of predictions"),
         ('garbage\n{"predictions": []}\n', "broken JSON"),
+        ('{"predictions": [[1, "\\ud800"]]}\n{"predictions": []}\n', "half a character"),
+        ('{"predictions": [[1, NaN]]}\n{"predictions": []}\n', "NaN is no number of JSON"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(tmp_path, content, message):
+    """Fails if half a character, or no number, is taken as an answer."""
     PredictionLog(tmp_path, {})
     (tmp_path / "part-0000.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):

@@ -60,6 +60,7 @@ from tenfold.data.mini_lessons import (
 from tenfold.data.mini_probes import embed, walk, words
 from tenfold.errors import UserError
 from tenfold.runs import Run, checkpoint_step, last_complete_checkpoint, run, track, write_checkpoint
+from tenfold.runs.finite import require_finite_loss
 
 LESSONS = {
     "kinds": DRAWN,
@@ -130,6 +131,7 @@ def take_tower_step(
         for where, weight in ((objects, 1.0), (~objects, 0.5)):
             loss = loss + weight * functional.cross_entropy(of_field[where], said[where], ignore_index=UNSAID)
         right[f"tower_{name}"] = (of_field[objects].argmax(-1) == said[objects]).float().mean().item()
+    require_finite_loss(loss, "tower", step + 1)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -153,8 +155,10 @@ def take_step(
     answers, ends = (_predicted(model, states[-1], batch, ahead) for ahead in (0, 1))
     hints = hint_loss(model, states, batch.hints)
     loss, end_loss = (functional.cross_entropy(*predicted) for predicted in (answers, ends))
+    whole = settings.answers * loss + settings.ends * end_loss + settings.hints * hints
+    require_finite_loss(whole, "decoder", step + 1)
     optimizer.zero_grad()
-    (settings.answers * loss + settings.ends * end_loss + settings.hints * hints).backward()
+    whole.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     optimizer.step(schedule(step))
     logits, targets = answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -9,7 +10,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # A dead rank leaves the others waiting for it; no test takes that long.
@@ -46,6 +48,30 @@ def _renew_thread_pool() -> None:
 
 # In every fork of a test's process, multiprocessing's too.
 os.register_at_fork(after_in_child=_renew_thread_pool)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[int]:
+    """Another process is writing a run there; yields its number."""
+    from tenfold.runs.lock import one_writer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    inside, outside = os.pipe(), os.pipe()
+
+    def hold() -> None:
+        with one_writer(folder):
+            os.write(inside[1], b"x")
+            os.read(outside[0], 1)
+
+    child = fork(hold)
+    os.read(inside[0], 1)
+    try:
+        yield child
+    finally:
+        os.write(outside[1], b"x")
+        os.waitpid(child, 0)
+        for end in (*inside, *outside):
+            os.close(end)
 
 
 def killed(work: Callable[[], object]) -> bool:

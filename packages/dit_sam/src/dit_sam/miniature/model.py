@@ -21,6 +21,7 @@ from dit_sam.model import PIXEL_MEAN, PIXEL_STD, DITSam, mask_loss
 from dit_sam.text_encoder import Vocabulary
 from tenfold.data import miniworld
 from tenfold.runs import sample_rng
+from tenfold.runs.finite import require_finite_loss
 
 POINT_STEPS, POINT_BATCH, POINT_RATE = 1000, 32, 2e-3
 
@@ -108,6 +109,7 @@ def train_points(
     for step in progress(count) if progress is not None else count:  # type: ignore[attr-defined]
         pictures, points, targets = _point_batch(scenes, sample_rng(seed, 0, step), POINT_BATCH)
         loss = mask_loss(point_logits(model, pictures, points), targets)
+        require_finite_loss(loss, "points", step + 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

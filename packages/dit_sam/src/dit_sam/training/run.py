@@ -35,6 +35,7 @@ from tenfold import UserError
 from tenfold.runs import Run, fingerprint, last_complete_checkpoint, run, sample_rng, track, write_checkpoint
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.resumption import identity, require_new, require_same, threads
+from tenfold.weights import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -290,6 +291,7 @@ class Training:
         """The best and the last weights, each as `DITSam.from_pretrained` reads them."""
         trained = f"{self.settings.data.set}, {self.plan.samples} objects, {self.plan.steps} steps"
         self._take_average()
+        require_finite(self.model.state_dict(), "the trained weights")
         self.model.save_pretrained(current.file("last"), trained=trained, run=current.id)
         self.model.load_state_dict(self.best)
         self.model.save_pretrained(current.file("model"), trained=trained, run=current.id)

@@ -33,6 +33,7 @@ from tenfold.runs.finite import require_finite_loss
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.ranks import ranks as joined
 from tenfold.runs.resumption import identity, require_same, threads
+from tenfold.weights import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +258,7 @@ class Training:
     def save_model(self, folder: Path) -> None:
         """The best weights as `DTNet.from_pretrained` reads them, with vocabulary and feature settings."""
         best = build_model(self.settings, self.data, self.seed)
+        require_finite(self.best, "the trained weights")
         best.load_state_dict(self.best)
         best.save_pretrained(folder)
 

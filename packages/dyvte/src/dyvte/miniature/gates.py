@@ -9,6 +9,7 @@ from dyvte.branches import gate_loss
 from dyvte.gates import GateConfig, Gates
 from dyvte.miniature.tables import Table
 from tenfold.runs import sample_rng
+from tenfold.runs.finite import require_finite_loss
 
 RATE, BATCH = 1e-3, 64
 # The published recipe's own number of updates a gate: 52 steps, one of 32 gates each.
@@ -33,7 +34,9 @@ def train_gates(table: Table, config: GateConfig, seed: int, updates: float, sla
         layer = int(draw.integers(config.layers))
         rows = torch.from_numpy(draw.integers(len(table.x), size=BATCH))
         optimizer.zero_grad(set_to_none=True)
-        gate_loss(gates[layer](table.x[rows, layer]), table.labels[slack][rows, layer]).backward()
+        loss = gate_loss(gates[layer](table.x[rows, layer]), table.labels[slack][rows, layer])
+        require_finite_loss(loss, f"gate {layer}", step + 1)
+        loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / steps)
         optimizer.step()

@@ -40,6 +40,7 @@ from tenfold.runs import (
 from tenfold.runs.context import require_unfinished
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.resumption import IDENTITY, identity, keep_identity, require_new, threads
+from tenfold.weights import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def run_train(settings: TrainSettings, seed: int, output: Path, host: Host | Non
                 made = {"base": settings.model, "data": settings.samples or "the mini world", "run": current.id}
                 folder = current.file(GATES)
                 folder.mkdir(exist_ok=True)
+                require_finite(training.gates.state_dict(), "the trained weights")
                 write_gates(training.gates, folder, made)
                 current.metrics.update(training.metrics())
     return Trained(output / GATES, current.metrics, resumed)

@@ -21,6 +21,7 @@ from e3_facenet.config import DiscriminatorConfig, GeneratorConfig
 from e3_facenet.data.mini_world import COUNTS, caption, heads, vocabulary
 from e3_facenet.text import TextEncoder
 from tenfold.runs import sample_generator, sample_rng
+from tenfold.runs.finite import require_finite_loss
 
 CONTEXT, TEXT_WIDTH = 20, 32
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
@@ -99,6 +100,7 @@ def train_clip(seed: int, steps: int = 240, batch: int = 64, pictures: int = 150
         )
         target = torch.arange(len(rows))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        require_finite_loss(loss, "CLIP", step + 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,6 +154,7 @@ def train_judge(seed: int, steps: int = 160, batch: int = 64, pictures: int = 15
             (F.cross_entropy(logits, attributes[rows, name]) for name, logits in enumerate(judge(images))),
             start=torch.zeros([]),
         )
+        require_finite_loss(loss, "judge", step + 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

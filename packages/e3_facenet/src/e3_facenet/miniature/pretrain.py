@@ -19,6 +19,7 @@ from e3_facenet.generator import Generator, Synthesis
 from e3_facenet.losses import REGULARISERS, offset_loss
 from e3_facenet.text import TextEncoder
 from tenfold.runs import sample_generator, sample_rng
+from tenfold.runs.finite import require_finite_loss
 
 # Released fields reach densities of tens; at N(0, 1) a ray of 0.24 sees hardly any surface.
 DENSITY_GAIN = 30.0
@@ -81,7 +82,7 @@ def pretrain(
             + OUTLINE_WEIGHT * (opacity - outline).abs().mean()
             + DEPTH_WEIGHT * ((found.depth - true).abs() * outline).mean()
         )
-        losses.append(_step(loss, optimizer, schedule))
+        losses.append(_step(loss, len(losses), optimizer, schedule))
     return losses
 
 
@@ -126,7 +127,7 @@ def teach(
         found = generator(ws, read, camera_poses(angles[rows, 0], angles[rows, 1]), bg_all[rows])
         loss = picture_loss(found, made.images[rows]) + OFFSET_WEIGHT * offset_loss(found.offsets)
         loss = loss + REGULARISER_WEIGHT * REGULARISERS[regulariser](found.points)
-        losses.append(_step(loss, optimizer, schedule))
+        losses.append(_step(loss, len(losses), optimizer, schedule))
     return losses
 
 
@@ -136,7 +137,10 @@ def picture_loss(found: Synthesis, target: Tensor) -> Tensor:
     return (found.image - target).abs().mean() + SMALL_WEIGHT * (found.rgb - small).abs().mean()
 
 
-def _step(loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+def _step(
+    loss: Tensor, done: int, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+) -> float:
+    require_finite_loss(loss, "generator", done + 1)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

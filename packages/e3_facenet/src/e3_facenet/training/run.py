@@ -32,6 +32,7 @@ from tenfold.runs import Run, last_complete_checkpoint, run, sample_rng, track, 
 from tenfold.runs.context import require_unfinished
 from tenfold.runs.ranks import Ranks, choose_device, ranks
 from tenfold.runs.resumption import identity, require_same, threads
+from tenfold.weights import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -202,5 +203,6 @@ class Training:
         name = None if self.settings.clip == "mini" else self.settings.clip
         config = self.settings.discriminator_config().to_json()
         card = f"Trained for {self.done} iterations of {self.settings.batch} pictures (run {self.current.id})."
+        require_finite(self.players.average.state_dict(), "the trained weights")
         E3FaceNet(self.players.average, self.encoder, name).write(folder, card, {"discriminator": config})
         save_state(self.players.discriminator.state_dict(), folder / DISCRIMINATOR)

@@ -24,7 +24,7 @@ from tenfold import UserError
 from tenfold.pickled import load_pickled
 from tenfold.runs import checkpoint_step, last_complete_checkpoint, read_json, sample_generator, write_checkpoint
 from tenfold.runs.ranks import Ranks
-from tenfold.weights import read_weights
+from tenfold.weights import read_weights, require_finite
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.pt", "state.json"
 ORDER, DROPOUT, SUBNETS, SCORED, HELD_OUT = 0, 1, 2, 3, 4  # streams of one seed
@@ -150,6 +150,7 @@ class Stage:
             self.log(self.step, values)
             if self.kept is not None and (self.step % self.kept.every == 0 or self.step == self.plan.steps):
                 self._write(self.kept)
+        require_finite(self.trainee.parameters, f"{self.plan.name}, step {self.step}")
         self.trainee.model.eval()
 
     def batch_numbers(self, step: int) -> list[int]:

@@ -30,6 +30,7 @@ from flashsloth.miniature.pretraining import padded, pixels, set_rate
 from flashsloth.modeling import FlashSlothForConditionalGeneration
 from tenfold.data.formats import Turn
 from tenfold.runs import sample_generator
+from tenfold.runs.finite import require_finite_loss
 
 # Variant -> pooling, and whether EmbQ is there.
 VARIANTS: dict[str, tuple[str, bool]] = {
@@ -137,6 +138,7 @@ def _stage(
         rows = _rows(len(texts), batch, seed, stage, step)
         ids, labels = padded([processor.expanded(texts[row]) for row in rows])
         loss = model(input_ids=ids, labels=labels, image_features=features(model, data.patches[rows])).loss
+        require_finite_loss(loss, f"stage {stage + 1}", step + 1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learnt, 1.0)

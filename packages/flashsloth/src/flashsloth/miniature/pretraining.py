@@ -41,6 +41,7 @@ from flashsloth.prompts import SYSTEM
 from tenfold import UserError
 from tenfold.cli import main as run_app
 from tenfold.runs import Run, atomic_write_json, run, track
+from tenfold.runs.finite import require_finite_loss
 
 PICTURES, WORDS = 1, 2  # worlds of the two pre-trainings
 CLASSES = (tuple(COLOURS), tuple(SHAPES), ROWS, COLUMNS)
@@ -86,8 +87,10 @@ def train_tower(tower: nn.Module, settings: PretrainSettings, current: Run) -> d
         scenes = [draw(PICTURES, step * settings.tower_batch + number) for number in range(settings.tower_batch)]
         told, targets = head(tower(pixels(scenes))).split(sizes, dim=-1), patch_classes(scenes)
         losses = [F.cross_entropy(t.flatten(0, 1), targets[..., n].flatten()) for n, t in enumerate(told)]
+        loss = torch.stack(losses).sum()
+        require_finite_loss(loss, "tower", step + 1)
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        loss.backward()
         optimizer.step()
         current.log(step + 1, part="tower", colour=losses[0].item(), shape=losses[1].item())
     tower.trained = False  # type: ignore[assignment]
@@ -149,6 +152,7 @@ def train_language_model(
         learnt = labels[:, 1:] != -100
         logits, wanted = head(hidden[learnt]), labels[:, 1:][learnt]
         loss = F.cross_entropy(logits, wanted)
+        require_finite_loss(loss, "language model", step + 1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.cli import Experiments, Finding
 from tenfold.ledger.seeds import kept, run_each
 from tenfold.runs import atomic_write_json, fingerprint, read_json
+from tenfold.runs.finite import require_finite_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -221,6 +222,7 @@ def adapt(model: nn.Module, processor: Any, chooser: Chooser | None, seed: int, 
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")}
         with choosing(chooser) if chooser is not None else nullcontext():
             loss = model(**inputs, use_cache=False).loss
+        require_finite_loss(loss, "experiment", step + 1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -52,6 +52,7 @@ from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.record import METRICS_NAME
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 from tenfold.runs.stages import reset
+from tenfold.weights import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +211,7 @@ class Training:
 
     def _keep(self, trained: Mapping[str, torch.Tensor], layers: tuple[int, ...]) -> None:
         """Calibrate, count what is skipped, and write what was trained: the first rank does."""
+        require_finite(trained, "the trained weights")
         settings = self.settings.conversion
         model = self._whole(trained)
         count = min(settings.calibration_samples, len(self.data))

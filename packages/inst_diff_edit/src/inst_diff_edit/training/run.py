@@ -46,6 +46,7 @@ from tenfold.runs import (
 from tenfold.runs.context import require_unfinished
 from tenfold.runs.finite import require_finite_loss
 from tenfold.runs.record import METRICS_NAME
+from tenfold.weights import require_finite
 
 PARTS = ("unet", "text_encoder")
 TIMES = 1000
@@ -251,6 +252,8 @@ def train(settings: TrainSettings, seed: int, output: Path, *, every: int, resum
 def write_model(folder: Path, training: Training) -> None:
     """The finished model in diffusers' layout, and `training.json`: how it was made."""
     pipe = training.finished()
+    for part in PARTS:
+        require_finite(getattr(pipe, part).state_dict(), "the trained weights")
     pipe.save_pretrained(folder)
     made = {
         "command": f"inst-diff-edit train --output FOLDER --seed {training.seed}",

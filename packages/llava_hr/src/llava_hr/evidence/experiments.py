@@ -33,6 +33,7 @@ from tenfold.data.conversation import IGNORE, IMAGE_MARKER, Encoded, encode, get
 from tenfold.data.formats import Turn
 from tenfold.data.formats.prompts import short_answer
 from tenfold.runs import sample_generator, track
+from tenfold.runs.finite import require_finite_loss
 
 if TYPE_CHECKING:
     from llava_hr.modeling import LlavaHrForConditionalGeneration
@@ -188,6 +189,7 @@ def _stage(
         shown = [index for index in chosen if IMAGE_MARKER in samples[index].input_ids]
         batch = collate([samples[index] for index in chosen], images[shown], visual_tokens)
         loss = loss_of(model, batch)
+        require_finite_loss(loss, f"stage {stage + 1}", step + 1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learnt, plan.clip)

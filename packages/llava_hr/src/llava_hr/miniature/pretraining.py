@@ -33,6 +33,7 @@ from tenfold.cli import main as run_app
 from tenfold.data.conversation import IGNORE, Encoded, encode, get_conversation
 from tenfold.data.formats import Turn
 from tenfold.runs import Run, atomic_write_json, run, track
+from tenfold.runs.finite import require_finite_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,8 +109,10 @@ def train_classifier(
         losses = [
             F.cross_entropy(p.flatten(0, 1), t.flatten()) for p, t in zip(model(pixels(scenes)), targets, strict=True)
         ]
+        loss = torch.stack(losses).sum()
+        require_finite_loss(loss, name, step + 1)
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        loss.backward()
         optimizer.step()
         size, colour, shape, mark = (loss.item() for loss in losses)
         current.log(step + 1, part=name, size=size, colour=colour, shape=shape, mark=mark)
@@ -184,8 +187,10 @@ def train_language_model(
         for chosen in (is_caption & (targets != IGNORE), ~is_caption & (targets != IGNORE)):
             logits, wanted = head(hidden[chosen]), targets[chosen]
             losses.append(F.cross_entropy(logits, wanted) if len(wanted) else logits.sum())
+        loss = torch.stack(losses).sum()
+        require_finite_loss(loss, "language_model", step + 1)
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         words = wanted != mini.vocabulary()["</s>"]

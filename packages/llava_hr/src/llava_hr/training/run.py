@@ -42,7 +42,7 @@ from tenfold.runs.launch import join
 from tenfold.runs.ranks import Ranks, choose_device
 from tenfold.runs.resumption import identity, keep_identity, require_new, threads
 from tenfold.runs.two_stages import handed_to, read_fingerprints, require_data, stage_metrics, stands_at
-from tenfold.weights import StoredTensor, write_weights
+from tenfold.weights import StoredTensor, require_finite, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +234,7 @@ class Training:
 
     def _keep(self, name: StageName, trained: Mapping[str, Tensor], config: LlavaHrConfig, processor: Any) -> None:
         """Write what a stage made: the first rank does."""
+        require_finite(trained, f"the trained weights of {name}")
         if name == "pretrain":
             ours = {key: value.float().cpu().contiguous() for key, value in trained.items() if is_trained(key, name)}
             atomic_write_bytes(self._handed, save(ours, metadata={"format": "pt"}))
