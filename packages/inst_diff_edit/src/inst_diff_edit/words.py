@@ -83,8 +83,8 @@ def token_ids(tokenizer: Any, text: str, name: str = "prompt") -> tuple[int, ...
     """The ids of a text, start and end included; the tokenizer would cut a long one without a word.
 
     Raises:
-        InputError: no text, more pieces than the text tower has positions for, or a tokenizer that puts no start and end
-            around a text.
+        InputError: no text, more pieces than the text tower has positions for, or a tokenizer that puts no start and
+            end around a text.
     """
     if not isinstance(text, str):
         raise InputError(f"a {name} of type {type(text).__name__}", name, "text")
