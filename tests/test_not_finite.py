@@ -18,7 +18,7 @@ from tenfold.testing.commands import refused, run
 
 ASKED = ("--image", "{in}/picture.png", "--question", "What?", "--model", "{in}", "--output", "{out}")
 KEYS = r"layers\.3\.self_attn\.[qk]_proj"
-# A command of each package, and the weights that are raised, each finite itself, until what is made of them is not.
+# A command of each package (InstDiffEdit's pictures: its own test_precision.py), and the weights that are raised, each finite itself, until what is made of them is not.
 COMMANDS = {
     "dit_sam": (("segment", "{in}/picture.png", "a cup", "--model", "{in}", "--output", "{out}"), r"encoder.*weight"),
     "dtnet": (("caption", "--image", "{in}/picture.png", "--model", "{in}"), r"decoder.*weight"),
@@ -28,7 +28,6 @@ COMMANDS = {
     "fitprune": (("demo", *ASKED, "--recipe", "0.6"), KEYS),
     "flashsloth": (("demo", *ASKED), KEYS),
     "gamma_mod": (("demo", *ASKED), KEYS),
-    "inst_diff_edit": (("edit", "{in}/picture.png", "--to", "a ring", "--model", "{in}", "--output", "{out}"), r"conv"),
     "llava_hr": (("demo", *ASKED), KEYS),
 }
 MODELS = ("mini_model", "assets/mini_model", "assets/mini")
