@@ -18,7 +18,8 @@ from tenfold.testing.commands import refused, run
 
 ASKED = ("--image", "{in}/picture.png", "--question", "What?", "--model", "{in}", "--output", "{out}")
 KEYS = r"layers\.3\.self_attn\.[qk]_proj"
-# A command of each package (InstDiffEdit's pictures: its own test_precision.py), and the weights that are raised, each finite itself, until what is made of them is not.
+# A command of each package, and the weights that are raised, each finite itself, until what is made of them is not.
+# (InstDiffEdit's pictures: its own test_precision.py.)
 COMMANDS = {
     "dit_sam": (("segment", "{in}/picture.png", "a cup", "--model", "{in}", "--output", "{out}"), r"encoder.*weight"),
     "dtnet": (("caption", "--image", "{in}/picture.png", "--model", "{in}"), r"decoder.*weight"),
