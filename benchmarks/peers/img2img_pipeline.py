@@ -9,6 +9,7 @@ from peer_tokenizers import clip
 from tests.pipelines.stable_diffusion import test_stable_diffusion_img2img as img2img
 from tests.pipelines.stable_diffusion.ip_adapter_tester import IPAdapterTesterMixin
 from tests.pipelines.testing_utils import MemoryTesterMixin, PipelineTesterMixin
+from tests.pipelines.testing_utils.lora import LoraTesterMixin, UNetLoraTesterMixin
 
 # As their tests name it: the class itself stays as it is.
 img2img.CLIPTokenizer = SimpleNamespace(from_pretrained=lambda name: clip())
@@ -34,4 +35,12 @@ class TheirsMemory(Config, MemoryTesterMixin):
 
 
 class TheirsIPAdapter(Config, IPAdapterTesterMixin):
+    pass
+
+
+class TheirsLora(Config, LoraTesterMixin):
+    pass
+
+
+class TheirsUNetLora(Config, UNetLoraTesterMixin):
     pass
