@@ -80,7 +80,7 @@ def test_every_vector_of_a_textual_inversion_reaches_the_text_encoder(fresh):
     with torch.random.fork_rng(devices=[]):
         fresh.load_textual_inversion({"<cat-toy>": vectors})
     negative, positive = fresh._encode_prompts(["a <cat-toy> leaf"], "<cat-toy>", guided=True)
-    norm = fresh.text_encoder.final_layer_norm
+    norm = getattr(fresh.text_encoder, "text_model", fresh.text_encoder).final_layer_norm
     with torch.no_grad():
         golden = norm(vectors).half().float()
     assert torch.allclose(positive[2:5], golden, atol=1e-3) and torch.allclose(negative[1:4], golden, atol=1e-3)

@@ -114,10 +114,11 @@ def test_layers_at_the_text_encoder_s_end_can_be_left_out(folders, monkeypatch):
     pipe.set_progress_bar_config(disable=True)
     ids = pipe.tokenizer(["a Husky"], padding="max_length", return_tensors="pt").input_ids
     layers = pipe.text_encoder(ids, output_hidden_states=True).hidden_states
+    norm = getattr(pipe.text_encoder, "text_model", pipe.text_encoder).final_layer_norm
     with torch.no_grad():
         for skipped in (0, 1, 2):
             found, negative = pipe.encode_prompt("a Husky", clip_skip=skipped)
-            assert torch.allclose(found, pipe.text_encoder.final_layer_norm(layers[-1 - skipped]), atol=1e-6)
+            assert torch.allclose(found, norm(layers[-1 - skipped]), atol=1e-6)
         plain, same = pipe.encode_prompt("a Husky")
         assert torch.equal(negative, same) and torch.allclose(plain, pipe.encode_prompt("a Husky", clip_skip=0)[0])
     seen, encode = [], pipe.encode_prompt

@@ -46,7 +46,6 @@ def load_pipeline(settings: ModelSettings) -> InstDiffEditPipeline:
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe, pipe.inpaint):
         if part is not None:
-            part.set_progress_bar_config(disable=True)
             _place(part, device, settings.offload)
     return pipe
 
