@@ -153,8 +153,8 @@ def forget(cache: Any, words: int) -> bool:
         return False
     for layer in layers:
         layer.keys, layer.values = layer.keys[:, :, :-words], layer.values[:, :, :-words]
-    for held in vars(cache).values():
-        books = getattr(held, "ragged", held)
-        if isinstance(books, RaggedCache):
-            books.lengths = [max(0, length - words) for length in books.lengths]
+    # The books themselves, and what holds them; each once.
+    held = [getattr(one, "ragged", one) for one in vars(cache).values()]
+    for books in {id(one): one for one in held if isinstance(one, RaggedCache)}.values():
+        books.lengths = [max(0, length - words) for length in books.lengths]
     return True
