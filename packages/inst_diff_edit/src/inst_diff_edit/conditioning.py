@@ -69,7 +69,7 @@ class Conditioning:
         """The UNet as a function of latents, time and embeddings, told all the rest."""
 
         def predict(latents: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Any:
-            rows, told = len(latents), {}
+            rows, told = len(latents), dict[str, Any]()
             if self.attention is not None:
                 told["cross_attention_kwargs"] = dict(self.attention)
             if self.guidance is not None:

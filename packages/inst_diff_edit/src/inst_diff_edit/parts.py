@@ -77,6 +77,15 @@ class StableDiffusionParts(
         progress_bar: Any
         maybe_free_model_hooks: Any
         _execution_device: Any
+        register_modules: Any
+        register_to_config: Any
+        components: Any
+        inpaint: Any
+        _guidance_scale: float
+        _clip_skip: int | None
+        _cross_attention_kwargs: dict[str, Any] | None
+        _num_timesteps: int
+        _interrupt: bool
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components: ClassVar = ["feature_extractor", "image_encoder", "inpaint"]

@@ -29,7 +29,7 @@ def unwrap(model: Any) -> Any:
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise UserError("a compiled model cannot be changed", type(model).__name__, "the model before torch.compile")
     if hasattr(model, "get_base_model"):
-        adapter = getattr(model, "active_peft_config", None)
+        adapter: Any = getattr(model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False):
             raise UserError(
                 f"{adapter.peft_type.value} puts virtual tokens into inputs_embeds, where visual tokens cannot be told",

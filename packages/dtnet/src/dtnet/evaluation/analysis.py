@@ -67,7 +67,7 @@ def router_units(model: DTNet, features: Tensor, batch: int = BATCH) -> list[dic
                     continue
                 hidden: Any = router.last_layers[1]  # the ReLU between them
                 rows.append({"layer": number, "cells": cells})
-                fired.append(torch.zeros(router.last_layers[0].out_features, dtype=torch.bool))
+                fired.append(torch.zeros(int(router.last_layers[0].out_features), dtype=torch.bool))  # type: ignore[arg-type]
 
                 def watch(module: Any, inputs: Any, output: Tensor, at: int = len(fired) - 1) -> None:
                     fired[at] |= (output.detach() > 0).any(0).cpu()

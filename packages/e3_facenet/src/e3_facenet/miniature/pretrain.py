@@ -67,7 +67,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     generator.train()
     n, size = config.nerf_resolution, config.resolution
-    losses = []
+    losses: list[float] = []
     for step in range(steps):
         draw = sample_generator(seed, 21, step)
         rows = torch.randint(len(angles), (batch,), generator=draw)
@@ -113,7 +113,7 @@ def teach(
     optimizer = torch.optim.Adam(generator.parameters(), rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     generator.train()
-    losses = []
+    losses: list[float] = []
     for step in range(steps):
         draw, words = sample_generator(seed, 22, step), sample_rng(seed, 23, step)
         rows = torch.randint(len(angles), (batch,), generator=draw)
