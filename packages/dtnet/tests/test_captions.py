@@ -103,7 +103,7 @@ def test_broken_lists_of_ids_are_refused(folder: Path) -> None:
     write_id_lists(folder, derive_id_lists(IMAGES))
     path = folder / "coco_test_ids.npy"
     for values, message in (
-        (np.array([{"a": 1}], dtype=object), "cannot read.*a .npy file of integers"),
+        (np.array([{"a": 1}], dtype=object), "cannot be read.*a .npy file of integers"),
         (np.array([1.5]), "holds something else"),
         (np.array([[400]]), "holds something else"),
         (np.array([999]), r"caption id 999: .*coco_test_ids.npy"),
