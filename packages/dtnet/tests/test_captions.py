@@ -113,7 +113,7 @@ def test_broken_lists_of_ids_are_refused(folder: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_captions(folder)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_captions(folder)
     path.unlink()
     with pytest.raises(UserError, match=r"no such file: .*coco_test_ids.npy"):
