@@ -265,6 +265,28 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, options, said):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_host_and_a_benchmark_of_ones_own(mini, tmp_path):
+    """A folder in transformers' layout, GQA's official files, a recipe: one command. Fails if a method that needs
+    nothing more is left out, or one that was prepared for another host is applied."""
+    from fitprune import Recipe
+    from tenfold.data import write
+
+    mini.model.save_pretrained(tmp_path / "host")
+    mini.processor.save_pretrained(tmp_path / "host")
+    write.WRITERS[write.Format.gqa](tmp_path / "gqa", 7, 4, 96)
+    Recipe.uniform(12, 100, 60).save(tmp_path / "recipe.json")
+    options = "--ratio 0.4 --seeds 1 --costed 1 --rounds 1 --new-tokens 3 --device cpu --limit 6 --pairs 2"
+    places = ["--model", "host", "--benchmark", "gqa", "--data", "gqa", "--recipe", "recipe.json", "--output", "x.json"]
+    done = subprocess.run(
+        [sys.executable, RUNNER, *options.split(), *places], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "x.json").read_text())["metrics"]
+    assert {row["method"] for row in found["rows"]} == {"unpruned", "FitPrune"} | PEERS | CONTROLS
+    assert set(found["left_out"]) >= {"DyVTE", "EAS", "γ-MoD"} and found["questions"] == 6
+    assert (tmp_path / "x.md").is_file() and found["elsewhere"] == []
+
+
 def test_another_record_is_no_comparison(tmp_path):
     """Fails if the front page would quote whatever lies there."""
     with pytest.raises(UserError, match=r"peers\.json"):

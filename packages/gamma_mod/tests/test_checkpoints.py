@@ -187,8 +187,11 @@ def test_broken_files_of_this_package_are_refused_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_a_saved_model_loads_by_its_folder(tmp_path):
-    """`load` opens host, processor and conversion; fails if the conversion beside the weights is not seen."""
+def test_a_saved_model_loads_by_its_folder(tmp_path, caplog):
+    """`load` opens host, processor and conversion; fails if the conversion beside the weights is not seen.
+
+    Fails also if the router, which stands among the host's weights too, is said to have no place.
+    """
     from tenfold.data import mini_host
 
     host, processor = mini_host.load()
@@ -199,6 +202,7 @@ def test_a_saved_model_loads_by_its_folder(tmp_path):
     assert model.gamma_mod.config.prefill_threshold == 0.45 and again.tokenizer.pad_token == "<pad>"
     weights = load_file(tmp_path / "model" / "gamma_mod.safetensors")["router.weight"]
     assert torch.equal(model.gamma_mod.router.weight, weights)
+    assert "no place" not in caplog.text
 
 
 @pytest.mark.parametrize(

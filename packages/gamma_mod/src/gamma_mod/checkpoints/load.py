@@ -20,7 +20,7 @@ from transformers.utils import is_torchvision_available
 
 from gamma_mod.checkpoints.release import is_release, read_settings
 from gamma_mod.conversion import Conversion
-from gamma_mod.storage import CONFIG, WEIGHTS, read_beside
+from gamma_mod.storage import CONFIG, ROUTER, WEIGHTS, read_beside
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.hosts import structure
@@ -69,8 +69,9 @@ def load(
     kind: Any = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     if name == MINI and kind == "auto":
         kind = torch.float32
-    loaded, processor = _open(folder or name, kind, attention, folder is not None)
-    if (stored := _beside(folder, name)) is not None:
+    stored = _beside(folder, name)
+    loaded, processor = _open(folder or name, kind, attention, folder is not None, converted=stored is not None)
+    if stored is not None:
         restore(loaded, stored)
     return loaded.eval().to(place), processor
 
@@ -120,7 +121,7 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
-def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[Any, Any]:
+def _open(source: Path | str, dtype: Any, attention: str, local: bool, *, converted: bool) -> tuple[Any, Any]:
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     expected = "a transformers vision-language model with its processor"
     try:
@@ -142,6 +143,8 @@ def _open(source: Path | str, dtype: Any, attention: str, local: bool) -> tuple[
         raise UserError(
             first_sentence(error), source, "the library that is named; torchvision: gamma-mod[eval]"
         ) from error
+    if converted:  # `restore` gives it its place
+        report["unexpected_keys"] = {key for key in report["unexpected_keys"] if not key.endswith(f".{ROUTER}")}
     refuse_misfits(report, source)
     return model, processor
 
