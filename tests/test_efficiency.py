@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -258,10 +259,14 @@ def test_the_chosen_point_is_the_cheapest_that_is_not_told_apart():
         (["--precision", "int8"], "precision: 'int8'"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(tmp_path, options, said):
+def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch, capsys, options, said):
     """Fails if it is a traceback, or a file is left."""
-    done = subprocess.run([sys.executable, RUNNER, *options], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["efficiency.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(RUNNER), run_name="__main__")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.count("\n") == 1 and said in told, told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,14 @@ import pytest
 
 PAPERS = sorted(path.parent.name for path in Path(__file__).parent.parent.glob("packages/*/pyproject.toml"))
 DISTRIBUTIONS = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
+# From git as from a folder: the same requirement in all of them. So two are quick, of few and of many dependencies.
+QUICK = ("dtnet", "eas")
+FROM_GIT = pytest.mark.parametrize(
+    "paper",
+    [paper if paper in QUICK else pytest.param(paper, marks=pytest.mark.slow) for paper in PAPERS],
+    indirect=True,
+    scope="module",
+)
 SOURCE = "from tenfold.runs.provenance import package_source as s; print(s('{}').commit, s('tenfold').commit)"
 
 
@@ -51,18 +59,21 @@ def test_installs_from_a_folder_with_one_requirement(paper, from_folder, run, tm
     works_alone(from_folder, paper, run, tmp_path)
 
 
+@FROM_GIT
 def test_installs_from_a_git_url_with_one_requirement(paper, from_git, run, tmp_path):
     """Fails if the path to shared/ in pyproject.toml points outside what git has cloned."""
     works_alone(from_git, paper, run, tmp_path)
 
 
+@FROM_GIT
 def test_the_demo_runs_outside_the_checkout(paper, from_git, run, tmp_path):
-    """Fails if the demo reads a file that is in the source tree and not in the wheel."""
+    """Fails if the demo reads a file that the wheel has not, or imports what the package does not ask for."""
     run(from_git / paper.replace("_", "-"), "demo", "--output", tmp_path / "demo", cwd=tmp_path)
     record = json.loads((tmp_path / "demo" / "run.json").read_text())
     assert (record["package"], record["verb"]) == (paper, "demo")
 
 
+@FROM_GIT
 def test_an_installed_package_knows_its_commit(paper, clone, from_git, fresh, run, tmp_path):
     """Fails if the build hook stamps nothing, or if the commit is asked of the working directory."""
     head = run("git", "rev-parse", "HEAD", cwd=clone).stdout.strip()
@@ -150,8 +161,12 @@ def requirement(paper: str, way: str, clone: Path) -> str:
     return f"git+{clone.as_uri()}#subdirectory=packages/{paper}" if way == "git" else f"./packages/{paper}"
 
 
-def test_the_wheel_carries_what_the_commands_read(paper, from_folder, run, tmp_path):
-    """Fails if a line of the wheel's force-include is lost."""
+def test_the_wheel_carries_what_the_commands_read(paper, tree, from_folder, run, tmp_path):
+    """Fails if a line of the wheel's force-include is lost, or a file of the source tree stays behind."""
+    (installed,) = from_folder.parent.glob(f"lib/python*/site-packages/{paper}")
+    source = tree / "packages" / paper / "src" / paper
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    assert {path for path in files if "__pycache__" not in path.parts and not (installed / path).is_file()} == set()
     for name in ("claims.yaml", "CITATION.cff", "configs/mini.yaml"):
         code = f"from tenfold.cli import package_file; print(package_file('{paper}', '{name}'))"
         place = run(from_folder / "python", "-c", code, cwd=tmp_path).stdout.strip()

@@ -87,6 +87,10 @@ def open_subject(settings: Settings, seed: int, progress: Progress) -> Subject:
     Raises:
         UserError: model, data or recipe cannot be used; a method that the user named a folder for cannot be.
     """
+    for verb in ("dyvte", "eas", "gamma_mod"):
+        named = getattr(settings, verb)
+        if named is not None and not Path(named).is_dir():
+            raise UserError("no such model", named, f"the folder of a finished {verb.replace('_', '-')} train")
     asked = CompareSettings(
         model=settings.model,
         device=settings.device,
