@@ -46,7 +46,7 @@ from tenfold.runs import atomic_write_json, read_json, sample_rng
 
 WORLD = 0
 PICTURES = 1500
-PRETRAINING, TEACHING = 400, 250
+PRETRAINING, TEACHING = 2400, 2000
 CAPTIONS = 200
 YAWS = (-0.45, -0.225, 0.0, 0.225, 0.45)
 FULL, NO_SCE, PLAIN, NO_REG, SWAPPED = "full", "no_sce", "plain", "no_reg", "swapped"
