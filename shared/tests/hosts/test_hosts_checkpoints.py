@@ -37,6 +37,19 @@ def test_a_folder_is_found_by_its_absolute_path(folder, monkeypatch):
     assert find_model(folder.name, "a/b") == folder.resolve()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("architectures", 5), ("architectures", [["a"]]), ("architectures", "Llama"), ("model_type", [])],
+)
+def test_a_config_that_names_nothing_is_one_line(folder, name, value):
+    """Fails if a number is read as a list of names, or a list as a name."""
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {name: value}))
+    with pytest.raises(UserError, match=name) as caught:
+        read_settings(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["no such folder", "../nothing/here/x", "config.json"])
 def test_what_is_neither_folder_nor_hub_id_is_refused_with_an_example(name, folder, monkeypatch):
     """Fails if a mistyped path becomes a download."""

@@ -92,7 +92,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The content of a folder's config.json.
 
     Raises:
-        UserError: no such folder, no config.json, or a broken one.
+        UserError: no such folder, no config.json, or a broken one; a `model_type` that is no name, `architectures` that
+            are no list of names.
     """
     path = folder / "config.json"
     if not folder.is_dir():
@@ -102,6 +103,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{type(content).__name__} instead of settings", path, "a JSON object")
+    kind, names = content.get("model_type"), content.get("architectures")
+    if not isinstance(kind, str | None):
+        raise UserError(f"model_type {kind!r:.80}", path, "a name")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"architectures {names!r:.80}", path, "a list of names")
     return content
 
 

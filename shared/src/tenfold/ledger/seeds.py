@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,26 @@ import numpy as np
 def run_each(work: Iterable[tuple[Callable[..., Any], *tuple[Any, ...]]], workers: int = 2) -> list[Any]:
     """What every ``(function, *arguments)`` returns, in their order, each in a spawned process.
 
-    The first failure is raised. With one worker they run here, one after the other.
+    The first failure is raised when all have ended; an interruption (Ctrl-C, SIGTERM) ends them. With one worker they
+    run here, one after the other.
     """
     tasks = list(work)
     if workers == 1 or not tasks:
         return [function(*arguments) for function, *arguments in tasks]
     # Spawned: a forked child would share torch's threads.
+    others = active_children()
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        return [done.result() for done in [pool.submit(function, *arguments) for function, *arguments in tasks]]
+        try:
+            return [done.result() for done in [pool.submit(function, *arguments) for function, *arguments in tasks]]
+        except Exception:
+            raise
+        except BaseException:
+            # Leaving the pool waits for what runs, which can be an hour's training.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                if child not in others:
+                    child.terminate()
+            raise
 
 
 def kept(folder: Path, *names: object) -> Path:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gamma_mod.checkpoints.keys import router_key
-from gamma_mod.checkpoints.release import HOST_TYPES, MOD, read_release, read_settings
+from gamma_mod.checkpoints.release import HOST_TYPES, MOD, read_release
 from gamma_mod.config import GammaModConfig
 from gamma_mod.placement import place
 from gamma_mod.storage import CONFIG, WEIGHTS, read_beside, write_beside
 from tenfold import UserError
+from tenfold.hosts.checkpoints import read_settings
 from tenfold.runs import atomic_directory, atomic_write_json
 from tenfold.weights import SHARD_BYTES, StoredTensor, WeightFiles, count_numbers, write_weights
 

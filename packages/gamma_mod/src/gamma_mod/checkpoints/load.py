@@ -18,12 +18,13 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
-from gamma_mod.checkpoints.release import is_release, read_settings
+from gamma_mod.checkpoints.release import is_release
 from gamma_mod.conversion import Conversion
 from gamma_mod.storage import CONFIG, ROUTER, WEIGHTS, read_beside
 from tenfold import UserError
 from tenfold.cli.settings import MINI
 from tenfold.hosts import structure
+from tenfold.hosts.checkpoints import read_settings
 from tenfold.hosts.loading import HUB_ID, first_sentence, loading_from, refuse_misfits
 from tenfold.runs.ranks import choose_device
 

@@ -19,7 +19,7 @@ from gamma_mod.checkpoints.keys import is_derived, is_router, shared_router
 from gamma_mod.config import GammaModConfig
 from gamma_mod.placement import place
 from tenfold import UserError
-from tenfold.runs import read_json
+from tenfold.hosts.checkpoints import read_settings
 from tenfold.weights import StoredTensor, WeightFiles, require_finite
 
 # Released model types -> the host's own.
@@ -52,23 +52,6 @@ class Release:
 def is_release(settings: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a converted model in the official layout."""
     return settings.get("model_type") in HOST_TYPES and isinstance(settings.get(MOD), dict)
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of a folder's config.json.
-
-    Raises:
-        UserError: no such folder or file, or a broken one.
-    """
-    if not folder.is_dir():
-        raise UserError("no such folder", folder, "a model's folder")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError("no config.json", folder, "a model's folder")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{type(content).__name__} instead of settings", path, "a JSON object")
-    return content
 
 
 def read_release(folder: Path, files: ExitStack) -> Release:
