@@ -142,6 +142,10 @@ def broken(folder, name):
         content = json.loads((folder / "eas.json").read_text())
         content["plan"]["alpha"] = 1
         (folder / "eas.json").write_text(json.dumps(content))
+    elif name in ("width", "layers"):
+        content = json.loads((folder / "eas.json").read_text())
+        (content if name == "width" else content["plan"])[name] = 10**30
+        (folder / "eas.json").write_text(json.dumps(content))
     elif name == "wrong type":
         content = json.loads((folder / "eas.json").read_text())
         content["plan"]["pia_rank"] = "8"
@@ -162,6 +166,8 @@ BROKEN = {
     "other json": "no EAS adapters",
     "unknown knob": "no plan of skipped attentions",
     "wrong type": "pia_rank is '8'",
+    "width": "width, host or data of another type",
+    "layers": "layers or a rank beyond every model",
 }
 
 

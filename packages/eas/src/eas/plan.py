@@ -43,6 +43,10 @@ METER_RELEASED: dict[str, tuple[int, ...]] = {
 METER_LAYERS = 6
 
 
+# No decoder has as many layers, nor a host that an adapter fits such a rank: a list of them would take all memory.
+LARGEST = 2**15
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which attentions a decoder skips, and the sizes of what is trained.
@@ -72,6 +76,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         skip = _numbers(self.skip)
+        if max(self.layers, self.adapter_rank, self.pia_rank) > LARGEST:
+            raise UserError("layers or a rank beyond every model", "the plan", f"at most {LARGEST:,}")
         if self.layers < 1 or len(set(skip)) != len(skip) or any(not 0 <= site < self.layers for site in skip):
             raise UserError(f"a skip list {list(skip)}", f"of {self.layers} layers", "each layer once, from 0 on")
         if len(skip) >= self.layers:

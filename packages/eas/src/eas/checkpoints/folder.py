@@ -25,6 +25,7 @@ from tenfold.weights import read_weights
 CONFIG, WEIGHTS, CARD = "eas.json", "adapters.safetensors", "README.md"
 FORMAT = "eas-adapters"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WIDEST = 2**20  # of any decoder
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def read_about(folder: str | Path) -> tuple[Plan, About]:
         raise UserError("no EAS adapters", path, f"format {FORMAT}, plan, {', '.join(sorted(names))}")
     about = vars(About(0)) | {name: content[name] for name in names & set(content)}
     texts = isinstance(about["host"], str) and isinstance(about["data"], str)
-    if type(about["width"]) is not int or about["width"] < 1 or not texts:
-        raise UserError("width, host or data of another type", path, "a whole number and two texts")
+    if type(about["width"]) is not int or not 1 <= about["width"] <= WIDEST or not texts:
+        raise UserError("width, host or data of another type", path, f"a whole number up to {WIDEST:,} and two texts")
     if any(about[name] is not None and not isinstance(about[name], str) for name in ("prompt_format", "search", "run")):
         raise UserError("prompt_format, search or run of another type", path, "texts, or null")
     return Plan.from_dict(content["plan"], path), About(**about)
