@@ -28,6 +28,7 @@ BROKEN = {
         "{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999,), }"
     ),
     "another file": lambda whole: b"not an array",
+    "the first bytes of a zip": lambda whole: b"PK\x03\x04",
 }
 
 

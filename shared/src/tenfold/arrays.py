@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tokenize
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tenfold.errors import UserError
 # What numpy.load raises on random, cut and altered bytes; the header is a Python literal, which it parses.
 _BROKEN = (
     OSError, ValueError, EOFError, MemoryError, OverflowError, RecursionError, SyntaxError, TypeError,
-    tokenize.TokenError,
+    tokenize.TokenError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
