@@ -45,6 +45,34 @@ def released(tiny, tmp_path):
     return tmp_path, state
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {"mlp_ratio": -1},
+        {"mlp_ratio": float("inf")},
+        {"mlp_ratio": float("nan")},
+        {"mlp_ratio": 1e-9},
+        {"width": 10**30},
+        {"depth": 10**6},
+    ],
+)
+def test_dimensions_of_no_model_are_one_line(content, tiny, released):
+    """Fails if they reach torch: a negative size, a size beyond all memory, or a million blocks."""
+    place, _ = released
+    values = tiny.config.to_dict() | content if isinstance(content, dict) else content
+    (place / "dims.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as caught:
+        convert(
+            place / "seg_best.pth",
+            place / "model",
+            bert=place / "vocab.txt",
+            variant="layer_wise",
+            dims=place / "dims.json",
+        )
+    assert "\n" not in str(caught.value) and not (place / "model").exists()
+
+
 def test_a_release_there_and_back_is_the_same(tiny, released):
     """Fails if a name, a bit or a weight that nothing uses got lost on the way."""
     place, state = released

@@ -41,6 +41,10 @@ TEXT_ALONE: frozenset[str] = frozenset({"layer_wise", "layer_wise_vith", "token_
 _SAME_WIDTH: frozenset[str] = frozenset(set(VARIANTS) - {"layer_wise_vith", "default"})
 
 
+# Beyond every model: sizes that would take all memory, or a day to build, before a weight is compared.
+LARGEST, DEEPEST = 2**17, 2**10
+
+
 @dataclass(frozen=True)
 class DITConfig:
     """Every number of a model; the released L-DIT on SAM ViT-B by default.
@@ -107,9 +111,13 @@ class DITConfig:
         if self.variant not in VARIANTS:
             raise UserError(f"unknown variant {self.variant!r}", "variant", ", ".join(VARIANTS))
         counts = [f.name for f in fields(self) if f.type == "int"]
-        low = [name for name in counts if getattr(self, name) < 1]
-        if low:
-            raise UserError(f"{low[0]} is {getattr(self, low[0])}", "config", "1 or more")
+        for name in counts:
+            most = DEEPEST if name.endswith("depth") else LARGEST
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} is {getattr(self, name)!r:.40}", "config", f"1 to {most:,}")
+        # In this order: NaN fails the first.
+        if not 0 < self.mlp_ratio <= LARGEST or int(self.width * self.mlp_ratio) < 1:
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}", "config", "a hidden layer of at least one channel")
         for name, whole, part in (
             ("width", self.width, self.heads),
             ("text_width", self.text_width, self.text_heads),

@@ -61,7 +61,9 @@ def convert(
     config = release_config(found, variant, release)
     if dims is not None:
         values = read_json(dims)
-        named = DITConfig.from_dict({k: v for k, v in values.items() if k != "format"}, dims)
+        if isinstance(values, dict):
+            values = {name: value for name, value in values.items() if name != "format"}
+        named = DITConfig.from_dict(values, dims)
         config = replace(named, variant=config.variant)
     with torch.device("meta"):
         expected = DITSam(config).state_dict()
