@@ -176,7 +176,7 @@ RUNS = (
         TWO,
         "--resume",
     ),
-    Run("e3_facenet", "eval --model {train}/model --data {train}/data --set batch=2 --output {out}", ANSWERS),
+    Run("e3_facenet", "eval --model {train}/model --data {train}/data --count 8 --output {out}", ANSWERS),
     Run("inst_diff_edit", "train --steps 8 --batch 2 --checkpoint-every 2 --output {out}", TWO, "--resume"),
     Run("inst_diff_edit", "eval --limit 6 --batch 1 --output {out}", ANSWERS),
 )
