@@ -136,6 +136,15 @@ def test_another_kind_of_model_keeps_its_kind_in_the_authors_scheduler():
     assert DDIMScheduler.from_config(ours.config).config.clip_sample is False
 
 
+@pytest.mark.parametrize("kind", ["sample", {}])
+def test_a_model_that_predicts_something_else_is_one_line(kind):
+    """Fails if the scheduler's own error comes through, in the middle of an edit."""
+    theirs = DDIMScheduler(**STABLE_DIFFUSION)
+    theirs.register_to_config(prediction_type=kind)
+    with pytest.raises(UserError, match=r"prediction_type .*: DDIMScheduler \(expected epsilon or v_prediction\)"):
+        lms_scheduler(theirs)
+
+
 def test_the_default_seed_s_noises_are_the_authors():
     """Fails if seeds are drawn from another range or generator."""
     seeds = noise_seeds(torch.Generator().manual_seed(SEED), 3)

@@ -311,3 +311,11 @@ def test_what_cannot_be_used_is_refused_before_anything_is_done(pipe, edits, set
     with pytest.raises(ValueError, match=message) as refusal:
         call(pipe, edits[0], settings, **changes)
     assert len(str(refusal.value).splitlines()) == 1 and isinstance(refusal.value, UserError) and not rows
+
+
+def test_a_tokenizer_that_does_not_say_its_length_is_one_line(pipe, edits, settings, rows, monkeypatch):
+    """A tokenizer_config.json without model_max_length. Fails if the library's own overflow comes through."""
+    monkeypatch.setattr(pipe.tokenizer, "model_max_length", 10**30)
+    with pytest.raises(InputError, match=r"a tokenizer without model_max_length: tokenizer_config\.json"):
+        call(pipe, edits[0], settings)
+    assert not rows

@@ -24,6 +24,8 @@ SPACING = {
 }
 # The schedules of betas that the authors' scheduler can compute itself.
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# What the authors' scheduler can take from a model.
+PREDICTIONS = ("epsilon", "v_prediction")
 # What is left of the picture at the last level of a schedule that ends in pure noise; zero has no finite sigma.
 LEAST_SHARE = 2**-24
 # Noise seeds are drawn below this, as the authors' code draws them.
@@ -39,11 +41,15 @@ def lms_scheduler(scheduler: Any) -> LMSDiscreteScheduler:
     that it cannot compute itself, such as one rescaled to end in pure noise, is handed over number by number.
 
     Raises:
-        UserError: a scheduler without such a schedule, as those of flow matching.
+        UserError: a scheduler without such a schedule, as those of flow matching, or for a model that predicts neither
+            noise nor velocity.
     """
     betas = getattr(scheduler, "betas", None)
     if betas is None:
         raise UserError("no schedule of noise", type(scheduler).__name__, "one with betas, as Stable Diffusion 1 and 2")
+    predicted = scheduler.config.get("prediction_type", PREDICTIONS[0])
+    if predicted not in PREDICTIONS:
+        raise UserError(f"prediction_type {predicted!r:.40}", type(scheduler).__name__, " or ".join(PREDICTIONS))
     handed: dict[str, Any] = {}
     rescaled = scheduler.config.get("rescale_betas_zero_snr", False)
     if rescaled or scheduler.config.get("beta_schedule") not in SCHEDULES:

@@ -20,6 +20,9 @@ from tenfold import InputError
 
 logger = logging.getLogger(__name__)
 
+# Of any text tower.
+MOST_POSITIONS = 2**16
+
 
 @dataclass(frozen=True)
 class Words:
@@ -83,12 +86,16 @@ def token_ids(tokenizer: Any, text: str, name: str = "prompt") -> tuple[int, ...
     """The ids of a text, start and end included; the tokenizer would cut a long one without a word.
 
     Raises:
-        InputError: no text, more pieces than the text tower has positions for, or a tokenizer that puts no start and
-            end around a text.
+        InputError: no text, more pieces than the text tower has positions for, a tokenizer that puts no start and
+            end around a text, or one that does not say how many positions there are.
     """
     if not isinstance(text, str):
         raise InputError(f"a {name} of type {type(text).__name__}", name, "text")
     ids, room = tuple(tokenizer(text)["input_ids"]), tokenizer.model_max_length
+    if not 2 < room <= MOST_POSITIONS:  # where a file says nothing, transformers says 10^30
+        raise InputError(
+            "a tokenizer without model_max_length", "tokenizer_config.json", "the text tower's, such as 77"
+        )
     marks = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
     if None not in marks and (len(ids) < 2 or (ids[0], ids[-1]) != marks):
         raise InputError("a tokenizer without start and end around a text", type(tokenizer).__name__, "CLIP's")
