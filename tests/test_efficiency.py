@@ -255,7 +255,7 @@ def test_the_chosen_point_is_the_cheapest_that_is_not_told_apart():
         (["--output", "page.html"], "not a json file: page.html"),
         (["--ratio", "1.5"], "ratio 1.5"),
         (["--model", "nowhere", "--benchmark", "gqa"], "no data"),
-        (["--gamma-mod", "nowhere"], "no such model: nowhere"),
+        (["--gamma-mod", "nowhere"], "no such folder: nowhere"),
         (["--precision", "int8"], "precision: 'int8'"),
     ],
 )

@@ -90,7 +90,7 @@ def open_subject(settings: Settings, seed: int, progress: Progress) -> Subject:
     for verb in ("dyvte", "eas", "gamma_mod"):
         named = getattr(settings, verb)
         if named is not None and not Path(named).is_dir():
-            raise UserError("no such model", named, f"the folder of a finished {verb.replace('_', '-')} train")
+            raise UserError("no such folder", named, f"the folder of a finished {verb.replace('_', '-')} train")
     asked = CompareSettings(
         model=settings.model,
         device=settings.device,

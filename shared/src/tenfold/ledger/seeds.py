@@ -29,14 +29,12 @@ def run_each(work: Iterable[tuple[Callable[..., Any], *tuple[Any, ...]]], worker
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
         try:
             return [done.result() for done in [pool.submit(function, *arguments) for function, *arguments in tasks]]
-        except Exception:
-            raise
-        except BaseException:
-            # Leaving the pool waits for what runs, which can be an hour's training.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in active_children():
-                if child not in others:
-                    child.terminate()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C or a signal: leaving the pool waits for what runs, hours even
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in active_children():
+                    if child not in others:
+                        child.terminate()
             raise
 
 
