@@ -21,9 +21,10 @@ from torch import Tensor
 
 from tenfold.hosts.ragged import Tokens
 
-# Bytes that one block of float32 attention rows may take: large enough to keep a GPU busy, small beside the
-# KV cache.
+# Bytes that one block of float32 attention rows may take. A GPU is kept busy by a large one, still small beside the KV
+# cache; on a CPU its passes over the block stay in the caches, and less of it lies above the diagonal.
 BLOCK_BYTES = 32 * 2**20
+CPU_BLOCK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def attention_mass(
         num_visual: ``[batch]``, V of every sample.
         first_row: rows before it hold neither; they are skipped.
         real_keys: ``[batch, past + tokens]`` bool, False at padding; None when nothing is padded.
-        block_rows: rows at a time; by default as many as fit ``BLOCK_BYTES``.
+        block_rows: rows at a time; by default as many as fit ``BLOCK_BYTES``, on a CPU ``CPU_BLOCK_BYTES``.
 
     Returns:
         The mass received by the ``tokens`` columns of the present input (cached columns are attended to,
@@ -84,12 +85,14 @@ def attention_mass(
     kv_heads, keys = key.shape[1], key.shape[2]
     past, group = keys - tokens, heads // kv_heads
     if block_rows is None:
-        block_rows = max(8, BLOCK_BYTES // (4 * batch * heads * keys))
+        size = CPU_BLOCK_BYTES if query.device.type == "cpu" else BLOCK_BYTES
+        block_rows = max(8, size // (4 * batch * heads * keys))
 
     key = key.float().transpose(2, 3)  # [batch, kv_heads, head_dim, keys]
     rows_of = torch.stack((visual, text), dim=1).float()  # [batch, 2, tokens]
     received = torch.zeros(batch, 2, keys, dtype=torch.float32, device=query.device)
-    position = torch.arange(keys, device=query.device)
+    block = min(block_rows, tokens)
+    later = torch.ones(block, block, dtype=torch.bool, device=query.device).triu(1)  # causality within a block
     lowest = torch.finfo(torch.float32).min
     with float32(query.device):
         for start in range(first_row, tokens, block_rows):
@@ -98,12 +101,12 @@ def attention_mass(
             rows = query[:, :, start:stop].float() * scaling
             rows = rows.reshape(batch, kv_heads, group * (stop - start), head_dim)
             logits = (rows @ key[..., :seen]).view(batch, heads, stop - start, seen)
-            hidden = position[:seen] > position[past + start : seen, None]  # [rows, seen]
-            if real_keys is not None:
-                hidden = (hidden | ~real_keys[:, None, :seen])[:, None]  # [batch, 1, rows, seen]
             # A finite lowest value keeps rows of padding, which see nothing, free of NaN; their weight below is
             # zero.
-            maximum = logits.masked_fill_(hidden, lowest).softmax(dim=-1).amax(dim=1)  # M: [batch, rows, seen]
+            logits[..., past + start :].masked_fill_(later[: stop - start, : stop - start], lowest)
+            if real_keys is not None:
+                logits.masked_fill_(~real_keys[:, None, None, :seen], lowest)
+            maximum = logits.softmax(dim=-1).amax(dim=1)  # M: [batch, rows, seen]
             received[:, :, :seen] += rows_of[:, :, start:stop] @ maximum
     from_visual, from_text = received[:, :, past:].unbind(dim=1)
     return AttentionMass(self_=from_visual / num_visual.clamp(min=1).unsqueeze(1), cross=from_text)
