@@ -51,10 +51,10 @@ demo: setup  ## every paper's demo, its claims, and the report
 	@$(BIN)/python -m tenfold.ledger.report --output report
 
 test: lint  ## lint and all tests but the slow ones (minutes)
-	@$(PYTEST) -m "not slow" $(TESTS) $(ARGS)
+	@$(PYTEST) -m "not slow and not cuda" $(TESTS) $(ARGS)
 
 test-all: lint  ## all tests: also kill tests by the dozen, real pip installs, a fresh resolution
-	@$(PYTEST) $(TESTS) $(ARGS)
+	@$(PYTEST) -m "not cuda" $(TESTS) $(ARGS)
 
 # The argument: oldest or newest.
 define test_versions
