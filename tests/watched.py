@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import runpy
 import sys
 import threading
@@ -27,7 +28,8 @@ class Watched(io.TextIOWrapper):
     """A standard stream that looks at who writes."""
 
     def __init__(self, descriptor: int, notes: io.TextIOBase, ours: set[str]) -> None:
-        super().__init__(io.FileIO(descriptor, "w", closefd=False), encoding="utf-8", write_through=True)
+        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+        super().__init__(io.FileIO(descriptor, "w", closefd=False), encoding=encoding, write_through=True)
         self.notes, self.ours = notes, ours
 
     def isatty(self) -> bool:
