@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tenfold.ledger.seeds import run_each
+from tenfold.ledger.seeds import run_each, verdict
 
 SCRIPT = """
 import signal, sys, time
@@ -72,3 +73,12 @@ def test_a_failure_is_raised_when_all_have_ended(tmp_path):
     with pytest.raises(FileExistsError):
         run_each([(os.mkdir, str(tmp_path)), (os.mkdir, str(tmp_path / "a"))])
     assert (tmp_path / "a").is_dir()
+
+
+def test_a_difference_over_seeds_and_items_is_judged_by_its_seeds_and_bounded_by_both():
+    """Fails if the items' own spread hides an effect that every seed shows, or the interval forgets the items."""
+    items = np.tile([9.0, -3.0], (3, 200))  # 3 points in every seed
+    assert verdict(items, 2.0) == verdict(items.mean(1), 2.0) == "holds"
+    few = np.tile([8.0, -8.0], (3, 2))  # nothing in every seed, of four items
+    assert verdict(few.mean(1), 2.0) == "equivalent" and verdict(few, 2.0) == "not reproduced"
+    assert verdict(np.tile(few, (1, 200)), 2.0) == "equivalent" and verdict(items, 2.0, False) == "no verdict"

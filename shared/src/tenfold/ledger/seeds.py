@@ -88,7 +88,8 @@ def verdict(difference: np.ndarray, least: float, valid: bool = True) -> str:
     """The house's rule for a paired difference over seeds.
 
     Args:
-        difference: ``[seeds]``, positive where the claim holds.
+        difference: ``[seeds]``, positive where the claim holds; or ``[seeds, items]``, paired over both: then the
+            interval draws both anew, and means are over the items.
         least: the least effect that counts, stated before the runs.
         valid: whether every validity gate passed.
 
@@ -98,7 +99,7 @@ def verdict(difference: np.ndarray, least: float, valid: bool = True) -> str:
     """
     if not valid:
         return "no verdict"
-    if counts(difference, least):
+    if counts(difference.reshape(len(difference), -1).mean(1), least):
         return "holds"
     low, high = interval(difference)
     return "equivalent" if -least < low and high < least else "not reproduced"
