@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from llava_hr.data.mini_questions import (
     DEV,
     FINE,
     KINDS,
+    RECORD,
     TEST,
     TEXT,
     TRAIN,
@@ -30,6 +32,7 @@ from tenfold import UserError
 from tenfold.data.formats import read_llava_instruct
 
 PICTURES = "21525cdf7c44a0ce"
+GRAINED = "863431b9f3eb82ac"
 
 
 def test_scenes_are_the_same_bytes_everywhere():
@@ -88,6 +91,24 @@ def test_dots_are_as_many_as_the_answer_says():
         assert _printed("dots", value).sum() == 4 * int(value)
 
 
+def test_grain_differs_from_picture_to_picture_and_changes_nothing_else():
+    """Fails if grain moves an object, or two pictures share it, or if none is not the default."""
+    most, noises = 40, []
+    for make in (mini_world.scene, mini_world.crowd):
+        clear, grained = make(CLASSES, 3), make(CLASSES, 3, most)
+        assert replace(grained, grain=0, key=0) == clear and 0 < grained.grain <= most
+        noise = mini_world.render_array(grained).astype(int) - mini_world.render_array(clear)
+        assert noise.min() == -grained.grain and 0 < noise.max() <= grained.grain  # no lighter than white
+        noises.append(noise > 0)
+    again = mini_world.render_array(mini_world.scene(CLASSES, 4, most)).astype(int)
+    noises.append(again - mini_world.render_array(mini_world.scene(CLASSES, 4)) > 0)
+    assert 0.4 < (noises[0] == noises[2]).mean() < 0.6
+    grains = [mini_world.scene(DEV, number, most).grain for number in range(300)]
+    assert set(grains) == set(range(most + 1))
+    picture = hashlib.sha256(mini_world.render_array(mini_world.scene(DEV, 0, most))).hexdigest()
+    assert picture[:16] == GRAINED
+
+
 def test_questions_have_one_word_answers_of_one_token():
     """Fails if an answer, or a word of a question that matters to it, is not in the toy vocabulary, or an answer's
     token has two meanings."""
@@ -130,7 +151,8 @@ def test_a_conversation_asks_about_every_mark():
 
 def test_held_out_questions_are_balanced_and_of_their_own_world():
     """Fails if two worlds share scenes, or a kind is asked more often than another."""
-    assert len({TRAIN, DEV, TEXT, CLASSES, TEST}) == 5
+    assert len({TRAIN, DEV, TEXT, CLASSES, TEST, RECORD}) == 6
+    assert [one.grain for one in held_out(TEST, 1, grain=9)] == [9] * len(KINDS)
     asked = held_out(TEST, 6)
     assert [one.question.kind for one in asked] == [kind for kind in (*COARSE, *FINE) for _ in range(6)]
     for kind in KINDS:
@@ -232,6 +254,16 @@ def test_scenes_are_told_by_the_words_for_what_is_there():
     for one in scene.objects:
         said = {word for word, number in words.items() if told[one.y // 32, one.x // 32, number]}
         assert said == {one.size, one.colour, one.shape, one.value} - {""}
+
+
+def test_places_are_told_by_their_words_turned():
+    """Fails if a cell is told another row or column, or a place cannot be told from a notch's side."""
+    scene, words, half = mini_world.scene(TEXT, 0), mini.vocabulary(), mini.WIDTH // 2
+    one_hot = torch.nn.Embedding.from_pretrained(torch.eye(2 * mini.WIDTH))
+    told = pretraining.told_in_words(one_hot, [scene], places=True) - pretraining.told_in_words(one_hot, [scene])
+    for cell, shown in enumerate(told[0]):
+        row, column = ("top", "middle", "bottom")[cell // 6 // 2], ("left", "center", "right")[cell % 6 // 2]
+        assert sorted(shown.nonzero()[:, 0].tolist()) == sorted((words[row] + half, words[column] + half))
 
 
 class _Silent:

@@ -8,7 +8,7 @@ apart what is found twice. What is measured is what can be seen.
 
 Every answer is one word that is one token. Worlds are seeds of scenes: TRAIN is what `mini.write_mini_data` writes,
 TEXT and CLASSES are what the language model and the two encoders are pre-trained on, DEV was looked at while the
-miniature was made, TEST only when the results were recorded.
+miniature was made, TEST when it was finished; RECORD is what the variants are asked about.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llava_hr.data.mini_world import COLOURS, DOTS, LEAST, LETTERS, MOST, SHAPES
 from tenfold import UserError
 from tenfold.data.miniworld import COLUMNS, ROWS, Draws
 
-TRAIN, DEV, TEXT, CLASSES, TEST = 0, 1, 2, 3, 104_729
+TRAIN, DEV, TEXT, CLASSES, TEST, RECORD = 0, 1, 2, 3, 104_729, 104_743
 COARSE = ("shape", "colour", "count", "row", "column")
 FINE = ("letter", "notch", "dots")
 KINDS = (*COARSE, *FINE)
@@ -53,11 +53,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Asked:
-    """A held-out question: which scene of which world it is about."""
+    """A held-out question: which scene of which world it is about, and how much grain that world has."""
 
     world: int
     index: int
     question: Question
+    grain: int = 0
 
 
 def all_questions(scene: MiniScene, kind: str) -> list[Question]:
@@ -107,8 +108,11 @@ def _described(one: Object) -> str:
     return f"a {one.size} {one.colour} {one.shape} at the {' '.join(one.place)}{marks[one.mark]}"
 
 
-def held_out(world: int, per_kind: int, kinds: Sequence[str] = KINDS) -> list[Asked]:
+def held_out(world: int, per_kind: int, kinds: Sequence[str] = KINDS, grain: int = 0) -> list[Asked]:
     """`per_kind` questions of each kind, one a scene; kind after kind, about scenes 0, 1, ... of a world.
+
+    Args:
+        grain: the most that a picture has, as `mini_world.scene` takes it.
 
     Raises:
         UserError: an unknown kind.
@@ -120,7 +124,7 @@ def held_out(world: int, per_kind: int, kinds: Sequence[str] = KINDS) -> list[As
     for kind in kinds:
         index = count = 0
         while count < per_kind:
-            several = [Asked(world, index, question) for question in all_questions(scene(world, index), kind)]
+            several = [Asked(world, index, question, grain) for question in all_questions(scene(world, index), kind)]
             found += several
             count += len(several)
             index += 1

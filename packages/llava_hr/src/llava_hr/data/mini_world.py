@@ -14,6 +14,9 @@ One object of a scene is large, one to three are small. Three of them carry a ma
 What tells one mark from another is not its brightness: the letters have 13 white pixels each and the same centre, I is
 H turned by a quarter and Z is N turned; all tags are equally large; a dot is grey on average, as objects are. So a
 picture reduced to 84 pixels, where a letter is two pixels wide, gives little away.
+
+A picture may have grain, each of its pixels a little lighter or darker. How much differs from picture to picture, so
+how many marks a model reads says how much grain it reads through.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ VALUES = {"letter": tuple(LETTERS), "notch": SIDES, "dots": DOTS}
 
 _WHITE, _BLACK = 250, 10
 _TAG, _NOTCH = 7, 3
-_PURPOSE = 21  # a stretch of the random stream that the mini world itself does not read
+_PURPOSE, _GRAIN = 21, 23  # stretches of the random stream that the mini world itself does not read
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,17 @@ class Object:
 
 @dataclass(frozen=True)
 class MiniScene:
-    """Objects in reading order."""
+    """What is drawn.
+
+    Args:
+        objects: in reading order.
+        grain: grey levels by which every pixel is lighter or darker.
+        key: of the pattern of the grain.
+    """
 
     objects: tuple[Object, ...]
+    grain: int = 0
+    key: int = 0
 
     @property
     def large(self) -> Object:
@@ -105,8 +116,11 @@ class MiniScene:
         return next(one for one in self.objects if one.size == "large")
 
 
-def scene(seed: int, index: int) -> MiniScene:
+def scene(seed: int, index: int, grain: int = 0) -> MiniScene:
     """Scene number `index` of the world `seed`: the same on every platform.
+
+    Args:
+        grain: the most that a picture has, in grey levels; the objects are the same with every number.
 
     Raises:
         UserError: seed or index outside [0, 2**64).
@@ -116,18 +130,26 @@ def scene(seed: int, index: int) -> MiniScene:
     cells = sorted(draws.sample(range(9), count))
     sizes = draws.shuffled(["large", *["small"] * (count - 1)])
     looks = zip(cells, sizes, draws.sample(COLOURS, count), draws.shuffled([*MARKS, ""]), strict=False)
-    return MiniScene(tuple(_object(draws, *look) for look in looks))
+    return MiniScene(tuple(_object(draws, *look) for look in looks), *_grain(seed, index, grain))
 
 
-def crowd(seed: int, index: int) -> MiniScene:
+def crowd(seed: int, index: int, grain: int = 0) -> MiniScene:
     """A scene with an object in every ninth, all looks drawn independently: what encoders are pre-trained on.
+
+    Args:
+        grain: as in `scene`.
 
     Raises:
         UserError: seed or index outside [0, 2**64).
     """
     draws = Draws.of(seed, index, _PURPOSE)
     looks = [(draws.choice(SIZES), draws.choice(COLOURS), draws.choice(MARKS)) for _ in range(9)]
-    return MiniScene(tuple(_object(draws, cell, *look) for cell, look in enumerate(looks)))
+    return MiniScene(tuple(_object(draws, cell, *look) for cell, look in enumerate(looks)), *_grain(seed, index, grain))
+
+
+def _grain(seed: int, index: int, most: int) -> tuple[int, int]:
+    # A stream of its own: the objects do not depend on it.
+    return (Draws.of(seed, index, _GRAIN).between(0, most), (seed << 64) + index) if most else (0, 0)
 
 
 def _object(draws: Draws, cell: int, size: str, colour: str, mark: str) -> Object:
@@ -155,7 +177,14 @@ def render_array(scene: MiniScene) -> np.ndarray:
     for one in scene.objects:
         if one.mark:
             _PRINT[one.mark](picture, one)
-    return picture
+    return _grained(picture, scene) if scene.grain else picture
+
+
+def _grained(picture: np.ndarray, scene: MiniScene) -> np.ndarray:
+    # A counter's raw bits, a bit for each pixel: the same on every platform and with every numpy.
+    words = np.random.Philox(key=scene.key).random_raw(SIZE * SIZE // 64).astype("<u8")
+    signs = 2 * np.unpackbits(words.view(np.uint8)).reshape(SIZE, SIZE, 1).astype(np.int16) - 1
+    return np.clip(picture + scene.grain * signs, 0, 255).astype(np.uint8)
 
 
 def _print_letter(picture: np.ndarray, one: Object) -> None:
