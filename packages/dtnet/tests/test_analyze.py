@@ -11,6 +11,7 @@ from dtnet_models import tiny_features, tiny_model
 from PIL import Image
 from rich.console import Console
 
+from dtnet.cells import build_cell
 from dtnet.commands.tables import routing_tables
 from dtnet.config import DTNetConfig
 from dtnet.data.grid_features import write_grid_features
@@ -26,6 +27,7 @@ from dtnet.evaluation.analysis import (
     other_paths,
     passed_counts,
     report,
+    router_units,
     swap_test,
 )
 from dtnet.evaluation.analysis_run import AnalyzeSettings, run_analyze
@@ -169,3 +171,28 @@ def test_a_data_set_features_alone_and_images(folder: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"no such image"):
         run_analyze(AnalyzeSettings(model=str(folder), images=("none.png",)), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_local_cells_gate_is_undone_by_its_normalisation() -> None:
+    """As released the gate scales a position's whole vector, and LayerNorm takes such a scale away: what the cell gives
+    is the normalised input, whatever the gate. The axial gate, one number a channel, is not undone. Fails if the local
+    cell's output is made to depend on its gate, as the README says that it does not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 49, 64, generator=generator)
+    for name, undone in (("lmc", True), ("amc", False)):
+        branch = build_cell(name, DTNetConfig(d_model=64)).eval()
+        change = (branch(x) - branch.norm(x)).abs().max().item()
+        assert (change < 1e-3) == undone, (name, change)
+    gate = build_cell("lmc", DTNetConfig(d_model=64)).eval().cell.gate(x)
+    assert gate.max() - gate.min() > 0.05, "the gate itself does differ"
+
+
+@pytest.mark.slow
+def test_routers_that_are_dead_as_initialised_at_full_width() -> None:
+    """Of 36 routers, six of each of the seeds 0 to 5, on random features. Fails if the README's number is another."""
+    dead = 0
+    for seed in range(6):
+        model = DTNet(DTNetConfig(), seed=seed).eval()
+        features = torch.randn(50, 49, 2048, generator=torch.Generator().manual_seed(seed)).relu()
+        dead += sum(not row["firing"] for row in router_units(model, features, 25))
+    assert dead == 3

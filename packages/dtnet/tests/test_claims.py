@@ -14,6 +14,7 @@ from dtnet.evidence import claims
 from tenfold.cli import package_file
 from tenfold.ledger import evaluate, load_ledger
 from tenfold.ledger.evidence import failures
+from tenfold.runs import atomic_write_json
 
 OWN = Path(__file__).parent / "goldens"
 COUNTED = ("official_keys", "parameters", "macs_")
@@ -143,13 +144,19 @@ def test_figures_are_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "mini_model_path", lambda: folder)
     table = [{"name": "joint router", "mean": 3.0, "seeds": [2.0, 4.0], "ours": True}]
     table += [{"name": "plain", "mean": 2.0, "seeds": [2.0]}]
+    record = {
+        "signal": {"pooled": 0.9, "single": 0.6},
+        "right": [70.0, 75.0],
+        "blind": [40.0, 41.0],
+        "headroom": [0.1, -0.1],
+    }
+    record |= {"curves": {"joint": [3.0, 2.0, 1.0], "plain": [3.0, 2.0, 1.5]}, "table": table}
     monkeypatch.setattr(claims, "find_package_file", lambda module, name: tmp_path)
-    monkeypatch.setattr(claims, "read_json", lambda path: {"table": table})
-    for claim in ("mini-caption", "mini-cells"):
-        (tmp_path / f"{claim}.json").write_text("{}")
+    atomic_write_json(tmp_path / "mini-gates.json", record)
+    atomic_write_json(tmp_path / "mini-caption.json", {"table": table})
     (tmp_path / "figures").mkdir()
     figures = claims.figures(tmp_path / "figures")
-    assert len(figures) == 4
+    assert len(figures) == len({figure.path for figure in figures}) == 6
     for figure in figures:
         with Image.open(figure.path) as image:
             assert image.width >= 500 and len(image.convert("RGB").getcolors(1 << 20)) > 20

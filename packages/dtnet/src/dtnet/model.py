@@ -90,13 +90,21 @@ class DTNet(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.fc.weight.device
 
-    def forward(self, features: Tensor, tokens: Tensor, *, padding: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        *,
+        padding: Tensor | None = None,
+        override_paths: Paths | None = None,
+    ) -> Tensor:
         """Teacher forcing: the log-probabilities of the word after each word.
 
         Args:
             features: `[batch, n, d_in]` float, row-major grid.
             tokens: `[batch, length]` int64, ``<bos>`` first, padded on the right with ``pad_id``.
             padding: `[batch, n]` bool, True where a feature is no feature; None: all are (as in the official code).
+            override_paths: as for `encode`.
 
         Returns:
             `[batch, length, vocabulary]` float32; uniform where the token is padding.
@@ -107,7 +115,7 @@ class DTNet(nn.Module):
         if tokens.dim() != 2 or len(tokens) != len(features) or tokens.shape[1] > self.config.max_len:
             expected = f"[{len(features)}, at most {self.config.max_len}]"
             raise UserError(f"tokens of shape {list(tokens.shape)}", "DTNet", expected)
-        encoded = self.encode(features, padding)
+        encoded = self.encode(features, padding, override_paths=override_paths)
         return self.decoder(tokens, encoded.memory, encoded.mask)
 
     def encode(

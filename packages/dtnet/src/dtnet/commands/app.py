@@ -9,7 +9,7 @@ from dtnet.commands.analyze import ANALYZE_EPILOG, analyze
 from dtnet.commands.bench import BENCH_EPILOG, bench
 from dtnet.commands.demo import DEMO_EPILOG, demo
 from dtnet.commands.verify import TOLERANCES, VERIFIERS
-from dtnet.evidence.experiments import experiments
+from dtnet.evidence.findings import experiments
 from tenfold.cli import Package, build_app
 from tenfold.cli import main as run_app
 

@@ -55,7 +55,7 @@ def find_folder(settings: DataSettings, output: Path, draw: bool = True) -> Path
         from dtnet.data.mini import write_mini_coco
 
         mini = settings.mini
-        write_mini_coco(folder, mini.seed, mini.train, mini.val, mini.test, images=False)
+        write_mini_coco(folder, mini.seed, mini.train, mini.val, mini.test, images=False, tagged=mini.tagged)
     return folder
 
 

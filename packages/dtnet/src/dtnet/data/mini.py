@@ -6,18 +6,21 @@
 <folder>/grid_features.h5                                   MiniFeatures, key <image id>_grids
 <folder>/vocabulary.json                                    of train and val, words that occur 5 times
 <folder>/kinds.json                                         {"0": "pair", ...}: for the report on routing
+<folder>/tagged.json                                        {"0": true, ...}: where scenes are tagged, which ones
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dtnet.data.captions import ANNOTATION_NAMES, KARPATHY_NAME, derive_id_lists, write_id_lists
 from dtnet.data.grid_features import write_grid_features
+from dtnet.data.tagged import is_tagged, tag_features
 from dtnet.features import MiniFeatures
 from dtnet.vocabulary import Vocabulary
 from tenfold import UserError
@@ -33,14 +36,20 @@ from tenfold.data.miniworld import render
 from tenfold.metrics.captions import split_words
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
 
-FEATURES, VOCABULARY, KINDS = "grid_features.h5", "vocabulary.json", "kinds.json"
+FEATURES, VOCABULARY, KINDS, TAGGED = "grid_features.h5", "vocabulary.json", "kinds.json", "tagged.json"
 SIZE = 56  # pixels along an edge
 MIN_COUNT = 5
 _BATCH = 250
 
 
 def write_mini_coco(
-    folder: str | Path, seed: int = 0, train: int = 4000, val: int = 500, test: int = 500, images: bool = True
+    folder: str | Path,
+    seed: int = 0,
+    train: int = 4000,
+    val: int = 500,
+    test: int = 500,
+    images: bool = True,
+    tagged: bool = False,
 ) -> Path:
     """Write a mini COCO; the same files for the same arguments.
 
@@ -49,6 +58,7 @@ def write_mini_coco(
         seed: of the world.
         train, val, test: images per split.
         images: also write the pictures (the features are made from them either way).
+        tagged: half of the scenes carry a tag in their features, and are to be read otherwise (`dtnet.data.tagged`).
 
     Returns:
         The folder.
@@ -67,8 +77,10 @@ def write_mini_coco(
         known = [caption for image in listed if image.split != "test" for caption in image.captions]
         Vocabulary.build(map(split_words, known), MIN_COUNT).save(path / VOCABULARY)
         atomic_write_json(path / KINDS, {str(image.image_id): one.kind for image, one in drawn})
+        if tagged:
+            atomic_write_json(path / TAGGED, {str(one.image_id): is_tagged(seed, one.image_id) for one in listed})
         pictures = path / "images" if images else None
-        write_grid_features(path / FEATURES, _features(listed, seed, pictures))
+        write_grid_features(path / FEATURES, _features(listed, seed, pictures, tagged))
     return Path(folder)
 
 
@@ -78,13 +90,28 @@ def scene_kinds(folder: str | Path) -> dict[int, str]:
     Raises:
         UserError: no such file, or a broken one.
     """
-    kinds = read_json(Path(folder) / KINDS)
-    if not isinstance(kinds, dict) or not all(name.isdecimal() for name in kinds):
-        raise UserError("holds something else", Path(folder) / KINDS, '{"0": "pair", ...}')
-    return {int(image_id): kind for image_id, kind in kinds.items()}
+    return _by_image(Path(folder) / KINDS, '{"0": "pair", ...}')
 
 
-def _features(listed: list[KarpathyImage], seed: int, pictures: Path | None) -> Iterator[tuple[int, np.ndarray]]:
+def scene_tags(folder: str | Path) -> dict[int, bool]:
+    """Image id -> whether its scene is tagged, of a folder that `write_mini_coco` filled with tagged scenes.
+
+    Raises:
+        UserError: no such file, or a broken one.
+    """
+    return _by_image(Path(folder) / TAGGED, '{"0": true, ...}')
+
+
+def _by_image(path: Path, expected: str) -> dict[int, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict) or not all(name.isdecimal() for name in values):
+        raise UserError("holds something else", path, expected)
+    return {int(image_id): value for image_id, value in values.items()}
+
+
+def _features(
+    listed: list[KarpathyImage], seed: int, pictures: Path | None, tagged: bool
+) -> Iterator[tuple[int, np.ndarray]]:
     extractor = MiniFeatures()
     for start in range(0, len(listed), _BATCH):
         batch = listed[start : start + _BATCH]
@@ -93,7 +120,7 @@ def _features(listed: list[KarpathyImage], seed: int, pictures: Path | None) -> 
             for image, picture in zip(batch, drawn, strict=True):
                 _save(picture, pictures / image.folder / image.file_name)
         for image, features in zip(batch, extractor(drawn).numpy(), strict=True):
-            yield image.image_id, features
+            yield image.image_id, tag_features(features, seed, image.image_id) if tagged else features
 
 
 def _save(picture: Image.Image, path: Path) -> None:

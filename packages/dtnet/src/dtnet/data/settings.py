@@ -10,12 +10,19 @@ from tenfold.cli.settings import Settings
 
 
 class MiniSettings(Settings):
-    """The mini world's data set: images of each split, and the seed of its scenes (not that of the training)."""
+    """The mini world's data set.
+
+    Attributes:
+        train, val, test: images of each split.
+        seed: of its scenes (not that of the training).
+        tagged: half of the scenes carry a tag and are to be read otherwise (`dtnet.data.tagged`).
+    """
 
     train: int = Field(default=4000, ge=1)
     val: int = Field(default=500, ge=1)
     test: int = Field(default=500, ge=1)
     seed: int = Field(default=0, ge=0)
+    tagged: bool = False
 
 
 class CountSettings(Settings):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -217,7 +217,32 @@ def caption_loss(
     batch: int = BATCH,
 ) -> float:
     """Mean negative log-likelihood of a word of the captions, in nats; with these path weights where they are given."""
-    negative = words = 0.0
+    found = image_losses(model, features, captions, given, batch)
+    return (found.negative.sum() / found.words.sum()).item()
+
+
+class ImageLosses(NamedTuple):
+    """What every image's captions cost, float64 `[images]` each.
+
+    Attributes:
+        negative: log-likelihood of all words, in nats. words: how many; ``<eos>`` counts. right: how many are the
+            likeliest in their place.
+    """
+
+    negative: Tensor
+    words: Tensor
+    right: Tensor
+
+
+def image_losses(
+    model: DTNet,
+    features: Tensor,
+    captions: Sequence[Sequence[Sequence[int]]],
+    given: Paths | None = None,
+    batch: int = BATCH,
+) -> ImageLosses:
+    """The captions of every image by themselves; with these path weights where they are given."""
+    parts: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
         for start in range(0, len(features), batch):
             own = None if given is None else _rows(given, start, batch)
@@ -228,10 +253,14 @@ def caption_loss(
             memory = encoded.memory.repeat_interleave(counts, dim=0)
             log_probs = model.decoder(ids[:, :-1], memory)
             targets = ids[:, 1:]
-            loss = F.nll_loss(log_probs.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
-            negative += loss.item()
-            words += (targets != PAD).sum().item()
-    return negative / words
+            losses = F.nll_loss(log_probs.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")
+            image = torch.arange(len(texts), device=model.device).repeat_interleave(counts)
+            counted = targets != PAD
+            right = counted & (log_probs.argmax(dim=-1) == targets)
+            values = torch.stack([part.sum(1).double() for part in (losses.view_as(targets), counted, right)])
+            sums = torch.zeros(3, len(texts), dtype=torch.float64, device=model.device)
+            parts.append(sums.index_add(1, image, values).cpu())
+    return ImageLosses(*torch.cat(parts, dim=1))
 
 
 def report(

@@ -271,20 +271,21 @@ def shipped_model() -> Outcome:
 
 
 def figures(folder: Path) -> list[Figure]:
-    """Pictures for the report: the routing of the model that ships, and the recorded comparisons."""
+    """Pictures for the report: the routing of the model that ships, and what is recorded of the miniature."""
     from dtnet.evaluation.picture import draw_comparison
+    from dtnet.evidence.figures import draw_record
 
     drawn: list[Figure] = []
     with suppress(UserError):  # no model ships with this package
         drawn += _routing(folder)
     recorded = find_package_file("dtnet", "results")
-    for claim, caption in (
-        ("mini-caption", "CIDEr-D of the mini model on 500 held-out scenes, against what it must beat."),
-        ("mini-cells", "CIDEr-D after cross entropy, by what an encoder layer has."),
-    ):
-        if recorded is not None and (recorded / f"{claim}.json").is_file():
-            table = read_json(recorded / f"{claim}.json")["table"]
-            drawn.append(Figure(draw_comparison(table, folder / f"{claim}.png"), caption))
+    if recorded is None:
+        return drawn
+    drawn += draw_record(recorded, folder)
+    if (recorded / "mini-caption.json").is_file():
+        table = read_json(recorded / "mini-caption.json")["table"]
+        caption = "CIDEr-D of the joint arm on 500 unseen scenes, against what it must beat."
+        drawn.append(Figure(draw_comparison(table, folder / "mini-caption.png"), caption))
     return drawn
 
 

@@ -87,9 +87,7 @@ class Stage(Generic[Batch]):
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This rank's share of the epoch's batches from number `first` on."""
-        order = stream(self.seed, "order", self.plan.name, epoch).permutation(self.plan.items).tolist()
-        size = self.plan.size
-        shares = [self.ranks.share(order[n * size : (n + 1) * size]) for n in range(first, self.plan.steps)]
+        shares = self.shares(epoch, first)
         return iter(
             DataLoader(
                 self.dataset,
@@ -99,6 +97,12 @@ class Stage(Generic[Batch]):
                 pin_memory=self.ranks.device.type == "cuda",
             )
         )
+
+    def shares(self, epoch: int, first: int = 0) -> list[Sequence[int]]:
+        """The numbers of the items in these batches."""
+        order = stream(self.seed, "order", self.plan.name, epoch).permutation(self.plan.items).tolist()
+        size = self.plan.size
+        return [self.ranks.share(order[n * size : (n + 1) * size]) for n in range(first, self.plan.steps)]
 
     def features(self, batch: Batch, epoch: int, number: int) -> Tensor:
         """The batch's features on the device, augmented: `[batch, grid * grid, d_in]`."""
@@ -131,10 +135,18 @@ class CrossEntropy(Stage[Pairs]):
     def loss(self, model: DTNet, batch: Pairs, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over all words and ends of the whole batch; `<pad>` does not count."""
         ids = batch.ids.to(self.ranks.device, non_blocking=True)
-        log_probs = model(features, ids[:, :-1])  # [batch, length - 1, words]
-        targets = ids[:, 1:]
-        negative = F.nll_loss(log_probs.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
-        return negative / summed(self.ranks, (targets != PAD).sum()), {}
+        negative = negative_log_likelihood(model(features, ids[:, :-1]), ids)
+        return negative / summed(self.ranks, (ids[:, 1:] != PAD).sum()), {}
+
+
+def negative_log_likelihood(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """Of all words and ends of captions, in nats, summed; `<pad>` does not count.
+
+    Args:
+        log_probs: of the word after each word but the last one `[batch, length - 1, words]`.
+        ids: int64 `[batch, length]`, `<bos>` words `<eos>`, then `<pad>`.
+    """
+    return F.nll_loss(log_probs.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
 
 
 class SelfCritical(Stage[Images]):
