@@ -47,9 +47,7 @@ def lms_scheduler(scheduler: Any) -> LMSDiscreteScheduler:
     betas = getattr(scheduler, "betas", None)
     if betas is None:
         raise UserError("no schedule of noise", type(scheduler).__name__, "one with betas, as Stable Diffusion 1 and 2")
-    predicted = scheduler.config.get("prediction_type", PREDICTIONS[0])
-    if predicted not in PREDICTIONS:
-        raise UserError(f"prediction_type {predicted!r:.40}", type(scheduler).__name__, " or ".join(PREDICTIONS))
+    refuse_other_predictions(scheduler)
     handed: dict[str, Any] = {}
     rescaled = scheduler.config.get("rescale_betas_zero_snr", False)
     if rescaled or scheduler.config.get("beta_schedule") not in SCHEDULES:
@@ -59,6 +57,16 @@ def lms_scheduler(scheduler: Any) -> LMSDiscreteScheduler:
     return LMSDiscreteScheduler.from_config(scheduler.config, **SPACING, **handed)
 
 
+def refuse_other_predictions(scheduler: Any) -> None:
+    """
+    Raises:
+        UserError: a scheduler for a model that predicts neither noise nor velocity.
+    """
+    predicted = scheduler.config.get("prediction_type", PREDICTIONS[0])
+    if predicted not in PREDICTIONS:
+        raise UserError(f"prediction_type {predicted!r:.40}", type(scheduler).__name__, " or ".join(PREDICTIONS))
+
+
 class NoiseLevels:
     """How strong picture and noise are at each step of a schedule; plain numbers, so that no device has to answer.
 
@@ -66,10 +74,12 @@ class NoiseLevels:
         scheduler: of diffusers, after `set_timesteps`.
 
     Raises:
-        UserError: one that takes several calls of the model for a step, or cannot add noise.
+        UserError: one that takes several calls of the model for a step, or cannot add noise, or is for a model that
+            predicts neither noise nor velocity.
     """
 
     def __init__(self, scheduler: Any) -> None:
+        refuse_other_predictions(scheduler)
         if len(scheduler.timesteps) != scheduler.num_inference_steps or not hasattr(scheduler, "add_noise"):
             raise UserError(
                 "cannot begin in the middle of its schedule",
