@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from llava_hr import costs
-from llava_hr.evidence import claims
-from tenfold.cli import package_file
+from llava_hr.evidence import claims, figures
+from llava_hr.evidence.findings import ARMS
+from tenfold.cli import find_package_file, package_file
 from tenfold.ledger import evaluate, load_ledger
 from tenfold.ledger.evidence import failures
 
@@ -62,7 +63,32 @@ def test_official_names_and_the_shipped_model_hold():
 def test_the_reports_pictures_are_drawn(tmp_path):
     """Fails if a picture is missing or empty."""
     drawn = claims.figures(tmp_path / "new")
-    assert len(drawn) == 2
+    results = find_package_file("llava_hr", "results")
+    recorded = [] if results is None else [path.stem for path in results.glob("mini-*.json")]
+    assert len(drawn) == 1 + 2 * ("mini-gates" in recorded) + ("mini-fine" in recorded)
     for figure in drawn:
-        with Image.open(figure.path) as picture:
-            assert min(picture.size) > 200 and len(picture.convert("RGB").resize((60, 60)).getcolors(3600)) > 10
+        looks_drawn(figure.path)
+
+
+def looks_drawn(path):
+    with Image.open(path) as picture:
+        assert min(picture.size) > 200 and len(picture.convert("RGB").resize((60, 60)).getcolors(3600)) > 10
+
+
+def test_gates_and_curves_are_drawn(tmp_path):
+    """Fails if a gate that was missed looks like one that was passed, or an arm has no curve."""
+    gates = {
+        "one": {"values": [80.0, 90.0, 85.0], "passed": True, "least": 75.0, "most": 92.0},
+        "two": {"values": [30.0, 41.0, 20.0], "passed": False, "most": 40.0},
+    }
+    looks_drawn(figures.draw_gates(gates, tmp_path / "gates.png"))
+    passed = gates | {"two": {**gates["two"], "passed": True}}
+    figures.draw_gates(passed, tmp_path / "passed.png")
+    assert (tmp_path / "gates.png").read_bytes() != (tmp_path / "passed.png").read_bytes()
+    runs = [{"arm": arm, "loss": [1.0, 0.5, 0.4 + 0.1 * seed]} for arm in ARMS for seed in range(2)]
+    looks_drawn(figures.draw_curves(runs, tmp_path / "curves.png"))
+    figures.draw_curves(runs[:-2], tmp_path / "fewer.png")
+    assert (tmp_path / "curves.png").read_bytes() != (tmp_path / "fewer.png").read_bytes()
+    rows = [{"name": arm, "tokens": 36} | {name: {"mean": 80.0, "spread": 2.0, "seeds": [78.0, 82.0]}
+            for name in ("fine", "coarse")} for arm in ARMS]  # fmt: skip
+    looks_drawn(figures.draw_variants({"table": rows}, tmp_path / "variants.png"))

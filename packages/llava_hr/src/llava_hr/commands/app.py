@@ -6,7 +6,7 @@ from importlib import import_module
 
 from llava_hr.commands import bench, convert, evaluate, train
 from llava_hr.commands.verify import TOLERANCES, VERIFIERS
-from llava_hr.evidence import findings
+from llava_hr.evidence import arms
 from tenfold.cli import Package, build_app
 from tenfold.cli import main as run_app
 
@@ -20,7 +20,7 @@ app = build_app(
     package,
     lambda: import_module("llava_hr.evidence.claims").checks(),
     VERIFIERS,
-    findings.experiments(),
+    arms.experiments(),
 )
 
 app.command(epilog=train.EPILOG)(train.train)

@@ -147,7 +147,7 @@ def macs_counter() -> Outcome:
 
 def shipped_model() -> Outcome:
     """The model that ships, on held-out scenes, with and without its high-resolution pathway."""
-    from llava_hr.evidence.findings import shipped_outcome
+    from llava_hr.evidence.shipped import shipped_outcome
 
     return shipped_outcome()
 

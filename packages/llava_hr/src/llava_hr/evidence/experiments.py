@@ -13,7 +13,7 @@ first stage would be here, the marks that captions name cannot be seen.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from llava_hr.modeling import LlavaHrForConditionalGeneration
 
 _BATCH = 50  # of held-out questions
+# Of the record's pictures, in grey levels: the most. What ships was pre-trained and trained on pictures without grain.
+GRAIN = 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Plan:
         caption_rate, rate: highest learning rates of both stages.
         size: pixels of both stages.
         clip: largest gradient norm.
+        grain: the most that a picture has, in grey levels.
     """
 
     scenes: int = 6400
@@ -62,13 +65,14 @@ class Plan:
     rate: float = 5e-4
     size: int = SIZE
     clip: float = 1.0
+    grain: int = GRAIN
 
 
 class Data:
     """The training set in memory.
 
     Args:
-        plan: its number of scenes is used.
+        plan: its number of scenes and their grain are used.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -76,7 +80,7 @@ class Data:
         images = np.empty((plan.scenes, SIZE, SIZE, 3), dtype=np.uint8)
         small = np.empty((plan.scenes, SIZE // 2, SIZE // 2, 3), dtype=np.uint8)
         for index in range(plan.scenes):
-            images[index] = render_array(scene(TRAIN, index))
+            images[index] = render_array(scene(TRAIN, index, plan.grain))
             small[index] = resized(images[index], SIZE // 2)
         self.images, self.small = torch.from_numpy(images), torch.from_numpy(small)
         plain, vicuna = get_conversation("plain"), get_conversation("vicuna_v1")
@@ -124,17 +128,23 @@ def loss_of(model: LlavaHrForConditionalGeneration, batch: Batch) -> Tensor:
 
 
 def train(
-    variant: str, seed: int, data: Data, plan: Plan, look: Callable[[int, float], None] | None = None
+    variant: str,
+    seed: int,
+    data: Data,
+    plan: Plan,
+    look: Callable[[int, float], None] | None = None,
+    pretrained: Mapping[str, Tensor] | None = None,
 ) -> LlavaHrForConditionalGeneration:
     """Both stages of one variant.
 
     Args:
         look: told the number of finished steps and the loss.
+        pretrained: as `variants.build` takes it.
 
     Returns:
         The model, in eval mode.
     """
-    model = variants.build(variant, seed)
+    model = variants.build(variant, seed, pretrained)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     first = [*model.model.multi_modal_projector.parameters()]
     if hasattr(model.model.vision_tower, "align"):
@@ -223,7 +233,7 @@ def answers(
     for start in range(0, len(asked), _BATCH):
         several = asked[start : start + _BATCH]
         shown = [asked[(start + number + swap) % len(asked)] for number in range(len(several))]
-        images = np.stack([resized(np.asarray(render(scene(one.world, one.index))), size) for one in shown])
+        images = np.stack([resized(np.asarray(render(scene(one.world, one.index, one.grain))), size) for one in shown])
         prompts = [vicuna.prompt([f"<image>\n{short_answer(one.question.text)}"]) for one in several]
         encoded = [encode(tokenizer, prompt) for prompt in prompts]
         batch = collate(encoded, torch.from_numpy(images), visual_tokens)
@@ -234,12 +244,17 @@ def answers(
     return said
 
 
+def right_answers(asked: Sequence[Asked], said: Sequence[str]) -> dict[str, str]:
+    """By kind, "1" for every question that was answered rightly and "0" for the others, in their order."""
+    right: dict[str, str] = {}
+    for one, word in zip(asked, said, strict=True):
+        right[one.question.kind] = right.get(one.question.kind, "") + str(int(word == one.question.answer))
+    return {kind: right[kind] for kind in KINDS if kind in right}
+
+
 def accuracy(asked: Sequence[Asked], said: Sequence[str]) -> dict[str, float]:
     """Share of right answers by kind."""
-    right: dict[str, list[bool]] = {}
-    for one, word in zip(asked, said, strict=True):
-        right.setdefault(one.question.kind, []).append(word == one.question.answer)
-    return {kind: float(np.mean(right[kind])) for kind in KINDS if kind in right}
+    return {kind: signs.count("1") / len(signs) for kind, signs in right_answers(asked, said).items()}
 
 
 def macs(model: LlavaHrForConditionalGeneration, asked: Asked) -> int:
@@ -257,7 +272,7 @@ def milliseconds(model: LlavaHrForConditionalGeneration, asked: Sequence[Asked])
     times = []
     for one in asked:
         prompt = encode(tokenizer, vicuna.prompt([f"<image>\n{short_answer(one.question.text)}"]))
-        images = torch.from_numpy(render_array(scene(one.world, one.index)))[None]
+        images = torch.from_numpy(render_array(scene(one.world, one.index, one.grain)))[None]
         batch = collate([prompt], images, model.model.vision_tower.num_tokens)
         start = time.perf_counter()
         with torch.inference_mode():
@@ -269,7 +284,7 @@ def milliseconds(model: LlavaHrForConditionalGeneration, asked: Sequence[Asked])
 @torch.inference_mode()
 def mean_gate(model: LlavaHrForConditionalGeneration, asked: Sequence[Asked]) -> list[float]:
     """Mean |gate| of every adapter over the questions' pictures; empty without adapters."""
-    images = np.stack([render_array(scene(one.world, one.index)) for one in asked])
+    images = np.stack([render_array(scene(one.world, one.index, one.grain)) for one in asked])
     _, gates = model.model.vision_tower(as_pixels(torch.from_numpy(images)), output_gates=True)
     return gates.abs().mean(0).tolist()
 
@@ -281,12 +296,14 @@ def measure(model: LlavaHrForConditionalGeneration, asked: Sequence[Asked], size
         size: of the pictures that it was trained on.
 
     Returns:
-        "accuracy" by kind; "swapped", the same with another question's picture; "half", with pictures of half the
-        size; "tokens", "macs", "parameters", "milliseconds" of a question, and "gate", mean |gate| by adapter.
+        "accuracy" by kind; "right", the same question by question; "swapped", accuracy with another question's
+        picture; "half", with pictures of half the size; "tokens", "macs", "parameters", "milliseconds" of a question,
+        and "gate", mean |gate| by adapter.
     """
     tower = model.model.vision_tower
     edge = tower.config.low_size(size) // tower.config.low_res_config.patch_size
-    found: dict[str, Any] = {"accuracy": accuracy(asked, answers(model, asked, size))}
+    said = answers(model, asked, size)
+    found: dict[str, Any] = {"accuracy": accuracy(asked, said), "right": right_answers(asked, said)}
     if size == SIZE:
         found["swapped"] = accuracy(asked, answers(model, asked, swap=True))
         found["half"] = accuracy(asked, answers(model, asked, size // 2))
@@ -303,7 +320,7 @@ def step_zero_difference(seed: int, asked: Sequence[Asked]) -> float:
     logits = []
     for variant in (variants.ALIGN, variants.MRA):
         model = variants.build(variant, seed).eval()
-        images = np.stack([render_array(scene(one.world, one.index)) for one in asked])
+        images = np.stack([render_array(scene(one.world, one.index, one.grain)) for one in asked])
         with torch.inference_mode():
             logits.append(model.encode_images(as_pixels(torch.from_numpy(images))))
     return (logits[0] - logits[1]).abs().max().item()

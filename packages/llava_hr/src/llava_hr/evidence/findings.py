@@ -1,47 +1,23 @@
-"""`llava-hr claims --train`: the miniature in six variants with three seeds each, and what their answers come to.
+"""What the miniature's arms and seeds come to. The rule stands in claims.yaml and was fixed before the runs.
 
-    vit          (a) ViT alone at 84 pixels              align        (c) both, final combination only
-    convnext     (b) ConvNeXt alone at 192 pixels        mra          (d) both, and three MR-Adapters: LLaVA-HR
-    vit_double   (f) ViT alone at 168 pixels,            low_to_high  (e) adapters the other way round
-                     four times the visual tokens        mra_96       (d) trained and asked at 96 pixels
-
-What was decided before any of them was trained and asked about the world TEST:
-
-- "coarse" and "fine" are means over their kinds of questions, PER_KIND questions each.
-- Variants are compared seed by seed. A difference counts when its mean over the seeds exceeds its spread (the standard
-  deviation over the seeds) and, where the claim has one, the margin below. A tie is no reproduction.
-- The miniature must see: (d) answers better with its own picture than with another question's, by SEEN points in fine
-  and coarse questions both. Else what is called "not lower" or "near" has no verdict.
-- (d) against (c) is an open question: its finding has a number and no verdict.
+Answers are compared question by question and seed by seed, in points of right answers; every kind of question weighs
+the same. `tenfold.ledger.seeds.verdict` is the rule, with the least effects below; what a comparison cannot do without
+is a gate, which every seed must pass, else there is no verdict.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from llava_hr.data.mini_questions import COARSE, FINE, TEST
-from llava_hr.miniature.model import mini_model_path
-from tenfold import UserError
-from tenfold.cli import Experiments, Finding
-from tenfold.ledger.seeds import counts, kept, paired, run_each, show, spread, told_apart
-from tenfold.runs import atomic_write_json, read_json
-
-if TYPE_CHECKING:
-    from llava_hr.evidence.experiments import Data, Plan
-    from tenfold.ledger import Outcome
+from llava_hr.data.mini_questions import COARSE, FINE, KINDS
+from tenfold.cli import Finding
+from tenfold.ledger.seeds import counts, interval, paired, show, spread, verdict
 
 SEEDS = (0, 1, 2)
-WORKERS = 2
-PER_KIND = 200
-# As recorded on two cores that had other work as well; said up front.
-MINUTES = 25
 VIT, CONVNEXT, ALIGN, MRA, LOW_TO_HIGH, VIT_DOUBLE = "vit", "convnext", "align", "mra", "low_to_high", "vit_double"
 MRA_HALF = "mra_96"
 ARMS = (MRA, ALIGN, VIT, CONVNEXT, LOW_TO_HIGH, VIT_DOUBLE, MRA_HALF)
@@ -54,157 +30,194 @@ NAMES = {
     VIT_DOUBLE: "(f) ViT, 168 px, 144 tokens",
     MRA_HALF: "(d) MRA, trained at 96 px",
 }
+# Steps that a point of a loss curve is the mean of.
+CURVE = 50
 
-# Margins in points, fixed before the runs.
+# Least effects, in points.
+LEAST = 2.0  # of pathways, adapters and their direction
 WIDE = 20.0  # fine(d) over fine(a)
-NOT_LOWER = 1.0  # coarse(d) under coarse(b)
-NEAR = 5.0  # fine(d) under fine(f)
 RISE = 10.0  # of fine from 96 to 192 pixels: (d) at least that much, (a) less
+NEAR = 5.0  # fine(d) under fine(f)
 SEEN = 20.0  # a picture of one's own over another question's
 
 
-def experiments() -> Experiments:
-    """What `claims --train` does."""
-    return Experiments(
-        f"trains {len(ARMS)} variants of the miniature with {len(SEEDS)} seeds each and asks each {PER_KIND} questions "
-        f"of {len(COARSE) + len(FINE)} kinds: about {MINUTES} minutes on two cores",
-        conduct,
-    )
+@dataclass(frozen=True)
+class Gate:
+    """What every seed must show.
 
-
-def conduct(folder: Path, plan: Plan | None = None, per_kind: int = PER_KIND, workers: int = WORKERS) -> list[Finding]:
-    """Train and measure every variant and seed, then judge the claims.
-
-    Args:
-        folder: for what is finished; a killed run goes on from it.
-        plan: other steps than the usual ones.
-        per_kind: questions of each kind.
+    Attributes:
+        values: a number for each seed.
+        least, most: between which they must lie.
     """
-    from llava_hr.evidence.experiments import Plan
 
-    plan = plan or Plan()
-    missing = [(arm, seed) for seed in SEEDS for arm in ARMS if not kept(folder, arm, seed).exists()]
-    run_each([(measure_run, arm, seed, folder, plan, per_kind) for arm, seed in missing], workers)
-    measured = {arm: [read_json(kept(folder, arm, seed)) for seed in SEEDS] for arm in ARMS}
-    return judge(measured, step_zero())
+    values: np.ndarray
+    least: float = -np.inf
+    most: float = np.inf
 
+    @property
+    def passed(self) -> bool:
+        return bool(((self.values >= self.least) & (self.values <= self.most)).all())
 
-def measure_run(arm: str, seed: int, folder: Path, plan: Plan, per_kind: int, world: int = TEST) -> dict[str, Any]:
-    """Train one variant with one seed and measure it on held-out scenes; kept as `folder/<arm>-<seed>.json`."""
-    import torch
-
-    from llava_hr.data.mini_questions import held_out
-    from llava_hr.evidence import experiments
-
-    torch.set_num_threads(1)
-    own = replace(plan, size=plan.size // 2) if arm == MRA_HALF else plan
-    losses: list[float] = []
-    data = training_data(plan)
-    start = time.process_time()
-    model = experiments.train(MRA if arm == MRA_HALF else arm, seed, data, own, lambda _, loss: losses.append(loss))
-    seconds = round(time.process_time() - start)
-    curve = [round(float(np.mean(losses[at : at + 40])), 4) for at in range(0, len(losses), 40)]
-    found = experiments.measure(model, held_out(world, per_kind), own.size)
-    found = {"arm": arm, "seed": seed, "plan": asdict(own), "cpu_seconds": seconds, "loss": curve, **found}
-    atomic_write_json(kept(folder, arm, seed), found)
-    return found
+    def __str__(self) -> str:
+        bounds = (f"at least {self.least:g}" if np.isfinite(self.least) else "",
+                  f"at most {self.most:g}" if np.isfinite(self.most) else "")  # fmt: skip
+        return f"{', '.join(f'{value:.1f}' for value in self.values)} ({' and '.join(filter(None, bounds))})"
 
 
-@lru_cache(maxsize=1)
-def training_data(plan: Plan) -> Data:
-    """Drawn once a process."""
-    from llava_hr.evidence.experiments import Data
-
-    return Data(plan)
-
-
-def step_zero(seed: int = 0) -> float:
-    """Largest difference between (d) and (c) before their training."""
-    from llava_hr.data.mini_questions import DEV, held_out
-    from llava_hr.evidence.experiments import step_zero_difference
-
-    return step_zero_difference(seed, held_out(DEV, 4))
-
-
+FINE_SEEN, COARSE_SEEN = "the picture is needed for fine questions", "the picture is needed for coarse questions"
+HIDDEN, READER, ROOM, REFERENCE = "fine by (a)", "fine by (b)", "coarse by (b)", "all questions by (c)"
+# Claim -> the gates that it needs.
+NEEDS = {
+    "mini-fine": (FINE_SEEN, HIDDEN),
+    "mini-cost": (FINE_SEEN,),
+    "mini-resolution": (FINE_SEEN, HIDDEN),
+    "mini-coarse": (COARSE_SEEN, ROOM),
+    "mini-both": (FINE_SEEN, COARSE_SEEN, READER, ROOM),
+    "mini-adapters": (FINE_SEEN, COARSE_SEEN, READER, REFERENCE),
+    "mini-direction": (FINE_SEEN, COARSE_SEEN, READER, REFERENCE),
+}
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def judge(measured: Runs, zero: float) -> list[Finding]:
-    """Findings from every run's measurements, by the rules at the top."""
-    fine = {arm: mean_accuracy(measured[arm], FINE) for arm in measured}
-    coarse = {arm: mean_accuracy(measured[arm], COARSE) for arm in measured}
-    overall = {arm: (len(FINE) * fine[arm] + len(COARSE) * coarse[arm]) / (len(FINE) + len(COARSE)) for arm in measured}
-    seeds = f"{len(measured[MRA])} seeds"
-    macs = {arm: measured[arm][0].get("macs", 0) / 1e6 for arm in measured}
-    tokens = {arm: measured[arm][0]["tokens"] for arm in measured}
-    blind = {
-        name: mean_accuracy(measured[MRA], kinds, "swapped") for name, kinds in (("fine", FINE), ("coarse", COARSE))
+def gates(measured: Runs) -> dict[str, Gate]:
+    """The gates, by name."""
+    lead = {
+        kinds: mean_accuracy(measured[MRA], kinds) - mean_accuracy(measured[MRA], kinds, "swapped")
+        for kinds in (FINE, COARSE)
     }
-    seen = fine[MRA] - blind["fine"], coarse[MRA] - blind["coarse"]
-    valid = all(counts(difference, SEEN) for difference in seen)
-    half = {arm: mean_accuracy(measured[arm], FINE, "half") for arm in (MRA, VIT)}
-    gates = np.array([run["gate"] for run in measured[MRA]])
-    cost = macs[MRA] < macs[VIT_DOUBLE]
-    lead, open_question = fine[MRA] - fine[VIT], overall[MRA] - overall[ALIGN]
-    trained, rise_low = fine[MRA] - fine[MRA_HALF], fine[VIT] - half[VIT]
+    return {
+        FINE_SEEN: Gate(lead[FINE], SEEN),
+        COARSE_SEEN: Gate(lead[COARSE], SEEN),
+        HIDDEN: Gate(mean_accuracy(measured[VIT], FINE), most=40.0),
+        READER: Gate(mean_accuracy(measured[CONVNEXT], FINE), 75.0, 92.0),
+        ROOM: Gate(mean_accuracy(measured[CONVNEXT], COARSE), most=95.0),
+        REFERENCE: Gate(mean_accuracy(measured[ALIGN], KINDS), 25.0, 95.0),
+    }
+
+
+def judge(measured: Runs, zero: float) -> list[Finding]:
+    """Findings from every run's measurements.
+
+    Args:
+        measured: arm -> `arms.measure_run` of every seed.
+        zero: of `arms.step_zero`.
+    """
+    found = gates(measured)
+    told = "; ".join(f"{name} {gate}" for name, gate in found.items())
+    missed = [name for name, gate in found.items() if not gate.passed]
+    shown = {
+        name: {"values": gate.values.tolist(), "passed": gate.passed}
+        | {side: bound for side in ("least", "most") if np.isfinite(bound := getattr(gate, side))}
+        for name, gate in found.items()
+    }
+    lead = found[FINE_SEEN].values
+    seen = f"fine {show(mean_accuracy(measured[MRA], FINE))}, with another question's picture "
+    seen += (
+        f"{show(mean_accuracy(measured[MRA], FINE, 'swapped'))} %; coarse {show(mean_accuracy(measured[MRA], COARSE))} "
+    )
+    seen += f"and {show(mean_accuracy(measured[MRA], COARSE, 'swapped'))} %; {len(lead)} seeds"
     return [
-        Finding(
-            "mini-seen", float(seen[0].mean()), valid,
-            f"fine {show(fine[MRA])} %, {show(blind['fine'])} % with another question's picture; coarse "
-            f"{show(coarse[MRA])} and {show(blind['coarse'])} %; {seeds}",
-        ),
-        Finding(
-            "mini-fine", float(lead.mean()), counts(lead, WIDE),
-            f"fine {show(fine[MRA])} against {show(fine[VIT])} % at {tokens[MRA]} visual tokens each, {paired(lead)}; "
-            f"{kinds_told(measured, (MRA, VIT), FINE)}; {seeds}",
-            {"table": table(measured)},
-        ),
-        Finding(
-            "mini-coarse", float((coarse[MRA] - coarse[CONVNEXT]).mean()),
-            bool((coarse[MRA] - coarse[CONVNEXT]).mean() >= -NOT_LOWER) if valid else None,
-            f"coarse {show(coarse[MRA])} against {show(coarse[CONVNEXT])} %, "
-            f"{paired(coarse[MRA] - coarse[CONVNEXT])}; {kinds_told(measured, (MRA, CONVNEXT), COARSE)}; {seeds}",
-        ),
-        Finding(
-            "mini-cost", macs[MRA] / macs[VIT_DOUBLE] if macs[VIT_DOUBLE] else None,
-            bool(cost and (fine[MRA] - fine[VIT_DOUBLE]).mean() >= -NEAR) if valid else None,
-            f"{macs[MRA]:.1f} against {macs[VIT_DOUBLE]:.1f} million multiply-accumulates, {tokens[MRA]} against "
-            f"{tokens[VIT_DOUBLE]} visual tokens, {milliseconds(measured[MRA])} against "
-            f"{milliseconds(measured[VIT_DOUBLE])} ms a question; fine {show(fine[MRA])} against "
-            f"{show(fine[VIT_DOUBLE])} %, {paired(fine[MRA] - fine[VIT_DOUBLE])}; {seeds}",
-        ),
-        Finding(
-            "mini-step-zero", zero, zero == 0.0,
-            "largest difference between the visual tokens of (d) and (c) before their training",
-        ),
-        Finding(
-            "mini-adapters", float(open_question.mean()), None,
-            f"all questions, {show(overall[MRA])} with adapters against {show(overall[ALIGN])} % with the final "
-            f"combination alone, {paired(open_question)}: {told_apart(open_question)}; fine {show(fine[MRA])} against "
-            f"{show(fine[ALIGN])}, coarse {show(coarse[MRA])} against {show(coarse[ALIGN])}; mean |gate| "
-            f"{', '.join(f'{value:.2f}' for value in gates.mean(0))}; {seeds}",
-        ),
-        Finding(
-            "mini-direction", float((overall[MRA] - overall[LOW_TO_HIGH]).mean()),
-            counts(overall[MRA] - overall[LOW_TO_HIGH]),
-            f"all questions, {show(overall[MRA])} high to low against {show(overall[LOW_TO_HIGH])} % low to high, "
-            f"{paired(overall[MRA] - overall[LOW_TO_HIGH])}: {told_apart(overall[MRA] - overall[LOW_TO_HIGH])}; fine "
-            f"{show(fine[LOW_TO_HIGH])}, coarse {show(coarse[LOW_TO_HIGH])}; {seeds}",
-        ),
-        Finding(
-            "mini-both", float((overall[MRA] - overall[CONVNEXT]).mean()),
-            counts(overall[MRA] - overall[CONVNEXT]) and counts(overall[MRA] - overall[VIT]),
-            f"all questions, {show(overall[MRA])} % with both pathways, {show(overall[CONVNEXT])} with the ConvNeXt "
-            f"alone ({paired(overall[MRA] - overall[CONVNEXT])}), {show(overall[VIT])} with the ViT alone; {seeds}",
-        ),
-        Finding(
-            "mini-resolution", float(trained.mean()),
-            bool(counts(trained, RISE) and counts(fine[MRA] - half[MRA], RISE) and rise_low.mean() < RISE),
-            f"fine of (d): {show(fine[MRA_HALF])} % trained and asked at 96 pixels, {show(fine[MRA])} at 192; the same "
-            f"models asked at 96 and 192: (d) {show(half[MRA])} and {show(fine[MRA])}, (a) {show(half[VIT])} and "
-            f"{show(fine[VIT])}; {seeds}",
-        ),
+        Finding("mini-gates", len(found) - len(missed), not missed,
+                f"{told}; missed: {', '.join(missed) or 'none'}",
+                {"gates": shown, "runs": [_kept(run) for runs in measured.values() for run in runs]}),
+        Finding("mini-seen", float(lead.mean()), found[FINE_SEEN].passed and found[COARSE_SEEN].passed, seen),
+        _compared(measured, found, "mini-fine", (VIT,), FINE, WIDE, {"table": table(measured)}),
+        _compared(measured, found, "mini-coarse", (CONVNEXT,), COARSE, LEAST),
+        _compared(measured, found, "mini-both", (CONVNEXT, VIT), KINDS, LEAST),
+        _compared(measured, found, "mini-adapters", (ALIGN,), KINDS, LEAST),
+        _compared(measured, found, "mini-direction", (LOW_TO_HIGH,), KINDS, LEAST),
+        _cost(measured, found),
+        Finding("mini-step-zero", zero, zero == 0.0,
+                "largest difference between the visual tokens of (d) and (c) before their training"),
+        _resolution(measured, found),
     ]  # fmt: skip
+
+
+def _missed(found: Mapping[str, Gate], claim: str) -> list[str]:
+    return [f"{name} {found[name]}" for name in NEEDS[claim] if not found[name].passed]
+
+
+def _compared(
+    measured: Runs,
+    found: Mapping[str, Gate],
+    claim: str,
+    others: Sequence[str],
+    kinds: Sequence[str],
+    least: float,
+    more: Mapping[str, Any] | None = None,
+) -> Finding:
+    """(d) against other arms; holds where it holds against every one. Its value is the smallest lead."""
+    missed, told, words, leads = _missed(found, claim), [], [], []
+    gate = np.array([run["gate"] for run in measured[MRA]]).mean(0)
+    for other in others:
+        difference = right(measured[MRA], kinds) - right(measured[other], kinds)
+        words.append(verdict(difference, least, not missed))
+        low, high = interval(difference)
+        leads.append(float(difference.mean()))
+        parts = [
+            f"{name} {show(mean_accuracy(measured[MRA], part))} against {show(mean_accuracy(measured[other], part))}"
+            for name, part in (("fine", FINE), ("coarse", COARSE))
+            if set(part) <= set(kinds)
+        ]
+        told.append(
+            f"{words[-1]}: {NAMES[other]} {paired(difference.mean(1))} [{low:.1f}, {high:.1f}]; {', '.join(parts)} %; "
+            + kinds_told(measured, (MRA, other), kinds)
+        )
+    passed = None if missed else all(word == "holds" for word in words)
+    reason = f"gate missed, {'; '.join(missed)}. " if missed else ""
+    detail = f"{reason}{'. '.join(told)}; mean |gate| {', '.join(f'{value:.2f}' for value in gate)}"
+    return Finding(claim, min(leads), passed, detail, {"verdict": _together(words), **(more or {})})
+
+
+def _together(words: Sequence[str]) -> str:
+    """One word for several comparisons that must all hold."""
+    return next(word for word in ("no verdict", "not reproduced", "equivalent", "holds") if word in words)
+
+
+def _cost(measured: Runs, found: Mapping[str, Gate]) -> Finding:
+    """Fewer multiply-accumulates than (f), and fine questions answered as well: the interval's lower end decides."""
+    missed = _missed(found, "mini-cost")
+    macs = {arm: measured[arm][0]["macs"] / 1e6 for arm in (MRA, VIT_DOUBLE)}
+    difference = right(measured[MRA], FINE) - right(measured[VIT_DOUBLE], FINE)
+    low, high = interval(difference)
+    holds = macs[MRA] < macs[VIT_DOUBLE] and low > -NEAR
+    word = "no verdict" if missed else "holds" if holds else "not reproduced"
+    reason = f" (gate missed, {'; '.join(missed)})" if missed else ""
+    detail = (
+        f"{word}{reason}: {macs[MRA]:.1f} against {macs[VIT_DOUBLE]:.1f} million multiply-accumulates, "
+        f"{measured[MRA][0]['tokens']} against {measured[VIT_DOUBLE][0]['tokens']} visual tokens, "
+        f"{milliseconds(measured[MRA])} against {milliseconds(measured[VIT_DOUBLE])} ms a question; fine "
+        f"{show(mean_accuracy(measured[MRA], FINE))} against {show(mean_accuracy(measured[VIT_DOUBLE], FINE))} %, "
+        f"{paired(difference.mean(1))} [{low:.1f}, {high:.1f}]"
+    )
+    return Finding(
+        "mini-cost", macs[MRA] / macs[VIT_DOUBLE], None if missed else holds, detail, {"verdict": word}
+    )  # fmt: skip
+
+
+def _resolution(measured: Runs, found: Mapping[str, Gate]) -> Finding:
+    """Trained and asked at 96 and at 192 pixels; and what was trained at 192 asked at 96."""
+    missed = _missed(found, "mini-resolution")
+    trained = right(measured[MRA], FINE) - right(measured[MRA_HALF], FINE)
+    fine = {arm: mean_accuracy(measured[arm], FINE) for arm in (MRA, MRA_HALF, VIT)}
+    half = {arm: mean_accuracy(measured[arm], FINE, "half") for arm in (MRA, VIT)}
+    word = verdict(trained, RISE, not missed)
+    if word == "holds" and not (counts(fine[MRA] - half[MRA], RISE) and (fine[VIT] - half[VIT]).mean() < RISE):
+        word = "not reproduced"
+    low, high = interval(trained)
+    reason = f" (gate missed, {'; '.join(missed)})" if missed else ""
+    detail = (
+        f"{word}{reason}: fine of (d) {show(fine[MRA_HALF])} % trained and asked at 96 pixels, {show(fine[MRA])} at "
+        f"192, {paired(trained.mean(1))} [{low:.1f}, {high:.1f}]; the same models asked at 96 and 192: (d) "
+        f"{show(half[MRA])} and {show(fine[MRA])}, (a) {show(half[VIT])} and {show(fine[VIT])}"
+    )
+    passed = None if missed else word == "holds"
+    return Finding("mini-resolution", float(trained.mean()), passed, detail, {"verdict": word})
+
+
+def right(runs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> np.ndarray:
+    """Which questions of some kinds were answered rightly, 100 or 0: `[seeds, questions]`."""
+    return np.array([[100.0 * int(sign) for kind in kinds for sign in run["right"][kind]] for run in runs])
 
 
 def mean_accuracy(runs: Sequence[Mapping[str, Any]], kinds: Sequence[str], key: str = "accuracy") -> np.ndarray:
@@ -221,6 +234,12 @@ def kinds_told(measured: Runs, arms: Sequence[str], kinds: Sequence[str]) -> str
     """Kind by kind, the means of several variants."""
     means = {kind: [mean_accuracy(measured[arm], [kind]).mean() for arm in arms] for kind in kinds}
     return ", ".join(f"{kind} {' / '.join(f'{value:.0f}' for value in values)}" for kind, values in means.items())
+
+
+def _kept(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What figures and a second judge need of a run."""
+    names = ("arm", "seed", "accuracy", "swapped", "half", "right", "caption_loss", "loss", "gate")
+    return {name: run[name] for name in names if name in run}
 
 
 def table(measured: Runs) -> list[dict[str, Any]]:
@@ -240,35 +259,3 @@ def table(measured: Runs) -> list[dict[str, Any]]:
         row["plan"] = dict(runs[0]["plan"])
         rows.append(row)
     return rows
-
-
-def shipped_outcome(per_kind: int = 25) -> Outcome:
-    """The shipped model on scenes of a world of their own: fine accuracy, and what is left of it without detail.
-
-    Raises:
-        UserError: no model ships with this installation.
-    """
-    import torch
-
-    from llava_hr.checkpoints.load import align
-    from llava_hr.data.mini_questions import held_out
-    from llava_hr.evidence.experiments import SIZE, accuracy, answers
-    from llava_hr.modeling import LlavaHrForConditionalGeneration
-    from tenfold.ledger import Outcome
-
-    if not (mini_model_path() / "config.json").is_file():
-        raise UserError("no trained miniature", mini_model_path(), "an installation that ships it")
-    model = LlavaHrForConditionalGeneration.from_pretrained(mini_model_path(), dtype=torch.float32).eval()
-    align(model)
-    asked = held_out(TEST + 1, per_kind)
-    own, swapped = accuracy(asked, answers(model, asked)), accuracy(asked, answers(model, asked, swap=True))
-    half = accuracy(asked, answers(model, asked, SIZE // 2))
-    fine, guessed, blurred, coarse = (
-        100 * float(np.mean([found[kind] for kind in kinds]))
-        for found, kinds in ((own, FINE), (swapped, FINE), (half, FINE), (own, COARSE))
-    )
-    detail = (
-        f"fine questions; {guessed:.1f} % with another question's picture, {blurred:.1f} % with pictures of 96 pixels; "
-        f"coarse {coarse:.1f} %; {len(asked)} questions"
-    )
-    return Outcome(round(fine, 2), bool(fine - guessed >= SEEN), detail)
