@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SEEDS = tuple(range(8))
-MINUTES = 45
+MINUTES = 30
 # Least effects: of the loss of a word in nats, of CIDEr-D, and of a caption's log-probability.
 LOSS, SWAP, CIDER, LOG_PROB = 0.01, 0.005, 10.0, 0.05
 # Gates.
