@@ -179,12 +179,15 @@ def test_the_local_cells_gate_is_undone_by_its_normalisation() -> None:
     cell's output is made to depend on its gate, as the README says that it does not."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 49, 64, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        cells = {name: build_cell(name, DTNetConfig(d_model=64)).eval() for name in ("lmc", "amc")}
     for name, undone in (("lmc", True), ("amc", False)):
-        branch = build_cell(name, DTNetConfig(d_model=64)).eval()
+        branch = cells[name]
         change = (branch(x) - branch.norm(x)).abs().max().item()
         assert (change < 1e-3) == undone, (name, change)
-    gate = build_cell("lmc", DTNetConfig(d_model=64)).eval().cell.gate(x)
-    assert gate.max() - gate.min() > 0.05, "the gate itself does differ"
+    gate = cells["lmc"].cell.gate(x)
+    assert gate.max() - gate.min() > 0.01, "the gate itself does differ"
 
 
 @pytest.mark.slow

@@ -312,6 +312,7 @@ def counted(model: Any, image_size: int, text_tokens: int = TEXT_TOKENS) -> Cost
         model: a `LlavaHrForConditionalGeneration` on any device; on "meta" seconds at full size, and no memory.
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     tower, projector, decoder = (
@@ -320,7 +321,8 @@ def counted(model: Any, image_size: int, text_tokens: int = TEXT_TOKENS) -> Cost
         model.model.language_model,
     )
     like = {"device": next(model.parameters()).device, "dtype": model.dtype}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Plain products: not every torch counts the CPU's fused attention.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         visual = projector(tower(torch.zeros(1, 3, image_size, image_size, **like)))
         embeds = torch.zeros(1, visual.shape[1] + text_tokens, visual.shape[2], **like)
         # A mask that is ready: making one looks at values, which the meta device does not have.

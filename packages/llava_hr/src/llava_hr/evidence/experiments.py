@@ -259,9 +259,11 @@ def accuracy(asked: Sequence[Asked], said: Sequence[str]) -> dict[str, float]:
 
 def macs(model: LlavaHrForConditionalGeneration, asked: Asked) -> int:
     """Multiply-accumulates of one question's prefill, as torch's counter sees them in every module that runs."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    # Plain products: not every torch counts the CPU's fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         answers(model, [asked])
     return counter.get_total_flops() // 2
 
