@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from inst_diff_edit.data import scenes
-from inst_diff_edit.evidence import claims
 from inst_diff_edit.evidence.parity.pipeline import write_model
 from inst_diff_edit.miniature import model as mini
+from tenfold.cli import find_package_file
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def settings():
 def folders(tmp_path_factory):
     """A tiny Stable Diffusion and its inpainting model, with the index and the scheduler of the real folders."""
     folder = tmp_path_factory.mktemp("models")
-    golden = claims.find_package_file("inst_diff_edit", "tests/goldens")
+    golden = find_package_file("inst_diff_edit", "tests/goldens")
     case = json.loads((golden / "tiny_pipeline.json").read_text())
     tensors = dict(load_file(golden / "tiny_pipeline.safetensors"))
     pndm = {

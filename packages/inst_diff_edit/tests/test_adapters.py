@@ -95,15 +95,17 @@ def test_every_vector_of_a_textual_inversion_reaches_the_text_encoder(fresh):
     vectors = drawn(3, mini.WIDTH)
     with torch.random.fork_rng(devices=[]):
         fresh.load_textual_inversion({"<cat-toy>": vectors})
-    negative, positive = fresh._encode_prompts(["a <cat-toy> leaf"], "<cat-toy>", guided=True)
-    norm = getattr(fresh.text_encoder, "text_model", fresh.text_encoder).final_layer_norm
-    with torch.no_grad():
-        golden = norm(vectors).half().float()
-    assert torch.allclose(positive[2:5], golden, atol=1e-3) and torch.allclose(negative[1:4], golden, atol=1e-3)
-    leaf = fresh._encode_prompts(["leaf"], None, guided=False)[0, 1]
-    assert torch.equal(positive[5], leaf)
-    words = fresh(PICTURE, "a <cat-toy> leaf", **SMALL).words[0]
-    assert words.text == ("a", "<cat-toy>", "leaf") and words.groups == ((0,), (1,), (2, 3, 4), (5,), (6,))
+    negative, positive = fresh._encode_prompts(["a <cat-toy> lemon"], "<cat-toy>", guided=True)
+    table, names = fresh.text_encoder.get_input_embeddings().weight, "<cat-toy> <cat-toy>_1 <cat-toy>_2"
+    for text, found in ((f"a {names} lemon", positive), (names, negative)):
+        ids = fresh.tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+        place = 1 + text.startswith("a ")
+        assert torch.equal(table[ids[0, place : place + 3]], vectors)
+        with torch.no_grad():
+            golden = fresh.text_encoder(ids)[0][0].half().float()
+        assert torch.allclose(found, golden, atol=1e-3)
+    words = fresh(PICTURE, "a <cat-toy> lemon", **SMALL).words[0]
+    assert words.text == ("a", "<cat-toy>", "lemon") and words.groups == ((0,), (1,), (2, 3, 4), (5,), (6,))
     for place in ("prompt", "negative_prompt"):
         with pytest.raises(InputError, match=f"a {place} of 15 tokens"):
             edit(fresh, **{"prompt": "a ring", place: "<cat-toy> " * 5})

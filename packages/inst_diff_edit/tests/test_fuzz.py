@@ -13,7 +13,7 @@ from inst_diff_edit.evaluation.settings import EditSettings
 from inst_diff_edit.miniature import model as mini
 from tenfold.testing.fuzz import FEW, INPUTS, Reading, command, fuzz, usual
 
-SHORT = ("--to", "a leaf", "--config", "mini", "--set", "steps=4", "--output", "{out}")
+SHORT = ("--to", "a lemon", "--config", "mini", "--set", "steps=4", "--output", "{out}")
 
 
 def readings(folder: Path) -> list[Reading]:

@@ -107,7 +107,10 @@ def test_recording_leaves_no_trace(pipe, edits, settings, tmp_path):
 
 
 def test_recording_does_not_change_what_the_unet_says(pipe):
-    hidden, context = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 16, 32)
+    hidden, context = (
+        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(2, 16, mini.WIDTH),
+    )
     recorder = AttentionRecorder(pipe.unet, 2)
     recorder.expect(32, 32)
     with torch.no_grad():
@@ -264,6 +267,6 @@ def test_a_resolution_that_no_layer_has_is_named(pipe, edits, settings):
     recorder = AttentionRecorder(pipe.unet, 8)
     recorder.expect(32, 32)
     with recorder, torch.no_grad():
-        pipe.unet(torch.zeros(1, 3, 32, 32), 1, encoder_hidden_states=torch.zeros(1, 16, 32))
+        pipe.unet(torch.zeros(1, 3, 32, 32), 1, encoder_hidden_states=torch.zeros(1, 16, mini.WIDTH))
         with pytest.raises(UserError, match="no cross-attention at 4 x 4"):
             recorder.finish_step()

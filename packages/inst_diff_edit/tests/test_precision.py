@@ -93,7 +93,7 @@ def test_no_step_waits_for_the_device(edits, roles_anew):
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to("meta")
     words = [split_words(pipe.tokenizer, edits[0].prompt)]
-    latents, embeddings = torch.zeros(2, 3, 32, 32, device="meta"), torch.zeros(2, 16, 32, device="meta")
+    latents, embeddings = torch.zeros(2, 3, 32, 32, device="meta"), torch.zeros(2, 16, mini.WIDTH, device="meta")
     steps = []
 
     def count(*_):

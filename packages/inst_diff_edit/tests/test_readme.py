@@ -28,8 +28,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch) -> None:
         assert code.count(written) == 1
         code = code.replace(written, here)
     pipe = mini.load()
-    names = {"load": lambda: pipe, "direct_pipe": lambda picture: pipe(picture, "a leaf", final="latents")}
-    exec(compile(code.replace("a raccoon", "a leaf"), "README.md", "exec"), names)
+    names = {"load": lambda: pipe, "direct_pipe": lambda picture: pipe(picture, "a lemon", final="latents")}
+    exec(compile(code.replace("a raccoon", "a lemon"), "README.md", "exec"), names)
     assert {path.name for path in tmp_path.iterdir()} == {"bear.jpg", "raccoon.png", "mask.png"}
     assert names["direct"].size == names["mask"].size == (32, 32)
 
@@ -52,6 +52,6 @@ def test_the_readme_s_embeddings_in_place_of_a_text_run(tmp_path, monkeypatch) -
                 whole(*given, num_inference_steps=4, num_masks=1, final="mask", output_type="pt", **named).masks
             )
 
-    exec(compile(blocks("python")[1].replace("a raccoon", "a leaf"), "README.md", "exec"), {"pipe": Small()})
-    plain = whole("bear.jpg", "a leaf", **options).masks
+    exec(compile(blocks("python")[1].replace("a raccoon", "a lemon"), "README.md", "exec"), {"pipe": Small()})
+    plain = whole("bear.jpg", "a lemon", **options).masks
     assert len(found) == 2 and all((masks == plain).all() for masks in found)

@@ -197,7 +197,7 @@ def test_guidance_can_be_cut_off_by_diffusers_own_callback(pipe, edits, latent, 
     found = call(pipe, edits[0], latent, num_masks=2, callback_on_step_end=Cut(None, 1))
     assert rows == [4, 4, 2, 2] and pipe.guidance_scale == 0.0 and found.images.isfinite().all()
     assert all(torch.allclose(one.sum(-1), torch.ones(1, 16, 16), atol=1e-4) for one in attention)
-    with pytest.raises(InputError, match=r"prompt_embeds \[1, 16, 32\] of a callback: .* \[2 or 4, 16, 32\]"):
+    with pytest.raises(InputError, match=r"prompt_embeds \[1, 16, 64\] of a callback: .* \[2 or 4, 16, 64\]"):
         pipe([edits[0].picture()] * 2, edits[0].prompt, callback_on_step_end=cut, **latent)
 
 
@@ -265,27 +265,27 @@ def test_given_embeddings_are_told_to_the_inpainting_model(folders, monkeypatch)
     ("changes", "message"),
     [
         ({"prompt": None}, "no prompt: prompt"),
-        ({"prompt": None, "prompt_embeds": torch.zeros(1, 16, 32)}, "embeddings do not say where their words are"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 16, 64)}, "embeddings do not say where their words are"),
         (
-            {"prompt_embeds": torch.zeros(1, 16, 31)},
-            r"prompt_embeds of shape \[1, 16, 31\]: .*\[1 or 1, positions, 32\]",
+            {"prompt_embeds": torch.zeros(1, 16, 63)},
+            r"prompt_embeds of shape \[1, 16, 63\]: .*\[1 or 1, positions, 64\]",
         ),
-        ({"prompt_embeds": torch.zeros(3, 16, 32)}, r"prompt_embeds of shape \[3, 16, 32\]"),
-        ({"prompt_embeds": torch.zeros(1, 2, 32)}, r"places of 2 words: words .* below 2\)"),
+        ({"prompt_embeds": torch.zeros(3, 16, 64)}, r"prompt_embeds of shape \[3, 16, 64\]"),
+        ({"prompt_embeds": torch.zeros(1, 2, 64)}, r"places of 5 words: words .* below 2\)"),
         ({"prompt_embeds": "a ring"}, "prompt_embeds of type str"),
-        ({"prompt_embeds": torch.full((1, 16, 32), torch.nan)}, "prompt_embeds that are not finite"),
+        ({"prompt_embeds": torch.full((1, 16, 64), torch.nan)}, "prompt_embeds that are not finite"),
         (
-            {"negative_prompt_embeds": torch.zeros(1, 9, 32), "prompt_embeds": torch.zeros(1, 16, 32)},
+            {"negative_prompt_embeds": torch.zeros(1, 9, 32), "prompt_embeds": torch.zeros(1, 16, 64)},
             r"of shape \[1, 9",
         ),
-        ({"negative_prompt_embeds": torch.zeros(1, 16, 32), "negative_prompt": "a"}, "a negative prompt twice"),
+        ({"negative_prompt_embeds": torch.zeros(1, 16, 64), "negative_prompt": "a"}, "a negative prompt twice"),
         ({"words": "a ring"}, "no words of every picture"),
         ({"words": Words(("a",), ((0,), (99,), (2,)), ())}, "places of 1 words: words"),
         ({"words": Words(("a",), ((0,), (1,)), ())}, "places of 1 words: words"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt 0: .*at least 1"),
         ({"num_images_per_prompt": 1.5}, "num_images_per_prompt 1.5"),
         ({"cross_attention_kwargs": 0.5}, "a float: cross_attention_kwargs"),
-        ({"clip_skip": 1}, r"clip_skip 1: clip_skip \(expected 0 to 0"),
+        ({"clip_skip": 2}, r"clip_skip 2: clip_skip \(expected 0 to 1"),
         ({"clip_skip": "1"}, "clip_skip '1'"),
         ({"mask_threshold": 1.0}, r"mask_threshold 1.0: mask_threshold \(expected at least 0, below 1\)"),
         ({"strength": 1.5}, r"strength 1.5 of 8 steps: strength \(expected 0.125 to 1\)"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from inst_diff_edit.miniature import model as mini
-from inst_diff_edit.training.run import Training, TrainSettings, batch_at, learning_rate, price_at, train
+from inst_diff_edit.training.run import Training, TrainSettings, batch_at, learning_rate, price_share, train
 from tenfold import UserError
 from tenfold.runs import RunRecord, last_complete_checkpoint, read_jsonl
 from tenfold.testing.processes import held
@@ -45,9 +45,9 @@ def test_latents_are_pixels_times_the_factor():
 
 def test_most_times_are_early_and_none_is_left_out():
     """Fails if the share of early times is not taken from the settings."""
-    tokenizer, settings = mini.tokenizer(), replace(SHORT, batch=200, early=300, early_share=0.5)
+    tokenizer, settings = mini.tokenizer(), replace(SHORT, batch=200, early=(100, 300), early_share=0.5)
     times = batch_at(tokenizer, settings, 0, 0).times
-    assert 0.55 < (times < 300).float().mean() < 0.75 and times.max() > 900
+    assert 0.5 < ((times >= 100) & (times < 300)).float().mean() < 0.7 and times.min() < 100 and times.max() > 900
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
@@ -56,15 +56,32 @@ def test_the_rate_warms_up_and_falls_to_zero():
 
 
 def test_the_price_of_attention_rises_to_its_full_height():
-    settings = replace(SHORT, price=0.5, price_from=2, price_full=6)
-    assert [price_at(step, settings) for step in (0, 2, 4, 6, 9)] == [0, 0, 0.25, 0.5, 0.5]
+    settings = replace(SHORT, steps=20, price_rises=(0.1, 0.3))
+    assert [price_share(step, settings) for step in (0, 2, 4, 6, 9)] == pytest.approx([0, 0, 0.5, 1, 1])
 
 
-def test_a_price_makes_the_model_look_less_at_words():
-    """Fails if the price is not in the loss, or special tokens are charged for."""
-    free, dear = (Training(replace(SHORT, price=price, price_from=-1, price_full=0), 0) for price in (0.0, 10.0))
-    spent = [[training.step(0)["attention_to_words"] for _ in range(8)] for training in (free, dear)]
-    assert spent[0][0] == spent[1][0] > 0 and spent[1][-1] < 0.8 * spent[0][-1]
+@pytest.mark.parametrize(("price", "spent"), [("word_price", "attention_to_words"), ("end_price", "attention_to_end")])
+def test_a_price_makes_the_model_look_less_there(price, spent):
+    """Fails if a price is not in the loss, or asked for other tokens."""
+    free = replace(SHORT, word_price=0.0, end_price=0.0, price_rises=(-1, 0))
+    logs = []
+    for settings in (free, replace(free, **{price: 10.0})):
+        training = Training(settings, 0)
+        logs.append([training.step(0) for _ in range(8)])
+    assert logs[0][0][spent] == logs[1][0][spent] > 0 and logs[1][-1][spent] < 0.8 * logs[0][-1][spent]
+    other = {"attention_to_words": "attention_to_end", "attention_to_end": "attention_to_words"}[spent]
+    assert logs[1][-1][other] > logs[1][-1][spent]
+
+
+def test_a_pictures_error_counts_by_sigma_squared_within_bounds():
+    """Fails if every time counts alike, or the bounds are not the settings'."""
+    training = Training(replace(SHORT, weights=(0.1, 2.0)), 0)
+    kept = training.noising.alphas_cumprod
+    weight = training.variance.clamp(0.1, 2.0)
+    assert weight[0] == pytest.approx(0.1) and weight[999] == pytest.approx(2.0)
+    assert weight[400] == pytest.approx(((1 - kept) / kept)[400]) and 0.1 < weight[400] < 2
+    alike = Training(replace(SHORT, weights=(1.0, 1.0)), 0)
+    assert training.step(0)["loss"] != alike.step(0)["loss"]
 
 
 def test_one_step_lowers_the_loss_of_its_own_batch():
@@ -158,23 +175,33 @@ def test_the_autoencoder_of_pixels_does_nothing():
 
 
 def test_every_word_of_the_mini_world_is_one_token_and_others_come_in_pieces():
-    from inst_diff_edit.data.scenes import OTHER_WORDS, WORDS
+    from inst_diff_edit.data.scenes import WORDS
 
     tokenizer = mini.tokenizer()
-    assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS + OTHER_WORDS)
+    assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS)
     assert len(tokenizer("raccoon").input_ids) > 3
 
 
-def test_the_text_tower_is_fixed_and_special_tokens_say_the_same_in_every_prompt():
-    """Fails if words mix, or training changes the tower."""
+def test_the_text_tower_is_fixed_and_its_start_token_says_the_same_in_every_prompt():
+    """Fails if training changes the tower, or the start token hears of words."""
     training = Training(SHORT, 0)
     before = {name: value.clone() for name, value in training.pipe.text_encoder.state_dict().items()}
     training.step(0)
-    assert all(
-        torch.equal(value, before[name]) for name, value in training.finished().text_encoder.state_dict().items()
-    )
-    one, two = training.pipe._encode_prompts(["a tomato", "a leaf and a tomato"], None, guided=False)
-    assert torch.equal(one[0], two[0]) and torch.equal(one[0], one[3]) and torch.equal(one[0], one[15])
-    assert torch.equal(one[2], two[5])
-    gram = two[[0, 1, 2, 3, 5]] @ two[[0, 1, 2, 3, 5]].T / two.shape[-1]
-    assert torch.allclose(gram, torch.eye(5), atol=0.01)
+    after = training.finished().text_encoder.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    one, two = training.pipe._encode_prompts(["a striped lemon", "a plain door on grass"], None, guided=False)
+    assert torch.equal(one[0], two[0]) and not torch.allclose(one[4], two[6], atol=0.1)  # start, and end
+
+
+def test_a_noun_knows_its_adjective_and_the_end_no_word_more_than_others():
+    """Fails if the head that reads the token before reads another one, or the end has it too."""
+    pipe = mini.build(0)
+
+    def said(prompt, place):
+        return pipe._encode_prompts([prompt], None, guided=False)[0, place]
+
+    plain, striped, far = (said(prompt, 3) for prompt in ("a plain lemon", "a striped lemon", "striped a lemon"))
+    assert (plain - striped).norm() > 1.5 * (far - said("plain a lemon", 3)).norm()
+    last = said("a plain door", 4) - said("a plain rose", 4)
+    first = said("door plain a", 4) - said("rose plain a", 4)
+    assert 0.5 < last.norm() / first.norm() < 2

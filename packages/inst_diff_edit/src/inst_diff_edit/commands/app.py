@@ -45,7 +45,8 @@ Output = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: a 
 
 @app.command(
     epilog='Examples: [bold]inst-diff-edit edit bear.jpg --to "a raccoon" --model stable-diffusion-v1-4 --inpaint '
-    'stable-diffusion-inpainting[/bold] · [bold]inst-diff-edit edit scene.png --to "a leaf"[/bold] (the mini model)'
+    'stable-diffusion-inpainting[/bold] · [bold]inst-diff-edit edit scene.png --to "a striped lemon on grass"[/bold] '
+    "(the mini model)"
 )
 def edit(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Any picture; it is squashed to the model's size.")],

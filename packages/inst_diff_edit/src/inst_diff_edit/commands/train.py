@@ -69,5 +69,10 @@ def plan(settings: TrainSettings, seed: int) -> list[str]:
     rows = {"stages": "1: the mini diffusion model (the method itself trains nothing)"}
     rows |= {f"parameters of {part}": f"{count:,}" for part, count in counts.items()}
     rows |= {"parameters": f"{sum(counts.values()):,}", "trainable": f"{trained:,}", "seed": f"{seed}"}
-    rows |= {name.replace("_", " "): f"{value:,}" for name, value in asdict(settings).items()}
+    rows |= {name.replace("_", " "): _written(value) for name, value in asdict(settings).items()}
     return [f"{name:<28}{value}" for name, value in rows.items()]
+
+
+def _written(value: float | tuple[float, ...]) -> str:
+    """ "6,000", or "80-540" of a pair."""
+    return "-".join(f"{one:,}" for one in value) if isinstance(value, tuple) else f"{value:,}"

@@ -1,10 +1,8 @@
-"""Pictures of edits: the mask over the picture, masks over the steps, the comparison of masks."""
+"""Pictures of edits: the mask over the picture, and masks over the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,23 +60,4 @@ def draw_steps(path: Path, world: int = 101, shown: tuple[int, ...] = (31, 26)) 
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * (row.height + GAP)))
     sheet.save(path)
-    return path
-
-
-def draw_comparison(recorded: Mapping[str, Any], path: Path) -> Path:
-    """Bars of mask IoU by rule, with the spread over training seeds; from a recorded result's ``table``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    table = sorted(recorded["table"], key=lambda row: row["mean"])
-    figure = Figure(figsize=(8, 0.34 * len(table) + 1), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    colours = ["#0b5c6b" if row["rule"].startswith("method") else "#9aa5ab" for row in table]
-    axes.barh([row["rule"] for row in table], [row["mean"] for row in table], color=colours)
-    for place, row in enumerate(table):
-        axes.plot(row["seeds"], [place] * len(row["seeds"]), "k.", markersize=4)
-    axes.set_xlabel("mask IoU; dots: training seeds")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
     return path

@@ -302,8 +302,8 @@ def write_mini_set(folder: Path, count: int, world: int = MINI_WORLD) -> None:
     for index in range(count):
         found, number = scenes.edit(world, index), index + 1
         if index < (count + 1) // 2:
-            sentence = " and ".join(scenes.phrase(thing) for thing in found.scene.things)
-            record = EditRecord(str(number), f"{number}.jpg", found.prompt, found.source_prompt, found.prompt, sentence)
+            name, said = f"{number}.jpg", found.caption()
+            record = EditRecord(str(number), name, found.prompt, found.source_prompt, found.prompt, said)
         else:
             name, digits = f"ILSVRC2012_val_{number:08d}.JPEG", f"{number:05d}"
             source, target = (text.removeprefix("a ") for text in (found.source_prompt, found.prompt))

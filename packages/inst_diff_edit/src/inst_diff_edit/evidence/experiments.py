@@ -1,14 +1,14 @@
-"""The miniature: masks and edits of the mini model against their controls, on scenes whose true masks are known.
+"""The miniature: one training a seed, its gates, and masks and edits against their controls on the same scenes.
 
 Every rule sees the same pictures, prompts, noises and attention; each one's threshold is chosen on scenes that are not
-tested. An edit counts as done when the thing at its place looks most like what was asked for, among all 48 looks that
-a thing of the mini world can have.
+tested. What a seed has finished is kept in the folder, so that a killed run goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,23 @@ from torch import Tensor
 
 from inst_diff_edit.data import scenes
 from inst_diff_edit.data.scenes import EDGE, Edit
-from inst_diff_edit.evaluation import baselines
-from inst_diff_edit.inputs import to_tensor
-from inst_diff_edit.masks import BACKGROUND, OBJECT, blur, decide_roles, refine, stretch, word_pictures
-from inst_diff_edit.pipeline import SEED, InstDiffEditPipeline
+from inst_diff_edit.evidence import arms, rules
+from inst_diff_edit.evidence.arms import CHOOSING, GATE_SCENES, GATE_WORLD, GUIDANCE, STEPS, STRENGTH, TESTING, WORLD
+from inst_diff_edit.evidence.edits import editing
+from inst_diff_edit.evidence.rules import CHUNK, Cut, auc, cut_of
+from inst_diff_edit.masks import word_pictures
+from inst_diff_edit.pipeline import InstDiffEditPipeline
 from inst_diff_edit.resize import resize
-from inst_diff_edit.sampling import NoiseLevels, guided_noise, noise_seeds, noises, start_index
-from inst_diff_edit.words import split_words, stack_weights
-from tenfold.data import miniworld
+from inst_diff_edit.words import stack_weights
+from tenfold.ledger.seeds import kept
+from tenfold.runs import atomic_write_json, last_complete_checkpoint, read_json, read_jsonl
+from tenfold.runs.record import METRICS_NAME
 
-STEPS, STRENGTH, GUIDANCE = 20, 0.5, 7.5
 PAPER_THRESHOLD = 0.2
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-DIFFEDIT_NOISES = 3
-CHUNK = 25
+CHECKPOINT_EVERY = 250
+# Steps of a training over which its curves are averaged.
+CURVE = 100
 
 
 @dataclass(frozen=True)
@@ -46,26 +49,81 @@ class Scores:
     iou: np.ndarray
 
 
-def collect(
-    pipe: InstDiffEditPipeline, edits: Sequence[Edit], num_masks: int = 3, roles: str = "first"
+def run_seed(seed: int, folder: Path) -> dict[str, Any]:
+    """Train one seed (or go on, or take what is there) and measure it; kept as ``folder/seed-N.json``."""
+    path = kept(folder, "seed", seed)
+    if path.exists():
+        return read_json(path)
+    from inst_diff_edit.miniature import model as mini
+    from inst_diff_edit.training.run import TrainSettings, train
+
+    work = folder / f"seed-{seed}"
+    if not (work / "model").is_dir():
+        resume = work.is_dir() and last_complete_checkpoint(work) is not None
+        train(TrainSettings(), seed, work, every=CHECKPOINT_EVERY, resume=resume, project=None)
+    found = measure(mini.load(work / "model")) | {"curve": curve(work / METRICS_NAME)}
+    atomic_write_json(path, found)
+    return found
+
+
+def curve(metrics: Path) -> dict[str, list[float]]:
+    """A training's loss and shares of attention, each the mean over `CURVE` steps."""
+    logged = read_jsonl(metrics)
+    found = {}
+    for name in ("loss", "attention_to_words", "attention_to_end"):
+        values = [row[name] for row in logged]
+        found[name] = [round(float(np.mean(values[at : at + CURVE])), 6) for at in range(0, len(values), CURVE)]
+    return found
+
+
+def measure(
+    pipe: InstDiffEditPipeline,
+    world: int = WORLD,
+    choosing: int = CHOOSING,
+    testing: int = TESTING,
+    gate_world: int = GATE_WORLD,
+    gate_scenes: int = GATE_SCENES,
 ) -> dict[str, Any]:
-    """Run the mask stage on edits.
+    """Everything that is measured of one trained model.
 
     Returns:
-        "attention" of the first and the last step ``[2, edits, 16, 16, words]``, "soft" masks of the last step in
-        [0, 1] ``[edits, 64, 64]``, and the pictures' "latents" after the last step, of the first noise.
+        "gates" by name; "iou" and "threshold" by rule, one IoU a tested scene; "reference" and "roles" by kind of word,
+        of the method's own prompts and of the short ones; "edits" by variant.
     """
-    first, last, soft, latents = [], [], [], []
-    for start in range(0, len(edits), CHUNK):
-        part = edits[start : start + CHUNK]
+    torch.set_num_threads(1)
+    edits = [scenes.edit(world, index) for index in range(choosing + testing)]
+    found = localisation(pipe, edits, choosing)
+    return {
+        "gates": gates(pipe, [scenes.edit(gate_world, index) for index in range(gate_scenes)]),
+        **found,
+        "edits": editing(pipe, edits[choosing:], found["threshold"][arms.METHOD]),
+    }
+
+
+def collect(
+    pipe: InstDiffEditPipeline,
+    edits: Sequence[Edit],
+    prompts: Sequence[str] | None = None,
+    num_masks: int = arms.NOISES,
+    roles: str = "first",
+) -> dict[str, Tensor]:
+    """Run the mask stage on pictures, by default under the prompts of their edits.
+
+    Returns:
+        "attention" of the first and the last step ``[2, edits, 16, 16, positions]``, and "soft" masks of the last step
+        in [0, 1], ``[edits, 64, 64]``.
+    """
+    prompts = [edit.prompt for edit in edits] if prompts is None else prompts
+    first, last, soft = [], [], []
+    for at in range(0, len(edits), CHUNK):
         seen: dict[int, Tensor] = {}
 
         def keep(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor], seen: Any = seen) -> None:
             seen[step] = tensors["attention"]
 
         found = pipe(
-            [edit.picture() for edit in part],
-            [edit.prompt for edit in part],
+            [edit.picture() for edit in edits[at : at + CHUNK]],
+            prompts[at : at + CHUNK],
             STRENGTH,
             STEPS,
             GUIDANCE,
@@ -80,94 +138,39 @@ def collect(
         first.append(seen[0])
         last.append(seen[max(seen)])
         soft.append(found.soft_masks.float() / 255)
-        latents.append(found.images[::num_masks])
-    attention = torch.stack([torch.cat(first), torch.cat(last)])
-    return {"attention": attention, "soft": torch.cat(soft), "latents": torch.cat(latents)}
+    return {"attention": torch.stack([torch.cat(first), torch.cat(last)]), "soft": torch.cat(soft)}
 
 
-def rules_of_attention(pipe: InstDiffEditPipeline, edits: Sequence[Edit], attention: Tensor) -> dict[str, Tensor]:
-    """Soft masks ``[edits, 64, 64]`` in [0, 1] by rules that use part of what the method uses.
+def localisation(pipe: InstDiffEditPipeline, edits: Sequence[Edit], choosing: int) -> dict[str, Any]:
+    """Mask IoU of every rule, and what the method's first step decided.
 
     Args:
-        attention: of `collect`.
+        choosing: so many of the edits, the first ones, choose thresholds; the others are tested.
     """
-    words = [split_words(pipe.tokenizer, edit.prompt) for edit in edits]
-    weights, is_word = stack_weights(words, attention.shape[-1])
-    first, last = (word_pictures(maps, weights) for maps in attention)
-    roles, likeness, _ = decide_roles(first, is_word, 0.9, 0.6)
-    reference = likeness.masked_fill(~is_word, -1).argmax(1)
-    rows = torch.arange(len(edits))
-    values = last.float() / 255
-    final_word = is_word.sum(1)
-    rng = np.random.default_rng(SEED)
-    drawn = torch.tensor([1 + int(rng.integers(count)) for count in final_word.tolist()])
-    refined = {
-        "start token only": values[:, 0],
-        "reference word only": values[rows, reference],
-        "last word only": values[rows, final_word],
-        "random word": values[rows, drawn],
-        "mean of words": (values * is_word[..., None, None]).sum(1) / final_word[:, None, None],
-        "no background subtraction": refine(last, torch.where(roles == BACKGROUND, 0, roles)),
-        "every word an object": refine(last, (is_word * OBJECT).to(torch.int8)),
+    truth = np.stack([edit.mask() for edit in edits])
+    prompts, short = [edit.prompt for edit in edits], [rules.short_prompt(edit) for edit in edits]
+    method, of_short = collect(pipe, edits), collect(pipe, edits, short)
+    soft = {
+        arms.METHOD: method["soft"],
+        arms.ONE_NOISE: collect(pipe, edits, num_masks=1)["soft"],
+        arms.EVERY_STEP: collect(pipe, edits, roles="every")["soft"],
+        arms.SHORT: of_short["soft"],
+        **rules.of_attention(pipe, prompts, method["attention"]),
+        **rules.diffedits(pipe, edits),
     }
-    return {name: stretch(blur(blur(picture))) for name, picture in refined.items()}
-
-
-def diffedit_maps(pipe: InstDiffEditPipeline, edits: Sequence[Edit]) -> dict[str, Tensor]:
-    """Soft masks of two DiffEdits, ``[edits, 32, 32]`` in [0, 1]: the repository's, and the paper's as in diffusers."""
-    found: dict[str, list[Tensor]] = {"repository's DiffEdit": [], "DiffEdit as in diffusers": []}
-    begin = start_index(STEPS, STRENGTH)
-    seeds = noise_seeds(torch.Generator().manual_seed(SEED), DIFFEDIT_NOISES)
-    with torch.no_grad():
-        for edit in edits:
-            latents = to_tensor([edit.picture()], EDGE, EDGE) * pipe.vae.config.scaling_factor
-            noise = noises(seeds, latents)
-            embeddings = pipe._encode_prompts([edit.source_prompt, edit.prompt], None, guided=True)
-            unconditional, source, target = embeddings[:1], embeddings[2:3], embeddings[3:4]
-            distances, _, _ = baselines.diffedit_distances(
-                pipe.unet, pipe.scheduler, latents, noise, source, target, unconditional, STEPS, begin, GUIDANCE,
-                batch=DIFFEDIT_NOISES,
-            )  # fmt: skip
-            soft = stretch(distances.mean(0))
-            found["repository's DiffEdit"].append(blur(soft[None], baselines.GAUSSIAN)[0])
-            pipe.scheduler.set_timesteps(STEPS)
-            noised = NoiseLevels(pipe.scheduler).noised(latents, noise, begin)
-            predictions = [
-                guided_noise(
-                    pipe.unet,
-                    pipe.scheduler,
-                    noised,
-                    pipe.scheduler.timesteps[begin],
-                    torch.cat([unconditional, phrase]).repeat_interleave(DIFFEDIT_NOISES, 0),
-                    GUIDANCE,
-                )
-                for phrase in (source, target)
-            ]
-            difference = (predictions[0] - predictions[1]).abs().mean((0, 1))
-            # Clamped at three times the mean, as diffusers does; a threshold of 0.5 is its own.
-            found["DiffEdit as in diffusers"].append((difference / (3 * difference.mean())).clamp(max=1))
-    return {name: torch.stack(maps) for name, maps in found.items()}
-
-
-def centre_boxes(count: int) -> Callable[[float], np.ndarray]:
-    """The control that looks at no picture: a box in the middle, of a share of the edge."""
-
-    def boxes(share: float) -> np.ndarray:
-        half = round(share * EDGE / 2)
-        box = np.zeros((EDGE, EDGE), dtype=bool)
-        box[EDGE // 2 - half : EDGE // 2 + half, EDGE // 2 - half : EDGE // 2 + half] = True
-        return np.repeat(box[None], count, 0)
-
-    return boxes
-
-
-def masks_of(soft: Tensor) -> Callable[[float], np.ndarray]:
-    """Soft masks in [0, 1] at any threshold, as bool ``[edits, 32, 32]``."""
-
-    def cut(threshold: float) -> np.ndarray:
-        return (resize((soft > threshold).to(torch.uint8) * 255, EDGE, EDGE) >= 128).numpy()
-
-    return cut
+    cuts = {name: cut_of(maps) for name, maps in soft.items()} | rules.controls(edits)
+    scores = {name: score(cut, truth, choosing, None) for name, cut in cuts.items()}
+    scores[arms.PAPER] = score(cuts[arms.METHOD], truth, choosing, PAPER_THRESHOLD)
+    decided = {
+        name: rules.reference_counts(pipe, told[choosing:], collected["attention"][0, choosing:])
+        for name, told, collected in (("whole", prompts, method), ("short", short, of_short))
+    }
+    return {
+        "iou": {name: [round(float(value), 5) for value in found.iou] for name, found in scores.items()},
+        "threshold": {name: found.threshold for name, found in scores.items()},
+        "reference": {name: counts for name, (counts, _) in decided.items()},
+        "roles": {name: roles for name, (_, roles) in decided.items()},
+    }
 
 
 def iou(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -176,183 +179,66 @@ def iou(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return both / np.maximum((masks | truth).sum((1, 2)), 1)
 
 
-def score(cut: Callable[[float], np.ndarray], truth: np.ndarray, choosing: int, threshold: float | None) -> Scores:
+def score(cut: Cut, truth: np.ndarray, choosing: int, threshold: float | None) -> Scores:
     """IoU on the scenes behind the first ``choosing``, at ``threshold`` or at the one that is best on those."""
     if threshold is None:
         threshold = max(THRESHOLDS, key=lambda value: iou(cut(value)[:choosing], truth[:choosing]).mean())
     return Scores(threshold, iou(cut(threshold)[choosing:], truth[choosing:]))
 
 
-def localisation(pipe: InstDiffEditPipeline, seed: int, choosing: int, testing: int) -> dict[str, Scores]:
-    """Mask IoU of the method, its parts, both DiffEdits and the centre box.
+def gates(pipe: InstDiffEditPipeline, edits: Sequence[Edit]) -> dict[str, float]:
+    """What the method's attention tells of pictures that are not edited, under true captions; means over them.
 
-    Args:
-        seed: of the scenes. choosing, testing: how many scenes choose thresholds and are tested.
+    Returns:
+        AUC of the noun's picture for its object's pixels, against the other object's and against all others, in prompts
+        that name one thing and the ground, and in those that name both; of the ground's picture for what no object
+        covers; and the correlation of the start token's share of attention with that of all words together, of the
+        first and of the last step.
     """
-    edits = [scenes.edit(seed, index) for index in range(choosing + testing)]
-    truth = np.stack([edit.mask() for edit in edits])
-    method = collect(pipe, edits)
-    candidates: dict[str, Callable[[float], np.ndarray]] = {
-        "method": masks_of(method["soft"]),
-        "method, one noise": masks_of(collect(pipe, edits, num_masks=1)["soft"]),
-        "method, roles in every step": masks_of(collect(pipe, edits, roles="every")["soft"]),
+    prompts = [edit.source_prompt for edit in edits]
+    captions = [edit.caption() for edit in edits]
+    one, both = (collect(pipe, edits, texts)["attention"] for texts in (prompts, captions))
+    named = [edit.area(edit.changed) for edit in edits]
+    other = [edit.area(1 - edit.changed) for edit in edits]
+    nouns, grounds = (_maps(pipe, prompts, one[1], kind) for kind in ("noun", "ground"))
+    last = _maps(pipe, captions, both[1], "noun")  # of the thing to be edited, as it is named last
+
+    def against_other(maps: np.ndarray) -> float:
+        return _mean(auc(values[a | b], a[a | b]) for values, a, b in zip(maps, named, other, strict=True))
+
+    def against_rest(maps: np.ndarray) -> float:
+        return _mean(auc(values, a) for values, a in zip(maps, named, strict=True))
+
+    return {
+        "noun against other": against_other(nouns),
+        "noun against rest": against_rest(nouns),
+        "noun against other, both named": against_other(last),
+        "noun against rest, both named": against_rest(last),
+        "ground": _mean(auc(values, ~(a | b)) for values, a, b in zip(grounds, named, other, strict=True)),
+        "start and words, first step": start_and_words(pipe, prompts, one[0]),
+        "start and words, last step": start_and_words(pipe, prompts, one[1]),
     }
-    parts = {**rules_of_attention(pipe, edits, method["attention"]), **diffedit_maps(pipe, edits)}
-    candidates |= {name: masks_of(soft) for name, soft in parts.items()}
-    candidates["centre box"] = centre_boxes(len(edits))
-    found = {name: score(cut, truth, choosing, None) for name, cut in candidates.items()}
-    found["method, the paper's threshold"] = score(candidates["method"], truth, choosing, PAPER_THRESHOLD)
-    return found
 
 
-def editing(pipe: InstDiffEditPipeline, seed: int, first: int, count: int, threshold: float) -> dict[str, dict]:
-    """What edits change inside and outside of the true mask, decoded directly with one noise.
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
 
-    Returns:
-        variant -> "outside" (mean absolute change of pixels in [0, 1] outside of the true mask), "done" (share of edits
-        whose object is what was asked for), "kept" (share whose other object is still what it was).
+
+def _maps(pipe: InstDiffEditPipeline, prompts: Sequence[str], attention: Tensor, kind: str) -> np.ndarray:
+    """``[prompts, 32, 32]``: the picture of each prompt's last word of a kind."""
+    words = rules.words_of(pipe, prompts)
+    weights, _ = stack_weights(words, attention.shape[-1])
+    chosen = word_pictures(attention, weights)[torch.arange(len(words)), rules.rows_of(words, kind)]
+    return resize(chosen, EDGE, EDGE).numpy().astype(float)
+
+
+def start_and_words(pipe: InstDiffEditPipeline, prompts: Sequence[str], attention: Tensor) -> float:
+    """Mean correlation over pixels of the start token's attention with the sum of the words'.
+
+    -1 where nothing but words and the start token is attended to: its map then says nothing that theirs do not.
     """
-    edits = [scenes.edit(seed, index) for index in range(first, first + count)]
-    truth = np.stack([edit.mask() for edit in edits])
-    before = to_tensor([edit.picture() for edit in edits], EDGE, EDGE)
-    results = {}
-    for name in ("method", "true mask", "SDEdit"):
-        after = torch.cat(
-            [
-                _edited(pipe, edits[start : start + CHUNK], truth[start : start + CHUNK], name, threshold)
-                for start in range(0, count, CHUNK)
-            ]
-        )
-        change = ((after.clamp(-1, 1) - before).abs().mean(1) / 2).numpy()
-        looks = [_look(picture, edit) for picture, edit in zip(after, edits, strict=True)]
-        results[name] = {
-            "outside": float(np.mean([c[~mask].mean() for c, mask in zip(change, truth, strict=True)])),
-            "done": float(
-                np.mean([look[edit.changed] == _name(edit, True) for look, edit in zip(looks, edits, strict=True)])
-            ),
-            "kept": float(
-                np.mean([look[1 - edit.changed] == _name(edit, False) for look, edit in zip(looks, edits, strict=True)])
-            ),
-        }
-    return results
-
-
-def _edited(
-    pipe: InstDiffEditPipeline, edits: Sequence[Edit], truth: np.ndarray, variant: str, threshold: float
-) -> Tensor:
-    """Edited pictures ``[edits, 3, 32, 32]``, about in [-1, 1]."""
-    forced = {"SDEdit": torch.ones(truth.shape), "true mask": torch.from_numpy(truth).float()}.get(variant)
-
-    def put(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {} if forced is None else {"mask": forced}
-
-    found = pipe(
-        [edit.picture() for edit in edits],
-        [edit.prompt for edit in edits],
-        STRENGTH,
-        STEPS,
-        GUIDANCE,
-        1,
-        threshold,
-        matched_noise=True,
-        output_type="latent",
-        callback_on_step_end=put,
-        callback_on_step_end_tensor_inputs=("mask",),
-    )
-    return found.images / pipe.vae.config.scaling_factor
-
-
-def _name(edit: Edit, changed: bool) -> tuple[str, str]:
-    """Colour and shape that one of the two objects shall have."""
-    thing = edit.target.things[edit.changed if changed else 1 - edit.changed]
-    return thing.colour, thing.shape
-
-
-def _look(picture: Tensor, edit: Edit) -> list[tuple[str, str]]:
-    """What each object of a picture looks most like: the nearest rendering of any colour and shape at its place."""
-    pixels = ((picture.clamp(-1, 1) / 2 + 0.5) * 255).permute(1, 2, 0).numpy()
-    found = []
-    for thing in edit.scene.things:
-        best = min(
-            ((colour, shape) for colour in miniworld.COLOURS for shape in miniworld.SHAPES),
-            key=lambda look: _distance(pixels, thing, *look),
-        )
-        found.append(best)
-    return found
-
-
-def _distance(picture: np.ndarray, thing: miniworld.Thing, colour: str, shape: str) -> float:
-    window, drawn = _rendered(thing.x, thing.y, thing.radius, thing.size, colour, shape)
-    return float(np.square(picture[window] - drawn).sum())
-
-
-_CACHE: dict[tuple, tuple[tuple[slice, slice], np.ndarray]] = {}
-
-
-def _rendered(
-    x: int, y: int, radius: int, size: str, colour: str, shape: str
-) -> tuple[tuple[slice, slice], np.ndarray]:
-    key = (x, y, radius, size, colour, shape)
-    if key not in _CACHE:
-        scale = EDGE / miniworld.UNITS
-        rows = slice(max(int((y - radius) * scale) - 1, 0), int((y + radius) * scale) + 2)
-        columns = slice(max(int((x - radius) * scale) - 1, 0), int((x + radius) * scale) + 2)
-        alone = miniworld.Scene((miniworld.Thing(shape, colour, size, x, y, radius),), miniworld.UNITS // 3)
-        _CACHE[key] = (rows, columns), miniworld.render_array(alone, EDGE)[rows, columns].astype(np.float32)
-    return _CACHE[key]
-
-
-def gate(pipe: InstDiffEditPipeline, seed: int, count: int, both: bool = False) -> tuple[float, float]:
-    """Validity gate: how well the last word's attention tells its object's pixels from the rest (mean AUC).
-
-    Pictures are not edited: the prompt names one of the two objects that are there, as prompts of edits name one.
-
-    Args:
-        both: name the other object too, before it.
-
-    Returns:
-        From all other pixels; and from the other object's alone, which says whether attention knows the word or only
-        that there is an object.
-    """
-    edits = [scenes.edit(seed, index) for index in range(count)]
-    areas = []
-    for start in range(0, count, CHUNK):
-        part = edits[start : start + CHUNK]
-        prompts = [_both(edit) if both else edit.source_prompt for edit in part]
-        seen: dict[int, Tensor] = {}
-
-        def keep(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor], seen: Any = seen) -> None:
-            seen[step] = tensors["attention"]
-
-        pipe(
-            [edit.picture() for edit in part],
-            prompts,
-            STRENGTH,
-            STEPS,
-            GUIDANCE,
-            1,
-            output_type="latent",
-            callback_on_step_end=keep,
-            callback_on_step_end_tensor_inputs=("attention",),
-        )
-        words = [split_words(pipe.tokenizer, prompt) for prompt in prompts]
-        weights, is_word = stack_weights(words, seen[0].shape[-1])
-        pictures = resize(word_pictures(seen[max(seen)], weights), EDGE, EDGE)
-        for row, edit in enumerate(part):
-            last = pictures[row, int(is_word[row].sum())].numpy()
-            named, other = (miniworld.masks(edit.scene, EDGE)[place] for place in (edit.changed, 1 - edit.changed))
-            areas.append((auc(last, named), auc(last[named | other], named[named | other])))
-    rest, other_object = np.mean(areas, 0)
-    return float(rest), float(other_object)
-
-
-def _both(edit: Edit) -> str:
-    """A true caption of the picture before the edit that ends in the object to be edited."""
-    return f"{scenes.phrase(edit.scene.things[1 - edit.changed])} and {edit.source_prompt}"
-
-
-def auc(values: np.ndarray, truth: np.ndarray) -> float:
-    """Probability that a pixel of the object has a higher value than one outside of it; equal ones count half."""
-    inside, outside = np.sort(values[truth]), np.sort(values[~truth])
-    below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
-    return float(below.sum() / (2 * len(inside) * len(outside)))
+    weights, is_word = stack_weights(rules.words_of(pipe, prompts), attention.shape[-1])
+    counted = ((weights > 0) & is_word[..., None]).any(1).float()  # [prompts, positions]
+    of_words = torch.einsum("pt,phct->phc", counted, attention).flatten(1).double().numpy()
+    start = attention[..., 0].flatten(1).double().numpy()
+    return _mean(np.corrcoef(a, b)[0, 1] for a, b in zip(start, of_words, strict=True))

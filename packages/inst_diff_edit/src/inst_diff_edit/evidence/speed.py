@@ -46,7 +46,7 @@ OFFICIAL, DIRECT, REPOSITORY, DIFFUSERS = "official", "direct", "repository", "d
 METHODS = (OFFICIAL, DIRECT, REPOSITORY, DIFFUSERS)
 # (ours, baseline): what the speed-ups compare.
 PAIRS = ((OFFICIAL, REPOSITORY), (DIRECT, DIFFUSERS), (DIRECT, REPOSITORY), (OFFICIAL, DIFFUSERS))
-PROMPT, SOURCE = "a tomato", "a leaf"
+PROMPT, SOURCE = "a tomato", "a lemon"
 # As in Stable Diffusion 1.4's folder.
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 INPAINT_STRENGTH = 0.8  # of diffusers' DiffEdit

@@ -1,11 +1,11 @@
-"""The mini model: a diffusion model of the mini world in pixel space, of 0.44 million trained parameters.
+"""The mini model: a diffusion model of the mini world in pixel space, of half a million trained parameters.
 
 Its parts are real ones (UNet2DConditionModel, CLIPTextModel, a byte-level CLIPTokenizer, DDIMScheduler) in diffusers'
 layout, so that what works on it works on Stable Diffusion. Only the autoencoder is replaced by one that at most
-rescales: latents are pixels. Words are attended to at 16 x 16, half the picture's edge. The text tower is not trained:
-nouns are orthogonal vectors, and all special tokens are one vector, the same in every prompt.
+rescales: latents are pixels. Words are attended to at 16 x 16, half the picture's edge, on the way up alone. The text
+tower stands for a pre-trained one and is not trained: its words are orthogonal vectors, and its one layer mixes them.
 
-    edit = mini_scenes.edit(0, 7)
+    edit = scenes.edit(0, 7)
     mini.load()(edit.picture(), edit.prompt, final="latents", num_masks=1)
 """
 
@@ -26,7 +26,7 @@ from tenfold.runs import atomic_write_json, atomic_write_text, read_json
 # Latent edge over the edge of the attention maps: 32 pixels, words at 16 x 16.
 STRIDE = 2
 POSITIONS = 16
-WIDTH = 32
+WIDTH = 64
 # Of the model that ships and of every one that is trained.
 TOKENIZER = Path(__file__).parents[1] / "assets" / "mini_model" / "tokenizer"
 
@@ -58,7 +58,7 @@ def build(seed: int, scaling_factor: float = 1.0) -> InstDiffEditPipeline:
             out_channels=3,
             layers_per_block=1,
             block_out_channels=(16, 32, 48),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D"),
             mid_block_type="UNetMidBlock2D",
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=WIDTH,
@@ -85,18 +85,20 @@ def _sharpen(unet: UNet2DConditionModel) -> None:
 
 
 def _text_tower(words: CLIPTokenizer) -> CLIPTextModel:
-    """A text tower that stands for a pre-trained one: nothing in it is trained, and words do not mix.
+    """A text tower that stands for a pre-trained one: one layer of two heads, drawn and set, nothing in it trained.
 
-    Special tokens (start, end, padding) are one vector, so that the start token says the same in every prompt; the mini
-    world's words are orthogonal to it and to each other.
+    Start, end, every word and every position have directions of their own, all orthogonal. One head reads the token
+    before, so that "striped lemon" says which of two lemons, as adjectives do in CLIP; the other one reads all that
+    came before alike, so that end and padding know of the whole prompt. The start token sees itself alone: it says the
+    same in every prompt. End and padding have no word of their own to read about: their first head rests on the start
+    token, as heads of trained towers do, else "end" would be a second name of the last word.
     """
     tower = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
-            # No layer: a trained causal one gathers all words in the end token, and objects attend to that.
-            num_hidden_layers=0,
+            num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=POSITIONS,
             bos_token_id=words.bos_token_id,
@@ -108,12 +110,28 @@ def _text_tower(words: CLIPTokenizer) -> CLIPTextModel:
     directions = torch.randn(WIDTH, WIDTH)
     directions[:, 0] = 1
     directions = torch.linalg.qr(directions).Q.T * WIDTH**0.5
+    start, end, *others = directions[1:]
     table = tower.get_input_embeddings().weight
-    table[[words.bos_token_id, words.eos_token_id]] = directions[1]
-    for row, word in enumerate(WORDS, 2):
-        table[words(word).input_ids[1]] = directions[row]
+    table[words.bos_token_id], table[words.eos_token_id] = start, end
+    for word, direction in zip(WORDS, others, strict=False):
+        table[words(word).input_ids[1]] = direction
+    places = torch.stack(others[-POSITIONS:])
     for name, weight in tower.named_parameters():
         if "position_embedding" in name:
+            weight.copy_(0.35 * places)
+        elif name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight.zero_()  # of the second head: all that came before counts alike
+            is_query = "q_proj" in name
+            for place in range(1, POSITIONS):  # the query at a place meets the key at the place before
+                weight[place] = (9 if is_query else 3) / WIDTH**0.5 * places[place if is_query else place - 1]
+            weight[0] = (3 * end if is_query else 2 * start) / WIDTH**0.5
+        elif name.endswith(("v_proj.weight", "out_proj.weight")):
+            weight.copy_(torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q * (0.8 if "out_proj" in name else 1))
+        elif name.endswith("fc1.weight"):
+            weight.copy_(torch.randn_like(weight) / WIDTH**0.5)
+        elif name.endswith("fc2.weight"):
+            weight.copy_(0.45 * torch.randn_like(weight) / (2 * WIDTH) ** 0.5)
+        elif name.endswith("bias"):
             weight.zero_()
     return tower
 
@@ -121,8 +139,8 @@ def _text_tower(words: CLIPTokenizer) -> CLIPTextModel:
 def tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level BPE with merges for the mini world's words: each is one token; others come in pieces.
 
-    The one that ships. It was trained once on those words (tokenizers' ``BpeTrainer``, 2,000 entries at most), which
-    breaks ties between equally frequent pairs another way in every run: weights belong to one vocabulary.
+    The one that ships. It was trained once on `WORDS` (tokenizers' ``BpeTrainer``, 2,000 entries at most), which breaks
+    ties between equally frequent pairs another way in every run: weights belong to one vocabulary.
     """
     return CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
 

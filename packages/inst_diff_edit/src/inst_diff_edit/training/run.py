@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import transformers
 from diffusers import DDPMScheduler
+from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from inst_diff_edit.attention import AttentionRecorder
 from inst_diff_edit.data import scenes
@@ -30,7 +30,6 @@ from inst_diff_edit.inputs import to_tensor
 from inst_diff_edit.miniature import model as mini
 from inst_diff_edit.pipeline import InstDiffEditPipeline
 from tenfold import UserError
-from tenfold.data import miniworld
 from tenfold.data.miniworld import Draws
 from tenfold.runs import (
     Run,
@@ -60,25 +59,29 @@ class TrainSettings:
         steps: optimiser steps.
         batch: pictures a step.
         scaling_factor: of the autoencoder: latents over pixels.
-        early, early_share: this share of the pictures gets a time below ``early``, where edits take place; the rest
+        early, early_share: this share of the pictures gets a time within ``early``, where edits take place; the rest
             gets any of the 1000.
-        price: of attention to words, in the loss: their share of attention, mean over the picture; start, end and
-            padding are free. It is the same at every pixel and knows no mask. Without it words are attended to all
-            over the picture, as convolutions can undo what is not needed; with it, where they help.
-        price_from, price_full: between these steps the price rises from nothing to all of it.
+        weights: a picture's error counts by sigma squared, within these bounds: about the error of the picture instead
+            of the noise's.
+        word_price, end_price: of attention to words, and to end and padding, in the loss: their share of attention,
+            mean over the picture; the start token is free. It is the same at every pixel and knows no mask. Without it
+            words are attended to all over the picture, as convolutions can undo what is not needed; with it, where
+            they help.
+        price_rises: between these shares of the steps the prices rise from nothing to all of them.
         peak: highest learning rate, after `warmup` steps; a cosine to zero follows.
         mean_decay: of the running mean of the weights.
         threads: of torch; sums over threads differ in their last bits.
     """
 
-    steps: int = 2400
+    steps: int = 6000
     batch: int = 8
-    scaling_factor: float = 0.45
-    early: int = 650
-    early_share: float = 0.7
-    price: float = 3e-4
-    price_from: int = 1000
-    price_full: int = 2000
+    scaling_factor: float = 0.8
+    early: tuple[int, int] = (80, 540)
+    early_share: float = 0.85
+    weights: tuple[float, float] = (0.05, 1.5)
+    word_price: float = 1.5e-3
+    end_price: float = 3e-4
+    price_rises: tuple[float, float] = (0.15, 0.4)
     peak: float = 2e-3
     warmup: int = 100
     mean_decay: float = 0.995
@@ -110,9 +113,10 @@ def batch_at(tokenizer: Any, settings: TrainSettings, seed: int, step: int) -> B
         rng = sample_rng(seed, step, number)
         noises.append(rng.standard_normal((3, scenes.EDGE, scenes.EDGE), dtype=np.float32))
         draws = Draws(rng.bit_generator)
-        times.append(draws.below(settings.early if draws.below(100) < 100 * settings.early_share else TIMES))
+        first, behind = settings.early if draws.below(100) < 100 * settings.early_share else (0, TIMES)
+        times.append(draws.between(first, behind - 1))
         scene = scenes.draw(draws)
-        images.append(miniworld.render(scene, scenes.EDGE))
+        images.append(Image.fromarray(scenes.render(scene)))
         captions.append(scenes.draw_caption(scene, draws))
     length = tokenizer.model_max_length
     ids = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
@@ -128,10 +132,10 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def price_at(step: int, settings: TrainSettings) -> float:
-    """The price of attention to words in a step, counted from 0."""
-    risen = (step - settings.price_from) / (settings.price_full - settings.price_from)
-    return settings.price * min(max(risen, 0.0), 1.0)
+def price_share(step: int, settings: TrainSettings) -> float:
+    """How much of the prices of attention is asked in a step, counted from 0."""
+    first, last = settings.price_rises
+    return min(max((step / settings.steps - first) / max(last - first, 1e-9), 0.0), 1.0)
 
 
 class Training:
@@ -146,10 +150,11 @@ class Training:
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.peak, weight_decay=settings.weight_decay)
         self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
         self.recorder = AttentionRecorder(self.pipe.unet, mini.STRIDE)
-        self.special = torch.tensor(self.pipe.tokenizer.all_special_ids)
+        kept = self.noising.alphas_cumprod
+        self.variance = (1 - kept) / kept  # sigma squared of every time: of the noise beside the whole picture
 
     def step(self, number: int) -> dict[str, float]:
-        """One optimiser step: mean squared error of the predicted noise, and the price of attention to words."""
+        """One optimiser step: weighted error of the predicted noise, and the prices of attention."""
         batch = batch_at(self.pipe.tokenizer, self.settings, self.seed, number)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.settings)
@@ -159,17 +164,22 @@ class Training:
         with self.recorder:
             predicted = self.modules["unet"](noised, batch.times, encoder_hidden_states=embeddings).sample
             self.recorder.finish_step()
-        loss = functional.mse_loss(predicted, batch.noise)
+        errors = (predicted - batch.noise).square().mean((1, 2, 3))  # [pictures]
+        loss = (self.variance[batch.times].clamp(*self.settings.weights) * errors).mean()
         require_finite_loss(loss, "mini model", number + 1)
-        is_word = ~torch.isin(batch.ids, self.special)[:, None, None]  # [pictures, 1, 1, positions]
-        spent = (self.recorder.mean() * is_word).sum(-1).mean()
+        maps = self.recorder.mean()  # [pictures, 16, 16, positions]
+        is_end = batch.ids == self.pipe.tokenizer.eos_token_id
+        is_word = ~is_end & (batch.ids != self.pipe.tokenizer.bos_token_id)
+        to_words, to_end = ((maps * kind[:, None, None]).sum(-1).mean() for kind in (is_word, is_end))
+        price = self.settings.word_price * to_words + self.settings.end_price * to_end
         self.optimizer.zero_grad()
-        (loss + price_at(number, self.settings) * spent).backward()
+        (loss + price_share(number, self.settings) * price).backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), self.settings.clip)
         self.optimizer.step()
         self._update_mean(number)
         rate = learning_rate(number, self.settings)
-        return {"loss": loss.item(), "attention_to_words": spent.item(), "learning_rate": rate}
+        spent = {"attention_to_words": to_words.item(), "attention_to_end": to_end.item()}
+        return {"loss": loss.item(), **spent, "learning_rate": rate}
 
     def _update_mean(self, number: int) -> None:
         # Young means follow faster, so that little of the first weights is left in a short run.
