@@ -52,7 +52,7 @@ CHOICES = (
     Choice("dtnet", "captions from grid features, by a small model", ("mini-caption", "mini-shipped")),
     Choice("dit_sam", "the mask of what a sentence names", ("mini-layer-wise", "mini-shipped")),
     Choice("e3_facenet", "views of a face in 3D from a caption, in one pass", ("mini-sce", "mini-shipped")),
-    Choice("inst_diff_edit", "a picture edited by a text, the rest left as it is", ("mini-background",)),
+    Choice("inst_diff_edit", "a picture edited by a text, the rest left as it is", ("mini-background", "mini-shipped")),
 )  # fmt: skip
 
 
