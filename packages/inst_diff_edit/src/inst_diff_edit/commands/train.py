@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,7 +43,7 @@ def train(
 
     from inst_diff_edit.training.run import TrainSettings, train
 
-    chosen = {"steps": steps, "batch": batch, "threads": threads}
+    chosen: dict[str, Any] = {"steps": steps, "batch": batch, "threads": threads}
     settings = TrainSettings(**{name: value for name, value in chosen.items() if value is not None})
     if dry_run:
         echo("\n".join(plan(settings, seed)))

@@ -52,8 +52,8 @@ def draw_steps(path: Path, world: int = 101, shown: tuple[int, ...] = (26, 25)) 
     for index in shown:
         edit = scenes.edit(world, index)
         found = pipe(
-            edit.picture(), edit.prompt, final="latents", num_masks=DEMO["num_masks"], mask_threshold=DEMO["threshold"],
-            return_step_masks=True,
+            edit.picture(), edit.prompt, final="latents", num_masks=int(DEMO["num_masks"]),
+            mask_threshold=DEMO["threshold"], return_step_masks=True,
         )  # fmt: skip
         rows.append(step_strip(edit.picture(), found.step_masks[0], found.images[0]))
     sheet = Image.new("RGB", (rows[0].width, sum(row.height + GAP for row in rows) - GAP), "white")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def collect(
     edits: Sequence[Edit],
     prompts: Sequence[str] | None = None,
     num_masks: int = arms.NOISES,
-    roles: str = "first",
+    roles: Literal["first", "every"] = "first",
 ) -> dict[str, Tensor]:
     """Run the mask stage on pictures, by default under the prompts of their edits.
 

@@ -41,7 +41,7 @@ def draw_gates(gates: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
         gates: name -> {"values", "passed", "bounds": (least, most)}.
     """
     canvas, axis = _canvas(8, 0.5 * len(gates) + 0.9)
-    names = list(reversed(gates))
+    names = list(gates)[::-1]
     for place, name in enumerate(names):
         gate = gates[name]
         colour = PASSED if gate["passed"] else MISSED

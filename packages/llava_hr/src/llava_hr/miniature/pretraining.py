@@ -163,9 +163,9 @@ def told_in_words(embeddings: nn.Module, scenes: list[MiniScene], places: bool =
     told: Tensor | float = 0.0
     if places:
         cells = torch.arange(GRID * GRID)
-        for names, number in ((ROWS, cells // GRID), (COLUMNS, cells % GRID)):
-            ids = torch.tensor([words[name] for name in names])[number * len(names) // GRID]
-            told = told + embeddings(ids).roll(mini.WIDTH // 2, -1)
+        for words_for, number in ((ROWS, cells // GRID), (COLUMNS, cells % GRID)):
+            at = torch.tensor([words[name] for name in words_for])[number * len(words_for) // GRID]
+            told = told + embeddings(at).roll(mini.WIDTH // 2, -1)
     for names, shown in zip(CLASSES_OF, classes(scenes).unbind(-1), strict=True):
         ids = [words[name if isinstance(name, str) else name[1]] for name in names]
         told = told + embeddings(torch.tensor([0, *ids])[shown]) * (shown > 0)[..., None]
