@@ -49,7 +49,7 @@ CHOICES = (
     Choice("flashsloth", "a small model that reads few visual tokens by design", ("mini-embq",)),
     Choice("llava_hr", "a model that reads fine detail without paying for more visual tokens",
            ("mini-cost", "mini-shipped")),
-    Choice("dtnet", "captions from grid features, by a small model", ("mini-caption", "mini-shipped")),
+    Choice("dtnet", "captions from grid features, by a small model", ("mini-shipped",)),
     Choice("dit_sam", "the mask of what a sentence names", ("mini-layer-wise", "mini-shipped")),
     Choice("e3_facenet", "views of a face in 3D from a caption, in one pass", ("mini-sce", "mini-shipped")),
     Choice("inst_diff_edit", "a picture edited by a text, the rest left as it is", ("mini-background", "mini-shipped")),
