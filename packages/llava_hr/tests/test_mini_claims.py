@@ -267,11 +267,12 @@ def test_accuracy_is_counted_by_kind():
 
 
 def test_recorded_results_follow_from_the_recorded_answers():
-    """Fails if a committed number was changed by hand, or the rules after the runs."""
+    """Fails if a committed number was changed by hand, or the rules after the runs, or stands without its gates."""
     folder = find_package_file("llava_hr", "results")
-    if folder is None or not (folder / "mini-gates.json").is_file():
-        pytest.skip("no record of the miniature yet")
+    assert folder is not None
     kept = {path.stem: json.loads(path.read_text()) for path in folder.glob("mini-*.json")}
+    if not kept:  # the record is still to be made
+        return
     runs = {arm: [one for one in kept["mini-gates"]["runs"] if one["arm"] == arm] for arm in ARMS}
     assert {one["seed"] for one in runs[MRA]} == set(findings.SEEDS)
     for claim, other, kinds, least in (
