@@ -11,7 +11,6 @@ inversion, IP-Adapters and single files, encoding prompts and the pictures of IP
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -232,18 +231,11 @@ class StableDiffusionParts(
         """As diffusers' own, into UNet and text encoder.
 
         Raises:
-            UserError: peft is not installed, or older than transformers asks for.
+            UserError: peft is not installed.
         """
         if find_spec("peft") is None:
             raise UserError("peft is not installed", "load_lora_weights", "pip install peft")
-        try:
-            super().load_lora_weights(*args, **options)
-        except ValueError as error:
-            if "version of PEFT" not in str(error):
-                raise
-            wanted = str(error).rpartition(" ")[2]
-            installed = f"peft {version('peft')} is too old for this transformers"
-            raise UserError(installed, "load_lora_weights", f"peft {wanted}, or an older transformers") from error
+        super().load_lora_weights(*args, **options)
 
     def encode_prompt(
         self,
