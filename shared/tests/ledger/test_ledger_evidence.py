@@ -91,20 +91,25 @@ def test_a_recorded_result_is_shown_as_recorded_or_as_not_reproduced(tmp_path, p
         ("mini", {"passed": None, "detail": "no verdict: the reference reads 97 %"}, "no verdict"),
         ("mini", {"passed": None, "verdict": "no verdict"}, "no verdict"),
         ("mini", {"passed": None, "detail": "+0.2 points; no verdict was declared"}, "recorded"),
-        ("mini", {"passed": None, "detail": "equivalent"}, "recorded"),
+        ("mini", {"passed": None, "detail": "equivalent: +0.1 points"}, "equivalent"),
+        ("mini", {"passed": None, "verdict": "equivalent"}, "equivalent"),
+        ("mini", {"passed": None, "detail": "as good as equivalent"}, "recorded"),
+        ("mini", {"passed": False, "detail": "equivalent"}, "not reproduced"),
+        ("speed", {"passed": None, "detail": "equivalent"}, "recorded"),
         ("mini", {"passed": False, "detail": "no verdict elsewhere"}, "not reproduced"),
         ("speed", {"passed": None, "detail": "no verdict"}, "recorded"),
     ],
 )
-def test_a_gate_that_failed_is_no_verdict(tmp_path, kind, values, status):
-    """Fails if a comparison that its gates leave undecided is shown as recorded, or one that was decided is not."""
+def test_a_gate_that_failed_is_no_verdict_and_a_difference_of_nothing_is_equivalent(tmp_path, kind, values, status):
+    """Fails if what a miniature leaves undecided, or does not see, is shown as recorded or counted as evidence."""
     folder = record(tmp_path / "results", value=9.5, **values)
     (found,) = evaluate(ledger(check=None, kind=kind, tolerance=None), {}, folder)
     assert found.status == status
     live = Outcome(9.5, values["passed"], values.get("detail", values.get("verdict", "")))
     (found,) = evaluate(ledger(kind=kind, tolerance=None), {"check": lambda: live}, None)
     assert found.status == status
-    assert ("1 no verdict" in summary(ledger(kind=kind), [found])) == (status == "no verdict")
+    said = summary(ledger(kind=kind), [found])
+    assert said == f"{kind} {int(status == 'recorded')}/1" + ("" if status == "recorded" else f" (1 {status})")
 
 
 def test_a_difference_of_nothing_is_0():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,9 +20,10 @@ from tenfold.runs.record import validation_error
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["reproduced", "recorded", "no verdict", "not reproduced", "not run here"]
-STATUSES: tuple[Status, ...] = ("reproduced", "recorded", "no verdict", "not reproduced", "not run here")
+Status = Literal["reproduced", "recorded", "equivalent", "no verdict", "not reproduced", "not run here"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 UNDECIDED = re.compile(r"\bno verdict\b(?! was declared)")
+EQUIVALENT = re.compile(r"equivalent\b")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Recorded(BaseModel):
     """A committed result: one JSON file of the package's `results` folder. Further fields are allowed.
 
     Attributes:
-        verdict: "no verdict" where a validity gate failed; it may also stand in `detail`.
+        verdict: "no verdict" where a validity gate failed, which may also stand in `detail`; "equivalent" where the
+            difference lies within the least effect, which `detail` may also begin with.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -67,8 +69,9 @@ class Result(BaseModel):
     Attributes:
         claim: its id. value: ours, None when there is none.
         status: "reproduced" (recomputed now, and it holds), "recorded" (measured earlier, or now with nothing
-            to compare it with), "no verdict" (a validity gate of the miniature failed: nothing is said for or
-            against the paper), "not reproduced" (it did not come out, now or earlier), "not run here".
+            to compare it with), "equivalent" (the miniature's difference lies within the least effect that counts:
+            what the paper claims is not seen in it), "no verdict" (a validity gate of the miniature failed: nothing
+            is said for or against the paper), "not reproduced" (it did not come out, now or earlier), "not run here".
         detail: from the check or the record.
         run_id, date, commit, device: of a recorded result; None for one that was recomputed now.
     """
@@ -125,16 +128,15 @@ def _run_check(name: str, check: Callable[[], Outcome]) -> Outcome:
 def _result(claim: Claim, outcome: Outcome | None, record: Recorded | None) -> Result:
     if outcome is not None and (outcome.value is not None or outcome.passed is not None):
         passed = _holds(claim, outcome.value, outcome.passed)
-        status: Status = "recorded" if passed is None else "reproduced" if passed else "not reproduced"
-        if _undecided(claim, passed, outcome.detail):
-            status = "no verdict"
+        status: Status = "reproduced" if passed else "not reproduced"
+        if passed is None:
+            status = _without_a_side(claim, outcome.detail)
         return Result(claim=claim.id, value=outcome.value, status=status, detail=outcome.detail)
     if record is not None:
         passed = _holds(claim, record.value, record.passed)
-        told = f"{record.verdict or ''}; {record.detail}"
-        status = (
-            "no verdict" if _undecided(claim, passed, told) else "not reproduced" if passed is False else "recorded"
-        )
+        status = "recorded" if passed else "not reproduced"
+        if passed is None:
+            status = _without_a_side(claim, f"{record.verdict or ''} {record.detail}".strip())
         return Result(
             claim=claim.id,
             value=record.value,
@@ -148,9 +150,11 @@ def _result(claim: Claim, outcome: Outcome | None, record: Recorded | None) -> R
     return Result(claim=claim.id, status="not run here", detail=outcome.detail if outcome is not None else "")
 
 
-def _undecided(claim: Claim, passed: bool | None, told: str) -> bool:
-    """Whether a gate of the miniature failed, so that it says nothing for or against the paper."""
-    return claim.kind == "mini" and passed is None and UNDECIDED.search(told) is not None
+def _without_a_side(claim: Claim, told: str) -> Status:
+    """The status of what neither came out nor failed to."""
+    if claim.kind != "mini":
+        return "recorded"
+    return "no verdict" if UNDECIDED.search(told) else "equivalent" if EQUIVALENT.match(told) else "recorded"
 
 
 def _holds(claim: Claim, value: Value, passed: bool | None) -> bool | None:

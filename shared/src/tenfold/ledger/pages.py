@@ -157,7 +157,7 @@ def _standing(rows: Sequence[Row]) -> list[tuple[str, list[Row], int]]:
     told = []
     for heading, statuses in (
         ("Reproduced or recorded", ("reproduced", "recorded")),
-        ("Not reproduced, or no verdict", ("not reproduced", "no verdict")),
+        ("Not reproduced, equivalent, or no verdict", ("not reproduced", "equivalent", "no verdict")),
     ):
         found = [row for row in rows if row["status"] in statuses]
         # The mechanism's effect and the speed say more than the counts, and counts more than golden cases.

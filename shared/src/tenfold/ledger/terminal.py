@@ -15,6 +15,7 @@ from tenfold.ledger.text import difference, is_waiting, our_value, paper_value, 
 _STYLES = {
     "reproduced": "green",
     "recorded": "cyan",
+    "equivalent": "yellow",
     "no verdict": "yellow",
     "not reproduced": "bold red",
     "not run here": "dim",
