@@ -128,15 +128,11 @@ def _run_check(name: str, check: Callable[[], Outcome]) -> Outcome:
 def _result(claim: Claim, outcome: Outcome | None, record: Recorded | None) -> Result:
     if outcome is not None and (outcome.value is not None or outcome.passed is not None):
         passed = _holds(claim, outcome.value, outcome.passed)
-        status: Status = "reproduced" if passed else "not reproduced"
-        if passed is None:
-            status = _without_a_side(claim, outcome.detail)
+        status = _standing(claim, passed, outcome.detail, "reproduced")
         return Result(claim=claim.id, value=outcome.value, status=status, detail=outcome.detail)
     if record is not None:
         passed = _holds(claim, record.value, record.passed)
-        status = "recorded" if passed else "not reproduced"
-        if passed is None:
-            status = _without_a_side(claim, f"{record.verdict or ''} {record.detail}".strip())
+        status = _standing(claim, passed, f"{record.verdict or ''} {record.detail}".strip(), "recorded")
         return Result(
             claim=claim.id,
             value=record.value,
@@ -150,11 +146,15 @@ def _result(claim: Claim, outcome: Outcome | None, record: Recorded | None) -> R
     return Result(claim=claim.id, status="not run here", detail=outcome.detail if outcome is not None else "")
 
 
-def _without_a_side(claim: Claim, told: str) -> Status:
-    """The status of what neither came out nor failed to."""
-    if claim.kind != "mini":
-        return "recorded"
-    return "no verdict" if UNDECIDED.search(told) else "equivalent" if EQUIVALENT.match(told) else "recorded"
+def _standing(claim: Claim, passed: bool | None, told: str, held: Status) -> Status:
+    """What to call an outcome; `held` where it came out."""
+    if passed:
+        return held
+    if claim.kind == "mini" and passed is None and UNDECIDED.search(told):
+        return "no verdict"
+    if claim.kind == "mini" and EQUIVALENT.match(told):
+        return "equivalent"
+    return "recorded" if passed is None else "not reproduced"
 
 
 def _holds(claim: Claim, value: Value, passed: bool | None) -> bool | None:

@@ -8,9 +8,6 @@ to tell for every cell of their grid which size, colour, shape and mark the obje
 84 pixels, it does not learn. `vit_double` is another ViT that sees 168 pixels, for the variant that uses it there. The
 language model sees no pictures: its scenes are told in words, a visual token being the sum of the embeddings of the
 words for what is in its cell, and it learns to caption them and to answer questions.
-
-The one that ships has to find places by counting tokens, and finds half of the columns. `places=True` makes the one
-that `claims --train` uses: it is told every cell's row and column as well.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -35,8 +32,7 @@ from tenfold import UserError
 from tenfold.cli import main as run_app
 from tenfold.data.conversation import IGNORE, Encoded, encode, get_conversation
 from tenfold.data.formats import Turn
-from tenfold.data.miniworld import COLUMNS, ROWS
-from tenfold.runs import atomic_write_json, run, track
+from tenfold.runs import Run, atomic_write_json, run, track
 from tenfold.runs.finite import require_finite_loss
 
 if TYPE_CHECKING:
@@ -50,12 +46,6 @@ MARK_VALUES = tuple((mark, value) for mark in MARKS for value in VALUES[mark])
 CLASSES_OF = (SIZES, COLOURS, SHAPES, MARK_VALUES)
 CLASS_COUNTS = tuple(1 + len(names) for names in CLASSES_OF)
 GRID = SIZE // mini.STRIDE
-
-
-class Log(Protocol):
-    """What takes a training's losses: a `Run`, for one."""
-
-    def log(self, step: int, **metrics: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    encoder: nn.Module, steps: int, rate: float, images: int, current: Log, name: str
+    encoder: nn.Module, steps: int, rate: float, images: int, current: Run, name: str
 ) -> dict[str, Any]:
     """Teach an encoder, and say how much it can tell of crowded scenes of the world DEV."""
     model = Classifier(encoder).train()
@@ -153,19 +143,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: in
         group["lr"] = share * rate
 
 
-def told_in_words(embeddings: nn.Module, scenes: list[MiniScene], places: bool = False) -> Tensor:
-    """`[scenes, 36, width]`: for each cell the sum of the embeddings of size, colour, shape and value there.
-
-    Args:
-        places: add those of its row and column, turned by half their width: "top" as a place is not a notch's "top".
-    """
+def told_in_words(embeddings: nn.Module, scenes: list[MiniScene]) -> Tensor:
+    """`[scenes, 36, width]`: for each cell the sum of the embeddings of size, colour, shape and value there."""
     words = mini.vocabulary()
     told: Tensor | float = 0.0
-    if places:
-        cells = torch.arange(GRID * GRID)
-        for words_for, number in ((ROWS, cells // GRID), (COLUMNS, cells % GRID)):
-            at = torch.tensor([words[name] for name in words_for])[number * len(words_for) // GRID]
-            told = told + embeddings(at).roll(mini.WIDTH // 2, -1)
     for names, shown in zip(CLASSES_OF, classes(scenes).unbind(-1), strict=True):
         ids = [words[name if isinstance(name, str) else name[1]] for name in names]
         told = told + embeddings(torch.tensor([0, *ids])[shown]) * (shown > 0)[..., None]
@@ -184,7 +165,7 @@ def told_scene(index: int) -> tuple[MiniScene, Encoded]:
 
 
 def train_language_model(
-    model: LlavaHrForConditionalGeneration, steps: int, rate: float, batch: int, current: Log, places: bool = False
+    model: LlavaHrForConditionalGeneration, steps: int, rate: float, batch: int, current: Run
 ) -> dict[str, float]:
     """Teach the decoder and its output matrix; says how many answers are right in the last tenth of the steps."""
     decoder, head, placeholder = model.model.language_model, model.lm_head, mini.image_token_id()
@@ -197,7 +178,7 @@ def train_language_model(
         ids, labels = padded([text.expanded(placeholder, mini.VISUAL_TOKENS) for text in texts])
         pictured = (ids == placeholder)[..., None].expand(-1, -1, mini.WIDTH)
         embeds = decoder.embed_tokens(ids.masked_fill(ids == placeholder, 0))
-        embeds = embeds.masked_scatter(pictured, told_in_words(decoder.embed_tokens, list(scenes), places))
+        embeds = embeds.masked_scatter(pictured, told_in_words(decoder.embed_tokens, list(scenes)))
         hidden = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         is_caption = (torch.arange(batch) + step * batch).remainder(4).eq(0)[:, None]
@@ -271,12 +252,9 @@ def start_encoders(vit: nn.Module, convnext: nn.Module) -> None:
 
 
 def pretrain(
-    part: str, settings: PretrainSettings, seed: int, current: Log, places: bool = False
+    part: str, settings: PretrainSettings, seed: int, current: Run
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Train one part from nothing.
-
-    Args:
-        places: whether the language model is told rows and columns.
 
     Returns:
         Its weights, bfloat16, and what it can do: `classified`, or the language model's share of right answers.
@@ -290,7 +268,7 @@ def pretrain(
         tower = model.model.vision_tower
         start_encoders(tower.vit, tower.convnext)
         if part == "language_model":
-            told = train_language_model(model, steps, rate, settings.batch, current, places)
+            told = train_language_model(model, steps, rate, settings.batch, current)
             trained = {"language_model": model.model.language_model, "lm_head": model.lm_head}
         else:
             size = 2 * mini.LOW_SIZE if part == "vit_double" else mini.LOW_SIZE
