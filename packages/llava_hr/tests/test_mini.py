@@ -256,16 +256,6 @@ def test_scenes_are_told_by_the_words_for_what_is_there():
         assert said == {one.size, one.colour, one.shape, one.value} - {""}
 
 
-def test_places_are_told_by_their_words_turned():
-    """Fails if a cell is told another row or column, or a place cannot be told from a notch's side."""
-    scene, words, half = mini_world.scene(TEXT, 0), mini.vocabulary(), mini.WIDTH // 2
-    one_hot = torch.nn.Embedding.from_pretrained(torch.eye(2 * mini.WIDTH))
-    told = pretraining.told_in_words(one_hot, [scene], places=True) - pretraining.told_in_words(one_hot, [scene])
-    for cell, shown in enumerate(told[0]):
-        row, column = ("top", "middle", "bottom")[cell // 6 // 2], ("left", "center", "right")[cell % 6 // 2]
-        assert sorted(shown.nonzero()[:, 0].tolist()) == sorted((words[row] + half, words[column] + half))
-
-
 class _Silent:
     def log(self, step, **metrics):
         pass

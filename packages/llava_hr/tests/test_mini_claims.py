@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from llava_hr.data.mini_questions import COARSE, DEV, FINE, KINDS, RECORD, Asked, Question, held_out
 from llava_hr.data.mini_world import scene
@@ -104,8 +103,8 @@ def test_everything_comes_out_where_it_does(measured):
         ("mini-fine", MRA, FINE, 0.5, "not reproduced"),  # 19 points are not wide
         ("mini-coarse", CONVNEXT, COARSE, 0.94, "equivalent"),
         ("mini-cost", VIT_DOUBLE, FINE, 0.97, "not reproduced"),
-        ("mini-direction", LOW_TO_HIGH, KINDS, 0.93, "equivalent"),
-        ("mini-adapters", ALIGN, COARSE, 0.95, "not reproduced"),
+        ("mini-direction", LOW_TO_HIGH, FINE, 0.91, "equivalent"),
+        ("mini-adapters", ALIGN, FINE, 0.895, "not reproduced"),
         ("mini-both", VIT, KINDS, 0.39, "holds"),
         ("mini-resolution", MRA_HALF, FINE, 0.85, "equivalent"),
     ],
@@ -124,7 +123,7 @@ def test_what_does_not_come_out_is_reported_as_such(measured, claim, arm, kinds,
         (READER, CONVNEXT, FINE, 0.93, None),
         (READER, CONVNEXT, FINE, 0.74, None),
         (ROOM, CONVNEXT, COARSE, 0.96, None),
-        (REFERENCE, ALIGN, KINDS, 0.96, None),
+        (REFERENCE, ALIGN, FINE, 0.96, None),
     ],
 )
 def test_a_gate_that_one_seed_misses_leaves_no_verdict(measured, gate, arm, kinds, to, key):
@@ -165,29 +164,21 @@ def test_runs_are_kept_and_a_killed_one_goes_on(tmp_path, monkeypatch):
     """Fails if a finished run is trained again, or what is kept is not what is judged."""
     monkeypatch.setattr(arms, "SEEDS", (0,))
     monkeypatch.setattr(arms, "ARMS", (MRA, ALIGN))
-    made_up, told = run(ALIGN, 0.5, 0.5, 0), []
-    original = experiments.train
-    monkeypatch.setattr(experiments, "train", lambda *given: told.append(given[-1]) or original(*given))
+    made_up = run(ALIGN, 0.5, 0.5, 0)
     (tmp_path / "align-0.json").write_text(json.dumps(made_up))
     seen = {}
     monkeypatch.setattr(arms, "judge", lambda measured, zero: seen.update(measured) or [])
-    arms.conduct(tmp_path, PLAN, per_kind=1, workers=1, words=1)
+    arms.conduct(tmp_path, PLAN, per_kind=1, workers=1)
     assert seen[ALIGN] == [made_up]
     (kept,) = seen[MRA]
     assert kept == json.loads((tmp_path / "mra-0.json").read_text())
     assert set(kept["accuracy"]) == set(kept["right"]) == set(kept["swapped"]) == set(kept["half"]) == set(KINDS)
     assert kept["tokens"] == 36 and len(kept["gate"]) == 3 and kept["macs"] > 40e6 and kept["plan"]["batch"] == 4
     assert len(kept["loss"]) == len(kept["caption_loss"]) == 1
-    made = load_file(tmp_path / "language_model.safetensors")
-    (given,) = told
-    assert given.keys() == made.keys() and all(torch.equal(given[name], made[name].float()) for name in made)
-    before = (tmp_path / "language_model.safetensors").stat().st_mtime_ns
-    assert arms.prepare(tmp_path).stat().st_mtime_ns == before  # what all arms start from is made once
 
 
 def test_a_pilot_asks_about_the_development_world(tmp_path, monkeypatch, capsys):
     """Fails if the world that the record asks about is looked at, or another grain than was asked for is drawn."""
-    monkeypatch.setattr(arms, "prepare", lambda folder: folder)
     told = []
 
     def measure_run(arm, seed, folder, plan, per_kind, world):

@@ -6,9 +6,8 @@
                      four times the visual tokens        mra_96       (d) trained and asked at 96 pixels
 
 Arms of a seed share the start of what they have in common, the data and their order; all are asked the same questions.
-They start from the encoders that ship, which never saw grain, and from a language model that is made first, once: it
-knows places by their words, as the one that ships does not. One arm on a development seed, for those who change the
-world:
+They start from the encoders and the language model that ship; the encoders never saw grain. One arm on a development
+seed, for those who change the world:
 
     python -m llava_hr.evidence.arms --output runs/pilot --arm convnext --seed 100
 
@@ -32,15 +31,13 @@ from tenfold import UserError
 from tenfold.cli import Experiments, Finding
 from tenfold.cli import main as run_app
 from tenfold.ledger.seeds import kept, run_each
-from tenfold.runs import atomic_write_bytes, atomic_write_json, read_json
+from tenfold.runs import atomic_write_json, read_json
 
 if TYPE_CHECKING:
     from llava_hr.evidence.experiments import Data, Plan
 
 WORKERS = 2
 PER_KIND = 300
-# Steps of the language model: twice those of the one that ships, as it is told more.
-WORDS = 1200
 # Expected on two quiet cores; said up front.
 MINUTES = 30
 
@@ -54,46 +51,11 @@ def experiments() -> Experiments:
     )
 
 
-class _Curve:
-    """Takes the place of a run: what a training logs."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def log(self, step: int, **metrics: Any) -> None:
-        self.losses.append(metrics["answer"])
-
-
-def prepare(folder: Path, steps: int | None = None) -> Path:
-    """The language model that all arms start from, trained once: `folder/language_model.safetensors`.
-
-    Args:
-        folder: what is there already stays.
-        steps: other than the usual ones.
-    """
-    import torch
-    from safetensors.torch import save
-
-    from llava_hr.miniature.pretraining import PretrainSettings, pretrain
-
-    path = folder / "language_model.safetensors"
-    if not path.is_file():
-        torch.set_num_threads(1)
-        settings = PretrainSettings(language_model_steps=steps or WORDS)
-        log = _Curve()
-        state, told = pretrain("language_model", settings, 0, log, places=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(path.with_suffix(".json"), {**told, "loss": _curve(log.losses)})
-        atomic_write_bytes(path, save(state))
-    return path
-
-
 def conduct(
     folder: Path,
     plan: Plan | None = None,
     per_kind: int = PER_KIND,
     workers: int = WORKERS,
-    words: int | None = None,
 ) -> list[Finding]:
     """Train and measure every variant and seed, then judge the claims.
 
@@ -102,12 +64,10 @@ def conduct(
         plan: other steps than the usual ones.
         per_kind: questions of each kind.
         workers: runs at a time, a thread each.
-        words: steps of the language model, other than the usual ones.
     """
     from llava_hr.evidence.experiments import Plan
 
     plan = plan or Plan()
-    prepare(folder, words)
     missing = [(arm, seed) for seed in SEEDS for arm in ARMS if not kept(folder, arm, seed).exists()]
     run_each([(measure_run, arm, seed, folder, plan, per_kind) for arm, seed in missing], workers)
     measured = {arm: [read_json(kept(folder, arm, seed)) for seed in SEEDS] for arm in ARMS}
@@ -115,13 +75,8 @@ def conduct(
 
 
 def measure_run(arm: str, seed: int, folder: Path, plan: Plan, per_kind: int, world: int = RECORD) -> dict[str, Any]:
-    """Train one variant with one seed and measure it on held-out scenes; kept as `folder/<arm>-<seed>.json`.
-
-    Args:
-        folder: holds what `prepare` made.
-    """
+    """Train one variant with one seed and measure it on held-out scenes; kept as `folder/<arm>-<seed>.json`."""
     import torch
-    from safetensors.torch import load_file
 
     from llava_hr.data.mini_questions import held_out
     from llava_hr.evidence import experiments
@@ -132,8 +87,7 @@ def measure_run(arm: str, seed: int, folder: Path, plan: Plan, per_kind: int, wo
     data = training_data(plan)
     start = time.process_time()
     trained = MRA if arm == MRA_HALF else arm
-    told = {name: tensor.float() for name, tensor in load_file(prepare(folder)).items()}
-    model = experiments.train(trained, seed, data, own, lambda _, loss: losses.append(loss), told)
+    model = experiments.train(trained, seed, data, own, lambda _, loss: losses.append(loss))
     seconds = round(time.process_time() - start)
     found = experiments.measure(model, held_out(world, per_kind, grain=own.grain), own.size)
     curves = {"caption_loss": _curve(losses[: own.captions]), "loss": _curve(losses[own.captions :])}
@@ -167,7 +121,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command(epilog="Example: python -m llava_hr.evidence.arms --output runs/pilot --arm convnext --seed 100")
 def pilot(
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="For the language model and the measurements.")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="For the measurements.")],
     arm: Annotated[str, typer.Option(help=f"One of {', '.join(ARMS)}.")] = CONVNEXT,
     seed: Annotated[int, typer.Option(min=100, help="A development seed: the record uses others.")] = 100,
     grain: Annotated[int | None, typer.Option(min=0, max=127, help="By default the record's.")] = None,
@@ -179,7 +133,6 @@ def pilot(
 
     if arm not in ARMS:
         raise UserError("unknown arm", arm, ", ".join(ARMS))
-    prepare(output)
     plan = Plan() if grain is None else Plan(grain=grain)
     found = measure_run(arm, seed, output, plan, PER_KIND, DEV)
     for name, kinds in (("fine", FINE), ("coarse", COARSE)):

@@ -13,7 +13,7 @@ first stage would be here, the marks that captions name cannot be seen.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,18 +133,16 @@ def train(
     data: Data,
     plan: Plan,
     look: Callable[[int, float], None] | None = None,
-    pretrained: Mapping[str, Tensor] | None = None,
 ) -> LlavaHrForConditionalGeneration:
     """Both stages of one variant.
 
     Args:
         look: told the number of finished steps and the loss.
-        pretrained: as `variants.build` takes it.
 
     Returns:
         The model, in eval mode.
     """
-    model = variants.build(variant, seed, pretrained)
+    model = variants.build(variant, seed)
     model.model.vision_tower.to(memory_format=torch.channels_last)
     first = [*model.model.multi_modal_projector.parameters()]
     if hasattr(model.model.vision_tower, "align"):

@@ -15,7 +15,6 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,15 +129,10 @@ def config(variant: str) -> LlavaHrConfig:
     return chosen
 
 
-def build(variant: str, seed: int, pretrained: Mapping[str, Tensor] | None = None) -> LlavaHrForConditionalGeneration:
+def build(variant: str, seed: int) -> LlavaHrForConditionalGeneration:
     """A variant before its training, float32: pre-trained encoders and language model, the rest drawn from the seed.
 
     torch's global generator is left as it was.
-
-    Args:
-        variant: one of VARIANTS.
-        seed: of projector, final combination and adapters.
-        pretrained: parts that take the place of those that ship, named as `encoders.weights` names them.
 
     Raises:
         UserError: an unknown variant.
@@ -155,7 +149,7 @@ def build(variant: str, seed: int, pretrained: Mapping[str, Tensor] | None = Non
     # Low to high has adapters of its own.
     shared = {name: tensor for name, tensor in drawn.items() if name in own and own[name].shape == tensor.shape}
     model.load_state_dict(shared, strict=False)
-    state = encoders.weights() | dict(pretrained or {})
+    state = encoders.weights()
     encoders.load_language_model(model, state)
     if hasattr(tower, "vit"):
         vit = {
