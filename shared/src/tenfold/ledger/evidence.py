@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["reproduced", "recorded", "equivalent", "no verdict", "not reproduced", "not run here"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+# Of claims that somebody tried and that did not come out.
+WITHOUT_EVIDENCE: tuple[Status, ...] = ("not reproduced", "equivalent", "no verdict")
 UNDECIDED = re.compile(r"\bno verdict\b(?! was declared)")
 EQUIVALENT = re.compile(r"equivalent\b")
 

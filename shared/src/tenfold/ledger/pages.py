@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tenfold.errors import UserError
 from tenfold.ledger.entries import Entry, Figure, collect
-from tenfold.ledger.evidence import STATUSES
+from tenfold.ledger.evidence import STATUSES, WITHOUT_EVIDENCE
 from tenfold.ledger.papers import PAPERS
 from tenfold.ledger.text import MISSING, difference, evidence, our_value, paper_value, summary
 from tenfold.ledger.which import PAGE, find_record, lines, load_comparison
@@ -157,7 +157,7 @@ def _standing(rows: Sequence[Row]) -> list[tuple[str, list[Row], int]]:
     told = []
     for heading, statuses in (
         ("Reproduced or recorded", ("reproduced", "recorded")),
-        ("Not reproduced, equivalent, or no verdict", ("not reproduced", "equivalent", "no verdict")),
+        ("Not reproduced, equivalent, or no verdict", WITHOUT_EVIDENCE),
     ):
         found = [row for row in rows if row["status"] in statuses]
         # The mechanism's effect and the speed say more than the counts, and counts more than golden cases.

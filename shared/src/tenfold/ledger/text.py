@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenfold.ledger.evidence import Result, claim_counts
+from tenfold.ledger.evidence import WITHOUT_EVIDENCE, Result, claim_counts
 from tenfold.ledger.schema import Claim, Ledger, Value
 
 MISSING = "–"
@@ -72,7 +72,7 @@ def summary(ledger: Ledger, results: Sequence[Result]) -> str:
     for kind, statuses in claim_counts(ledger, results).items():
         total = sum(statuses.values())
         shown = statuses.get("reproduced", 0) + statuses.get("recorded", 0)
-        noted = [f"{statuses[status]} {status}" for status in ("not reproduced", "equivalent", "no verdict") if statuses.get(status)]
+        noted = [f"{statuses[status]} {status}" for status in WITHOUT_EVIDENCE if statuses.get(status)]
         parts.append(f"{kind} {shown}/{total}" + (f" ({', '.join(noted)})" if noted else ""))
     return ", ".join(parts)
 
