@@ -79,8 +79,8 @@ class TrainSettings:
     early: tuple[int, int] = (80, 540)
     early_share: float = 0.85
     weights: tuple[float, float] = (0.05, 1.5)
-    word_price: float = 1.5e-3
-    end_price: float = 3e-4
+    word_price: float = 1e-3
+    end_price: float = 2e-4
     price_rises: tuple[float, float] = (0.15, 0.4)
     peak: float = 2e-3
     warmup: int = 100
