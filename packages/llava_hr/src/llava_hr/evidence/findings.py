@@ -162,7 +162,8 @@ def _compared(
             if set(part) <= set(kinds)
         ]
         told.append(
-            f"{words[-1]}: {NAMES[other]} {paired(difference.mean(1))} [{low:.1f}, {high:.1f}]; {', '.join(parts)} %; "
+            f"{words[-1]}: {NAMES[other]} {paired(difference.mean(1))} [{low:.1f}, {high:.1f}]; "
+            + (f"{', '.join(parts)} %; " if parts else "")
             + kinds_told(measured, (MRA, other), kinds)
         )
     passed = None if missed else all(word == "holds" for word in words)
