@@ -20,7 +20,7 @@ from tenfold.runs import Run, fingerprint, run
 EDITED, MASK, OVERLAY, STEPS = "edited.png", "mask.png", "overlay.png", "steps.png"
 ROLES = {1: "object", -1: "background", 0: "neither"}
 # Of the mini world: a scene that the mini model edits well. How often it does is in the ledger.
-DEMO_WORLD, DEMO_SCENE = 101, 26
+DEMO_WORLD, DEMO_SCENE = 101, 13
 
 
 def run_edit(settings: EditSettings, seed: int, output: Path, verb: str = "edit") -> Run:

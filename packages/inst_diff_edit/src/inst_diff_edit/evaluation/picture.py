@@ -42,7 +42,7 @@ def step_strip(picture: Image.Image, step_masks: Tensor, edited: Image.Image | N
     return strip(tiles if edited is None else [*tiles, edited])
 
 
-def draw_steps(path: Path, world: int = 101, shown: tuple[int, ...] = (26, 25)) -> Path:
+def draw_steps(path: Path, world: int = 101, shown: tuple[int, ...] = (13, 11)) -> Path:
     """Edits of the mini model on two scenes that it edits well, steps from left to right."""
     from inst_diff_edit.data import scenes
     from inst_diff_edit.evaluation.settings import DEMO
