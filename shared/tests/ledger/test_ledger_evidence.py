@@ -157,6 +157,28 @@ def test_a_check_that_several_claims_name_runs_once():
     assert len(calls) == 1
 
 
+def test_a_check_that_waits_is_begun_first_and_asked_last():
+    """Fails if METEOR, which loads for a dozen seconds, is waited for before other checks are run."""
+    calls = []
+
+    class Waits:
+        def begin(self) -> None:
+            calls.append("begin")
+
+        def __call__(self) -> Outcome:
+            calls.append("ask")
+            return Outcome(1.0, True)
+
+    def other() -> Outcome:
+        calls.append("other")
+        return Outcome(2.0, True)
+
+    one = ledger(check="waits").claims[0]
+    two = ledger().model_copy(update={"claims": [one, one.model_copy(update={"id": "b", "check": "other"})]})
+    assert [found.value for found in evaluate(two, {"waits": Waits(), "other": other}, None)] == [1.0, 2.0]
+    assert calls == ["begin", "other", "ask"]
+
+
 def test_unknown_checks_and_records_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no check check: claim a of p \(expected one of: other\)"):
         evaluate(ledger(), {"other": lambda: Outcome(1, True)}, None)

@@ -137,6 +137,16 @@ def test_meteors_protocol(tmp_path, monkeypatch):
     assert each == pytest.approx([2 / 3, 1 / 2, 0]) and total == pytest.approx(3 / 5)
 
 
+def test_a_meteor_that_runs_already_is_used_and_stays_open(tmp_path, monkeypatch):
+    """Fails if another one is started, or this one is closed after the first set of captions."""
+    java(tmp_path, METEOR, monkeypatch)
+    with Meteor() as meteor:
+        monkeypatch.setattr("tenfold.metrics.captions.coco.Meteor", None)
+        for caption, expected in (("a dog", 100.0), ("a cat", 50.0)):
+            scores = score_captions({1: caption}, {1: ["a dog"]}, ("meteor",), tokens="whitespace", meteor=meteor)
+            assert scores.table == {"METEOR": expected}
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -90,6 +90,19 @@ class Result(BaseModel):
     device: str | None = None
 
 
+@runtime_checkable
+class Waiting(Protocol):
+    """A check whose work is mostly done by another process."""
+
+    def begin(self) -> None:
+        """Start that process, without waiting for it; what fails here fails again when the check is asked."""
+        ...
+
+    def __call__(self) -> Outcome:
+        """The check."""
+        ...
+
+
 def evaluate(ledger: Ledger, checks: Mapping[str, Callable[[], Outcome]], recorded: Path | None) -> list[Result]:
     """The result of every claim, in the ledger's order. A claim is never shown as more than its evidence.
 
@@ -98,7 +111,8 @@ def evaluate(ledger: Ledger, checks: Mapping[str, Callable[[], Outcome]], record
     claim is not run.
 
     Args:
-        checks: name -> function; one that several claims name runs once.
+        checks: name -> function; one that several claims name runs once. One that has a method ``begin`` waits for
+            something outside: that is begun before the other checks, and the check is asked after them.
         recorded: folder of committed results (`*.json`, see `Recorded`), or None.
 
     Raises:
@@ -110,7 +124,11 @@ def evaluate(ledger: Ledger, checks: Mapping[str, Callable[[], Outcome]], record
             raise UserError(f"no check {claim.check}", f"claim {claim.id} of {ledger.paper}", f"one of: {known}")
     on_record = _load_recorded(recorded, ledger) if recorded is not None else {}
     outcomes: dict[str, Outcome] = {}
-    for name in track(list(dict.fromkeys(claim.check for claim in ledger.claims if claim.check)), "claims"):
+    asked = list(dict.fromkeys(claim.check for claim in ledger.claims if claim.check))
+    waiting = {name: check for name in asked if isinstance(check := checks[name], Waiting)}
+    for check in waiting.values():
+        check.begin()
+    for name in track(sorted(asked, key=waiting.__contains__), "claims"):
         outcomes[name] = _run_check(name, checks[name])
     return [
         _result(claim, outcomes.get(claim.check) if claim.check else None, on_record.get(claim.id))

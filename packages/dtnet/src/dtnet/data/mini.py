@@ -31,7 +31,7 @@ from tenfold.data.formats.coco_captions import (
     write_coco_captions,
     write_karpathy,
 )
-from tenfold.data.mini_captions import caption_scene, karpathy_images
+from tenfold.data.mini_captions import CaptionScene, karpathy_images
 from tenfold.data.miniworld import render
 from tenfold.metrics.captions import split_words
 from tenfold.runs import atomic_directory, atomic_write_json, read_json
@@ -80,7 +80,7 @@ def write_mini_coco(
         if tagged:
             atomic_write_json(path / TAGGED, {str(one.image_id): is_tagged(seed, one.image_id) for one in listed})
         pictures = path / "images" if images else None
-        write_grid_features(path / FEATURES, _features(listed, seed, pictures, tagged))
+        write_grid_features(path / FEATURES, _features(drawn, seed, pictures, tagged))
     return Path(folder)
 
 
@@ -110,16 +110,16 @@ def _by_image(path: Path, expected: str) -> dict[int, Any]:
 
 
 def _features(
-    listed: list[KarpathyImage], seed: int, pictures: Path | None, tagged: bool
+    listed: list[tuple[KarpathyImage, CaptionScene]], seed: int, pictures: Path | None, tagged: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
     extractor = MiniFeatures()
     for start in range(0, len(listed), _BATCH):
         batch = listed[start : start + _BATCH]
-        drawn = [render(caption_scene(seed, image.image_id).scene, SIZE) for image in batch]
+        drawn = [render(one.scene, SIZE) for _, one in batch]
         if pictures is not None:
-            for image, picture in zip(batch, drawn, strict=True):
+            for (image, _), picture in zip(batch, drawn, strict=True):
                 _save(picture, pictures / image.folder / image.file_name)
-        for image, features in zip(batch, extractor(drawn).numpy(), strict=True):
+        for (image, _), features in zip(batch, extractor(drawn).numpy(), strict=True):
             yield image.image_id, tag_features(features, seed, image.image_id) if tagged else features
 
 

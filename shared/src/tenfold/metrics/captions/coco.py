@@ -18,6 +18,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +87,7 @@ def score_captions(
     *,
     spice: str | Path | None = None,
     tokens: str = "ptb",
+    meteor: Meteor | None = None,
 ) -> Scores:
     """Score one caption for each image against its references.
 
@@ -96,6 +98,7 @@ def score_captions(
         metrics: some of `METRICS`.
         spice: a folder with the jars of Stanford CoreNLP 3.6.0 and its models; without it SPICE is left out.
         tokens: "ptb" as COCO's evaluation does, or "whitespace" for captions that are words already (no Java).
+        meteor: one that runs already, and stays open; None: one is started, if it is asked for.
 
     Raises:
         UserError: ids that do not match, no captions, an image without references, an unknown metric, no Java, no
@@ -106,17 +109,19 @@ def score_captions(
     references = {one: _listed(captions, one) for one, captions in references.items()}
     _check_ids(predictions, references)
     scores = Scores(ids=list(references))
-    if tokens == "ptb":
-        with PtbTokeniser() as tokenise:
-            candidate, reference = _texts(predictions, references, tokenise)
-    else:
-        candidate, reference = _texts(predictions, references, lambda texts: [split_words(text) for text in texts])
-    if "bleu" in metrics:
-        bleu, each = _python("bleu", "Bleu", 4).compute_score(reference, candidate, verbose=0)
-        for n in range(4):
-            scores._add(f"BLEU-{n + 1}", bleu[n], each[n])
-    if "meteor" in metrics:
-        with Meteor() as meteor:
+    with ExitStack() as stack:
+        if "meteor" in metrics and meteor is None:
+            meteor = stack.enter_context(Meteor())  # its data take it seconds: they load while captions are tokenised
+        if tokens == "ptb":
+            with PtbTokeniser() as tokenise:
+                candidate, reference = _texts(predictions, references, tokenise)
+        else:
+            candidate, reference = _texts(predictions, references, lambda texts: [split_words(text) for text in texts])
+        if "bleu" in metrics:
+            bleu, each = _python("bleu", "Bleu", 4).compute_score(reference, candidate, verbose=0)
+            for n in range(4):
+                scores._add(f"BLEU-{n + 1}", bleu[n], each[n])
+        if "meteor" in metrics and meteor is not None:
             scores._add("METEOR", *meteor(candidate, reference))
     if "rouge" in metrics:
         scores._add("ROUGE-L", *_python("rouge", "Rouge").compute_score(reference, candidate))

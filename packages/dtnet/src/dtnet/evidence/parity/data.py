@@ -18,7 +18,7 @@ from dtnet.training.schedule import EPOCHS, STAGES, paper_rate
 from dtnet.vocabulary import Vocabulary, tokenise_all
 from tenfold import UserError
 from tenfold.metrics.captions.cider import CiderD
-from tenfold.metrics.captions.coco import score_captions
+from tenfold.metrics.captions.coco import Meteor, score_captions
 from tenfold.metrics.captions.ptb import PtbTokeniser
 
 # The reference's names of the transforms.
@@ -98,7 +98,9 @@ def _lr_schedule(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare
     compare.equal("rate of each epoch", rates, tensors["out/lr_per_epoch"])
 
 
-def _metrics(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Any) -> None:
+def _metrics(
+    case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Any, meteor: Meteor | None = None
+) -> None:
     """Every string is in the case's json; scores are compared as the reference gives them, from 0 to 1 (or 10)."""
     strings = case["strings"]
     images = list(strings["refs"])
@@ -122,7 +124,7 @@ def _metrics(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: An
         _close(compare, name, rewards, tensors[f"out/{name}"])
 
     captions = {image: strings["eval_res"][image][0] for image in strings["eval_res"]}
-    scores = score_captions(captions, strings["refs"], ("bleu", "meteor", "rouge", "cider"))
+    scores = score_captions(captions, strings["refs"], ("bleu", "meteor", "rouge", "cider"), meteor=meteor)
     bleu = [f"BLEU-{n}" for n in (1, 2, 3, 4)]
     _close(compare, "BLEU", _unit(scores.table[n] for n in bleu), tensors["out/BLEU"])
     _close(compare, "BLEU of each image", [_unit(scores.per_image[n]) for n in bleu], tensors["out/BLEU_per_image"])
