@@ -13,6 +13,8 @@ from tenfold.errors import UserError
 from tenfold.runs.files import TEMPORARY_PREFIX
 
 LOCK = f"{TEMPORARY_PREFIX}lock"
+# Who holds it, in a file of its own: filelock below 4 empties the lock's at every attempt.
+HOLDER = f"{TEMPORARY_PREFIX}writer"
 
 
 @contextmanager
@@ -22,21 +24,22 @@ def one_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it (says its number).
     """
-    path = folder / LOCK
+    path, holder = folder / LOCK, folder / HOLDER
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"process {_holder(path)} is writing there", folder, "a folder of its own") from error
+        raise UserError(f"process {_number(holder)} is writing there", folder, "a folder of its own") from error
     try:
-        path.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         lock.release()
 
 
-def _holder(path: Path) -> str:
+def _number(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip() or "another"
     except OSError:
