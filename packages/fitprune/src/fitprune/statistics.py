@@ -88,25 +88,33 @@ def attention_mass(
         size = CPU_BLOCK_BYTES if query.device.type == "cpu" else BLOCK_BYTES
         block_rows = max(8, size // (4 * batch * heads * keys))
 
-    key = key.float().transpose(2, 3)  # [batch, kv_heads, head_dim, keys]
+    key = key.float().transpose(2, 3).flatten(0, 1)  # [batch * kv_heads, head_dim, keys]
     rows_of = torch.stack((visual, text), dim=1).float()  # [batch, 2, tokens]
     received = torch.zeros(batch, 2, keys, dtype=torch.float32, device=query.device)
     block = min(block_rows, tokens)
     later = torch.ones(block, block, dtype=torch.bool, device=query.device).triu(1)  # causality within a block
     lowest = torch.finfo(torch.float32).min
+    # One room for all blocks: memory that a CPU maps anew for each costs as much as the product.
+    row_room, logit_room = (
+        torch.empty(batch * heads * block * width, dtype=torch.float32, device=query.device)
+        for width in (head_dim, keys)
+    )
     with float32(query.device):
         for start in range(first_row, tokens, block_rows):
             stop = min(start + block_rows, tokens)
-            seen = past + stop  # causality: no row of this block looks further
-            rows = query[:, :, start:stop].float() * scaling
-            rows = rows.reshape(batch, kv_heads, group * (stop - start), head_dim)
-            logits = (rows @ key[..., :seen]).view(batch, heads, stop - start, seen)
+            count, seen = stop - start, past + stop  # causality: no row of this block looks further
+            rows = row_room[: batch * heads * count * head_dim].view(batch, heads, count, head_dim)
+            rows.copy_(query[:, :, start:stop]).mul_(scaling)
+            logits = logit_room[: batch * heads * count * seen].view(batch * kv_heads, group * count, seen)
+            torch.bmm(rows.view(batch * kv_heads, group * count, head_dim), key[..., :seen], out=logits)
+            logits = logits.view(batch, heads, count, seen)
             # A finite lowest value keeps rows of padding, which see nothing, free of NaN; their weight below is
             # zero.
-            logits[..., past + start :].masked_fill_(later[: stop - start, : stop - start], lowest)
+            logits[..., past + start :].masked_fill_(later[:count, :count], lowest)
             if real_keys is not None:
                 logits.masked_fill_(~real_keys[:, None, None, :seen], lowest)
-            maximum = logits.softmax(dim=-1).amax(dim=1)  # M: [batch, rows, seen]
+            torch.softmax(logits, dim=-1, out=logits)
+            maximum = logits.amax(dim=1)  # M: [batch, rows, seen]
             received[:, :, :seen] += rows_of[:, :, start:stop] @ maximum
     from_visual, from_text = received[:, :, past:].unbind(dim=1)
     return AttentionMass(self_=from_visual / num_visual.clamp(min=1).unsqueeze(1), cross=from_text)
