@@ -24,7 +24,7 @@ from tenfold.hosts.ragged import Tokens
 # Bytes that one block of float32 attention rows may take. A GPU is kept busy by a large one, still small beside the KV
 # cache; on a CPU its passes over the block stay in the caches, and less of it lies above the diagonal.
 BLOCK_BYTES = 32 * 2**20
-CPU_BLOCK_BYTES = 8 * 2**20
+CPU_BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def attention_mass(
     rows_of = torch.stack((visual, text), dim=1).float()  # [batch, 2, tokens]
     received = torch.zeros(batch, 2, keys, dtype=torch.float32, device=query.device)
     block = min(block_rows, tokens)
-    later = torch.ones(block, block, dtype=torch.bool, device=query.device).triu(1)  # causality within a block
     lowest = torch.finfo(torch.float32).min
+    # Causality within a block, added: half the lowest value leaves room for any logit, and its exponential is 0.
+    later = torch.full((block, block), lowest / 2, device=query.device).triu(1)
     # One room for all blocks: memory that a CPU maps anew for each costs as much as the product.
     row_room, logit_room = (
         torch.empty(batch * heads * block * width, dtype=torch.float32, device=query.device)
@@ -108,10 +109,9 @@ def attention_mass(
             logits = logit_room[: batch * heads * count * seen].view(batch * kv_heads, group * count, seen)
             torch.bmm(rows.view(batch * kv_heads, group * count, head_dim), key[..., :seen], out=logits)
             logits = logits.view(batch, heads, count, seen)
-            # A finite lowest value keeps rows of padding, which see nothing, free of NaN; their weight below is
-            # zero.
-            logits[..., past + start :].masked_fill_(later[:count, :count], lowest)
+            logits[..., past + start :] += later[:count, :count]
             if real_keys is not None:
+                # A finite value keeps rows of padding, which see nothing, free of NaN; their weight below is zero.
                 logits.masked_fill_(~real_keys[:, None, None, :seen], lowest)
             torch.softmax(logits, dim=-1, out=logits)
             maximum = logits.amax(dim=1)  # M: [batch, rows, seen]
