@@ -121,8 +121,8 @@ def test_the_shipped_model_must_beat_its_baseline(tmp_path, monkeypatch):
     """An untrained one does not. Fails if captions and references get mixed up, or the baseline is left out."""
     folder = write_untrained(tmp_path / "model")
     monkeypatch.setattr(demo, "mini_model_path", lambda: folder)
-    write = mini.write_mini_coco
-    monkeypatch.setattr(mini, "write_mini_coco", lambda folder, *_, **options: write(folder, 0, 60, 1, 8, **options))
+    draw = mini.draw_mini_coco
+    monkeypatch.setattr(mini, "draw_mini_coco", lambda *_, **options: draw(0, 60, 1, 8, **options))
     found = claims.shipped_model()
     assert found.passed is False and found.value < 50
     assert "nearest caption" in found.detail

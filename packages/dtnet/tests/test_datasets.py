@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dtnet.data.captions import read_captions
+from dtnet.data.captions import KARPATHY_NAME, SPLITS, read_captions
 from dtnet.data.datasets import ImageDataset, PairDataset, collate_images, collate_pairs, pad_ids
 from dtnet.data.grid_features import GridFeatures
-from dtnet.data.mini import FEATURES, VOCABULARY, scene_kinds, write_mini_coco
+from dtnet.data.mini import FEATURES, VOCABULARY, draw_mini_coco, scene_kinds, write_mini_coco
 from dtnet.features import MiniFeatures
 from dtnet.vocabulary import BOS, EOS, PAD, Vocabulary, tokenise
 from tenfold import UserError
@@ -33,6 +33,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs(folder: Path) -> PairDataset:
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     return PairDataset(GridFeatures(folder / FEATURES), read_captions(folder), vocabulary, tokenise=split_words)
+
+
+def test_the_data_set_in_memory_is_that_of_the_files(folder: Path) -> None:
+    """Fails if what the shipped model is judged on is not what it was trained beside."""
+    drawn, read, grids = draw_mini_coco(3, TRAIN, VAL, TEST), read_captions(folder / KARPATHY_NAME), folder / FEATURES
+    assert drawn.captions == read
+    for split in SPLITS:
+        ids = read.images(split)
+        assert torch.equal(drawn.features.batch(ids), GridFeatures(grids).batch(ids))
+    less = draw_mini_coco(3, TRAIN, VAL, TEST, without=("val",)).captions
+    assert (less.images("train"), less.images("test")) == (read.images("train"), read.images("test"))
+    assert not less.splits["val"]
 
 
 def test_cross_entropy_sees_every_caption_once(pairs: PairDataset, folder: Path) -> None:

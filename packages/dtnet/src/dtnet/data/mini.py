@@ -11,14 +11,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from dtnet.data.captions import ANNOTATION_NAMES, KARPATHY_NAME, derive_id_lists, write_id_lists
+from dtnet.data.captions import (
+    ANNOTATION_NAMES,
+    KARPATHY_NAME,
+    CaptionSet,
+    derive_id_lists,
+    from_karpathy,
+    write_id_lists,
+)
 from dtnet.data.grid_features import write_grid_features
 from dtnet.data.tagged import is_tagged, tag_features
 from dtnet.features import MiniFeatures
@@ -82,6 +92,37 @@ def write_mini_coco(
         pictures = path / "images" if images else None
         write_grid_features(path / FEATURES, _features(drawn, seed, pictures, tagged))
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class DrawnData:
+    """A mini COCO in memory."""
+
+    captions: CaptionSet
+    features: DrawnFeatures
+
+
+class DrawnFeatures:
+    """Grid features in memory: image id -> float32 `[49, 24]`."""
+
+    def __init__(self, features: Mapping[int, np.ndarray]) -> None:
+        self._features = features
+
+    def batch(self, image_ids: Sequence[int]) -> Tensor:
+        """Of several images: `[batch, 49, 24]`."""
+        return torch.from_numpy(np.stack([self._features[image_id] for image_id in image_ids]))
+
+
+def draw_mini_coco(seed: int, train: int, val: int, test: int, without: Collection[str] = ()) -> DrawnData:
+    """What reading `write_mini_coco`'s files gives, without the files.
+
+    Args:
+        seed, train, val, test: as there.
+        without: splits that are left out, of "train", "restval" (a tenth of train), "val" and "test".
+    """
+    drawn = [one for one in karpathy_images(seed, train, val, test) if one[0].split not in without]
+    captions = from_karpathy(image for image, _ in drawn)
+    return DrawnData(captions, DrawnFeatures(dict(_features(drawn, seed, None, False))))
 
 
 def scene_kinds(folder: str | Path) -> dict[int, str]:

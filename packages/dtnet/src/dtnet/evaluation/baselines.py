@@ -11,17 +11,36 @@ The blind copy is a training with `--set blind=true`: every training image has a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dtnet.data.caption_data import CaptionData
+from dtnet.data.captions import CaptionSet
 from tenfold.metrics.captions import split_words
 from tenfold.metrics.captions.cider import CiderD
 from tenfold.metrics.captions.coco import score_captions
 
 
-def nearest_caption_baseline(data: CaptionData, split: str = "test", neighbours: int = 1) -> dict[int, str]:
+class Features(Protocol):
+    """Grid features by image."""
+
+    def batch(self, image_ids: Sequence[int], /) -> Tensor:
+        """Of several images: float32 `[batch, rows, d_in]`."""
+        ...
+
+
+class Data(Protocol):
+    """What the baselines read of a data set, such as a `CaptionData`."""
+
+    @property
+    def captions(self) -> CaptionSet: ...
+
+    @property
+    def features(self) -> Features: ...
+
+
+def nearest_caption_baseline(data: Data, split: str = "test", neighbours: int = 1) -> dict[int, str]:
     """Caption every image of a split with a caption of the training images whose features are nearest.
 
     Of the neighbours' captions the one is taken that the others agree with most (mean CIDEr-D among themselves, as in
@@ -50,7 +69,7 @@ def nearest_caption_baseline(data: CaptionData, split: str = "test", neighbours:
     }
 
 
-def split_cider(captions: Mapping[int, str], data: CaptionData, split: str, tokens: str = "whitespace") -> float:
+def split_cider(captions: Mapping[int, str], data: Data, split: str, tokens: str = "whitespace") -> float:
     """CIDEr-D, times 100, of captions of a split's images.
 
     Raises:
@@ -59,7 +78,7 @@ def split_cider(captions: Mapping[int, str], data: CaptionData, split: str, toke
     return score_captions(captions, data.captions.references(split), ("cider",), tokens=tokens).table["CIDEr-D"]
 
 
-def _flat(data: CaptionData, images: Sequence[int]) -> Tensor:
+def _flat(data: Data, images: Sequence[int]) -> Tensor:
     """Features of images, a row each: `[images, grid * grid * d_in]`."""
     return data.features.batch(images).flatten(1)
 
