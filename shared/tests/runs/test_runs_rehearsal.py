@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tenfold import UserError
 from tenfold.runs.rehearsal import rehearsed
 
 
@@ -30,3 +31,14 @@ def test_a_rehearsal_that_fails_leaves_no_record(tmp_path):
     with pytest.raises(ValueError), rehearsed("toy", {}, tmp_path / "record.json", tmp_path) as (steps, _, _):
         steps.do("break", lambda: int("x"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_made_and_one_that_cannot_be_is_said(tmp_path):
+    with rehearsed("toy", {}, tmp_path / "record.json", tmp_path / "a" / "b") as (_, place, _):
+        assert place.parent == tmp_path / "a" / "b"
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"cannot be made .*file"),
+        rehearsed("toy", {}, tmp_path / "record.json", tmp_path / "file" / "b"),
+    ):
+        pass

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tenfold.cli.output import echo
+from tenfold.errors import UserError
 from tenfold.runs.context import run
 from tenfold.runs.files import atomic_write_json
 
@@ -87,12 +88,17 @@ def rehearsed(
     Args:
         config: what was rehearsed, for the record.
         output: the file of the record, as JSON.
-        folder: where a folder for what lies in between is made, and removed; None: the system's temporary one.
+        folder: where a folder for what lies in between is made, and removed; itself made where it is missing; None:
+            the system's temporary one.
 
     Yields:
         steps to fill, an empty folder, and the record's metrics.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    for needed in (output.parent, *([] if folder is None else [folder])):
+        try:
+            needed.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot be made ({error.strerror})", needed, "a writable folder") from error
     with (
         run(package, "rehearsal", config=config, seed=0, output=None) as current,
         tempfile.TemporaryDirectory(dir=folder, prefix=f"{package.replace('_', '-')}-rehearsal-") as place,
