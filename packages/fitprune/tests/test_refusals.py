@@ -101,6 +101,27 @@ def refused_hosts():
     yield "deepstack", Qwen3VLForConditionalGeneration, qwen3
 
 
+@torch.no_grad()
+def test_a_window_that_nothing_reads_is_no_reason(model, inputs):
+    """A Llama's configuration may name one, as SmolVLM's tests do. Fails if the name alone refuses the host."""
+    sliding = build("llava")
+    sliding.config.text_config.sliding_window = 32
+    with Pruner(RECIPE)(sliding):
+        found = sliding(**inputs).logits
+    with Pruner(RECIPE)(model):
+        assert torch.equal(found, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("reason, model_class, config", list(refused_hosts()))
+@torch.no_grad()
+def test_a_recipe_of_zeros_attaches_to_any_host(reason, model_class, config):
+    """It touches no layer, so no structure is in its way. Fails if it is refused for what the method cannot serve."""
+    model, ids = model_class(config).eval(), torch.arange(4, 10)[None]
+    plain = model(input_ids=ids).logits
+    with Pruner(Recipe.zero(config.get_text_config().num_hidden_layers, 16))(model):
+        assert torch.equal(model(input_ids=ids).logits, plain)
+
+
 @pytest.mark.parametrize("reason, model_class, config", list(refused_hosts()))
 def test_hosts_that_the_method_cannot_serve_are_refused(reason, model_class, config):
     """Gemma 3, PaliGemma and Qwen3-VL, by structure, each with its reason."""

@@ -108,7 +108,8 @@ class Attachment:
         self._said = False
         self.text_config = self.model.config.get_text_config()
         self.serial = next(_serial)
-        modules = structure.decoder_layers(self.model)
+        # An idle selection leaves the layers alone, whatever they are.
+        modules = [] if selection.idle else list(structure.decoder_layers(self.model))
         if NAME in attached.attached(self.model):
             raise UserError("this model is already being pruned", type(self.model).__name__, "one attachment at a time")
         attached.refuse_beside(
@@ -120,13 +121,11 @@ class Attachment:
             )
         self.around = bool(attached.attached(self.model))
         self._parameters = list(inspect.signature(self.model.forward).parameters)
-        self._modules = list(modules)
+        self._modules = modules
         self._attach()
 
     def _attach(self) -> None:
-        # An idle selection leaves the layers alone.
-        modules = [] if self.selection.idle else self._modules
-        self.layers = [Layer(self, number, module) for number, module in enumerate(modules)]
+        self.layers = [Layer(self, number, module) for number, module in enumerate(self._modules)]
         self._handles = [
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.model.register_forward_hook(self._end, always_call=True),
@@ -222,7 +221,7 @@ class Attachment:
         with suppress(UserError):
             tokens = self._read(inputs, *ids.shape, past).tokens
             if tokens is not None:
-                self.prompt, self.entering = tokens, [tokens] * (len(self._modules) + 1)
+                self.prompt, self.entering = tokens, [tokens] * (self.text_config.num_hidden_layers + 1)
 
     def _end(self, *_: Any) -> None:
         if not self.selection.idle:

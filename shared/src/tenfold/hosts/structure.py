@@ -110,13 +110,24 @@ def visual_mask(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     return found
 
 
+def _slides(decoder: nn.Module, layer: nn.Module) -> bool:
+    """Whether a decoder or its attention asks for a sliding window: a Llama's configuration may name one that nothing
+    reads."""
+    parts = (decoder, getattr(layer, "self_attn", decoder))
+    codes = [inspect.unwrap(type(part).forward).__code__ for part in parts]
+    names = [name for code in codes for name in (*code.co_names, *code.co_consts) if isinstance(name, str)]
+    return any("sliding_window" in name for name in names)
+
+
 def _refuse_unsupported(model: Any, config: Any, layers: nn.ModuleList) -> None:
     decoder = next(module for module in model.modules() if layers in module.children())
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # Of models that do not say it by layer.
     slides = not hasattr(config, "layer_types") and getattr(config, "use_sliding_window", True)
+    slides = slides and getattr(config, "sliding_window", None) and _slides(decoder, layers[0])
     reasons = {
         "sliding-window attention counts its window in positions, which leaving tokens make uneven": (
-            kinds != {"full_attention"} or bool(slides and getattr(config, "sliding_window", None))
+            kinds != {"full_attention"} or bool(slides)
         ),
         "deepstack adds image features again in deeper layers, at full length": (
             any("deepstack" in attribute for attribute in dir(decoder))
