@@ -174,6 +174,9 @@ def test_no_warning_about_torchvision(tmp_path, caplog):
         ({"size": {"height": 32, "width": 48}}, "image size"),
         ({"do_center_crop": False}, "do_center_crop is False"),
         ({"resample": 2}, "resample is 2"),
+        ({"do_rescale": "no"}, "do_rescale 'no'"),
+        ({"rescale_factor": float("nan")}, "rescale_factor nan"),
+        ({"do_normalize": 0}, "do_normalize 0"),
         ({"crop_size": {"height": 224, "width": 224}}, "crop_size"),
     ],
 )
@@ -192,3 +195,19 @@ def test_size_and_aspect_ratio_of_one_call():
     assert torch.equal(square, pixels(image, image_aspect_ratio="square"))
     assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], pixels(image))
     assert not torch.equal(square, pixels(image))
+
+
+def test_rescaling_and_normalising_as_asked(tmp_path):
+    """At the start, in a call and after saving. Fails if a switch is taken and passed over, or stays after a call."""
+    image = photo((32, 32))
+    grey = torch.from_numpy(np.asarray(image.convert("RGB")).astype(np.float32)).permute(2, 0, 1)
+    processor = LlavaHrImageProcessor(size=32)
+
+    def made(by=processor, **options):
+        return by(image, return_tensors="pt", **options)["pixel_values"][0]
+
+    assert torch.equal(made(do_rescale=False, do_normalize=False), grey)
+    assert torch.allclose(made(rescale_factor=-1.0, do_normalize=False), -grey)
+    assert torch.equal(made(), pixels(image)[0])
+    LlavaHrImageProcessor(size=32, do_normalize=False, rescale_factor=0.5).save_pretrained(tmp_path)
+    assert torch.allclose(made(AutoImageProcessor.from_pretrained(tmp_path)), grey / 2)

@@ -11,6 +11,7 @@ its path is opened by `tenfold.data.pictures`: turned as its EXIF orientation sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,10 +37,13 @@ class LlavaHrImageProcessor(BaseImageProcessor):
         image_aspect_ratio: "pad": paste in the middle of a square of the mean colour (stage 2 and the released models);
             "square": resize the short side, crop the middle (stage 1).
         image_mean, image_std: per channel, of pixels in [0, 1].
-        kwargs: what transformers stores with an image processor; its switches cannot be turned off.
+        do_rescale, rescale_factor: grey levels times a factor, 1 / 255; False leaves them at 0 to 255.
+        do_normalize: less the mean, over the deviation. The models were trained with both.
+        kwargs: what else transformers stores with an image processor; those switches cannot be turned off.
 
     Raises:
-        UserError: an unknown aspect ratio, a size that is no positive integer, a switch turned off.
+        UserError: an unknown aspect ratio, a size that is no positive integer, a switch that cannot be turned off, or
+            one that is neither True nor False, a factor that is no finite number.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers' own name and form)
@@ -50,6 +54,9 @@ class LlavaHrImageProcessor(BaseImageProcessor):
         image_aspect_ratio: str = "pad",
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
         **kwargs: Any,
     ) -> None:
         edge = edge_of(size)
@@ -61,6 +68,8 @@ class LlavaHrImageProcessor(BaseImageProcessor):
         self.size = {"shortest_edge": edge}
         self.image_aspect_ratio = _aspect_ratio(image_aspect_ratio)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.do_rescale, self.do_normalize = _switch("do_rescale", do_rescale), _switch("do_normalize", do_normalize)
+        self.rescale_factor = _factor(rescale_factor)
         for name, value in fixed.items():
             setattr(self, name, value)
 
@@ -79,36 +88,48 @@ class LlavaHrImageProcessor(BaseImageProcessor):
         images: ImageLike | Sequence[ImageLike],
         image_aspect_ratio: str | None = None,
         size: int | dict[str, int] | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """Pixel values of one image or a flat list of images.
 
         Args:
             images: paths, PIL images of any mode, or arrays `[height, width, 3]` of uint8.
-            image_aspect_ratio, size: instead of the processor's own.
+            image_aspect_ratio, size, do_rescale, rescale_factor, do_normalize: instead of the processor's own.
             return_tensors: "pt", "np", or None for a list of arrays.
 
         Returns:
             `pixel_values` `[images, 3, R, R]`, float32.
 
         Raises:
-            UserError: a missing, broken or empty file, an array of another shape or type.
+            UserError: a missing, broken or empty file, an array of another shape or type; options as of the class.
         """
         edge = edge_of(self.size if size is None else size)
+        rescaled = _switch("do_rescale", self.do_rescale if do_rescale is None else do_rescale)
+        normalised = _switch("do_normalize", self.do_normalize if do_normalize is None else do_normalize)
+        factor = _factor(self.rescale_factor if rescale_factor is None else rescale_factor) if rescaled else 1.0
+        table = self._table(factor, normalised)
         pad = _aspect_ratio(image_aspect_ratio or self.image_aspect_ratio) == "pad"
         pixels = []
         for image in map(open_image, as_list(images)):
             square = pad_to_square(image, edge, self.pad_colour) if pad else crop_to_square(image, edge)
-            pixels.append(self._normalise(square))
+            pixels.append(np.stack([table[channel][values] for channel, values in enumerate(_channels(square))]))
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def _normalise(self, image: Image.Image) -> np.ndarray:
-        """Looked up for the 256 grey levels of each channel: the same bits in two thirds of the time."""
-        levels = (np.arange(256) * (1 / 255)).astype(np.float32)
+    def _table(self, factor: float, normalised: bool) -> np.ndarray:
+        """What becomes of the 256 grey levels of each channel, `[3, 256]`: a look-up takes two thirds of the time."""
+        levels = (np.arange(256) * factor).astype(np.float32)[None].repeat(3, axis=0)
+        if not normalised:
+            return levels
         mean, std = (np.array(values, np.float32) for values in (self.image_mean, self.image_std))
-        table = (levels[None] - mean[:, None]) / std[:, None]  # [3, 256]
-        values = np.asarray(image)  # [R, R, 3]
-        return np.stack([table[channel][values[..., channel]] for channel in range(3)])
+        return (levels - mean[:, None]) / std[:, None]
+
+
+def _channels(image: Image.Image) -> np.ndarray:
+    """`[3, R, R]` uint8."""
+    return np.moveaxis(np.asarray(image), -1, 0)
 
 
 # What transformers lets one switch and this processor always does.
@@ -117,9 +138,6 @@ _FIXED: dict[str, Any] = {
     "do_resize": True,
     "resample": int(Image.Resampling.BICUBIC),
     "do_center_crop": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
 }
 
 
@@ -146,6 +164,18 @@ def _aspect_ratio(name: str) -> str:
     if name not in ASPECT_RATIOS:
         raise UserError(f"image_aspect_ratio {name!r}", None, " or ".join(ASPECT_RATIOS))
     return name
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} {value!r}", "LlavaHrImageProcessor", "True or False")
+    return value
+
+
+def _factor(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"rescale_factor {value!r}", "LlavaHrImageProcessor", "a number, 1 / 255 as in training")
+    return float(value)
 
 
 def edge_of(size: Any) -> int:

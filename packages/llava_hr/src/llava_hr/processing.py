@@ -63,6 +63,8 @@ class CallOptions(TypedDict, total=False):
         image_aspect_ratio: "pad" or "square", instead of the image processor's.
         size: R in pixels, instead of the image processor's; with text, the model's own: placeholders are as many as
             that has visual tokens.
+        do_rescale, rescale_factor, do_normalize: instead of the image processor's.
+        do_sample_frames: of videos, of which there are none: without effect.
         num_images: instead of `images`, how many the prompts are about: for visual tokens that are known already.
         return_offsets_mapping: also `offset_mapping`, of each id the characters of the prompt that it stands for; all
             of an image's stand for its `<image>`. By it `apply_chat_template` marks what the assistant has said.
@@ -78,6 +80,10 @@ class CallOptions(TypedDict, total=False):
     add_special_tokens: bool
     image_aspect_ratio: str | None
     size: int | None
+    do_rescale: bool | None
+    rescale_factor: float | None
+    do_normalize: bool | None
+    do_sample_frames: bool | None
     num_images: int | None
     return_offsets_mapping: bool
     return_text_replacement_offsets: bool
@@ -153,7 +159,7 @@ class LlavaHrProcessor(ProcessorMixin):
         if size is not None and text is not None and edge_of(size) != edge:
             what = f"size {edge_of(size)} with placeholders for images of {edge} pixels"
             raise InputError(what, "LlavaHrProcessor", f"{edge}, a model of that size, or images without text")
-        of_images = ("image_aspect_ratio", "size")
+        of_images = ("image_aspect_ratio", "size", "do_rescale", "rescale_factor", "do_normalize")
         return model_inputs(
             self,
             images,
@@ -174,6 +180,10 @@ class LlavaHrProcessor(ProcessorMixin):
             "add_special_tokens": True,
             "image_aspect_ratio": None,
             "size": None,
+            "do_rescale": None,
+            "rescale_factor": None,
+            "do_normalize": None,
+            "do_sample_frames": None,
             "num_images": None,
             "return_offsets_mapping": False,
             "return_text_replacement_offsets": False,
