@@ -85,8 +85,12 @@ def test_a_processor_refuses_what_it_would_not_do(tmp_path):
     made = processor_in(tmp_path)
     ids = made(text="USER: a red square", truncation=True, max_length=40)["input_ids"]
     assert made(text="USER: a red square", truncation=None)["input_ids"] == ids
+    both = {"text_kwargs": {"return_tensors": "pt"}, "images_kwargs": {"return_tensors": "pt"}}
+    assert made(text="USER: a red square", **both)["input_ids"].tolist() == ids
     for call, message in (
         ({"text_kwargs": {"padding": False}, "padding": "max_length"}, "option 'padding' is given twice"),
+        ({"text_kwargs": {"return_tensors": "pt"}, "return_tensors": "pt"}, "option 'return_tensors' is given twice"),
+        ({"text_kwargs": {"padding": False}, "images_kwargs": {"padding": True}}, "option 'padding' is given twice"),
         ({"truncation": True, "max_length": len(ids[0]) - 1}, "prompts are not cut: prompt 0"),
         ({"truncation": "only_second", "max_length": 4}, "truncation 'only_second'"),
         ({"text": None}, "nothing to process"),

@@ -64,7 +64,6 @@ class CallOptions(TypedDict, total=False):
         size: R in pixels, instead of the image processor's; with text, the model's own: placeholders are as many as
             that has visual tokens.
         do_rescale, rescale_factor, do_normalize: instead of the image processor's.
-        do_sample_frames: of videos, of which there are none: without effect.
         num_images: instead of `images`, how many the prompts are about: for visual tokens that are known already.
         return_offsets_mapping: also `offset_mapping`, of each id the characters of the prompt that it stands for; all
             of an image's stand for its `<image>`. By it `apply_chat_template` marks what the assistant has said.
@@ -83,7 +82,6 @@ class CallOptions(TypedDict, total=False):
     do_rescale: bool | None
     rescale_factor: float | None
     do_normalize: bool | None
-    do_sample_frames: bool | None
     num_images: int | None
     return_offsets_mapping: bool
     return_text_replacement_offsets: bool
@@ -183,7 +181,6 @@ class LlavaHrProcessor(ProcessorMixin):
             "do_rescale": None,
             "rescale_factor": None,
             "do_normalize": None,
-            "do_sample_frames": None,
             "num_images": None,
             "return_offsets_mapping": False,
             "return_text_replacement_offsets": False,

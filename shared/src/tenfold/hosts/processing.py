@@ -115,7 +115,8 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         where: the processor, for messages.
 
     Raises:
-        InputError: an option that there is not (names those that there are), or one that is given twice.
+        InputError: an option that there is not (names those that there are), or one that is given twice, plain and in a
+            group, or in two groups that differ.
     """
     options = dict(defaults)
     seen: set[str] = set()
@@ -125,7 +126,7 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         asked = {name: value for name, value in group.items() if value is not None}
         if unknown := sorted(set(asked) - set(options)):
             raise InputError(f"unknown option {unknown[0]!r}", where, ", ".join(options))
-        if twice := sorted(set(asked) & seen):
+        if twice := sorted(name for name in set(asked) & seen if group is plain or options[name] != asked[name]):
             raise InputError(f"option {twice[0]!r} is given twice", where, "once, plain or in a group")
         seen |= set(asked)
         options |= asked
