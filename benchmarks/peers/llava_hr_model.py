@@ -1,6 +1,7 @@
 """LLaVA-HR under transformers' common model and generation tests, with LLaVA's own tester as the example."""
 
 import unittest
+from typing import ClassVar
 
 import torch
 from tests.generation.test_utils import GenerationTesterMixin
@@ -30,6 +31,7 @@ class Tester:
     num_image_tokens = 4
     seq_length = encoder_seq_length = 7 + num_image_tokens
     is_training = True
+    vision_config: ClassVar = {"num_hidden_layers": 4}  # by which tests count the tower's layers
 
     def get_config(self):
         text = {
@@ -45,9 +47,9 @@ class Tester:
         low = {
             "hidden_size": 16,
             "intermediate_size": 24,
-            "num_hidden_layers": 4,
             "num_attention_heads": 2,
             "image_size": 42,
+            **self.vision_config,
             "patch_size": 14,
         }
         vision = LlavaHrVisionConfig(

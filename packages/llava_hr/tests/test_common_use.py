@@ -118,6 +118,23 @@ def test_the_towers_attention_is_chosen_as_any_models(tmp_path):
     torch.testing.assert_close(eager.encode_images(images), model.encode_images(images), atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_the_towers_layers_are_told_where_they_are_asked_for(model):
+    """By transformers' names. Fails if a layer is left out, hooks stay, or a tuple is asked for in vain."""
+    pixels = torch.rand(2, 3, *[model.config.vision_config.image_size] * 2)
+    layers = len(model.model.vision_tower.vit.encoder.layers)
+    plain = model.get_image_features(pixels)
+    assert plain.hidden_states is None and plain.attentions is None
+    model.model.vision_tower.set_attn_implementation("eager")
+    told = model.get_image_features(pixels, output_hidden_states=True, output_attentions=True)
+    model.model.vision_tower.set_attn_implementation("sdpa")
+    assert len(told.hidden_states) == layers + 1 and len(told.attentions) == layers
+    assert all(torch.allclose(one.sum(-1), torch.ones(())) for one in told.attentions)
+    assert torch.allclose(told.pooler_output, plain.pooler_output, atol=1e-5)
+    assert model.get_image_features(pixels).hidden_states is None
+    assert isinstance(model.get_image_features(pixels, return_dict=False), tuple)
+
+
 def test_what_the_readme_keeps_of_an_image_is_its_visual_tokens():
     """Fails if `encode_images` keeps the activations, 6 GiB a picture at 7B, or the library's name is missing."""
     model = tiny_model().train()

@@ -34,7 +34,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from llava_hr.configuration import LlavaHrConfig
-from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, init_by_rule, initialised
+from llava_hr.vision import LlavaHrVisionTower, fan_in_uniform, init_by_rule, initialised, recorded
 from tenfold import InputError
 from tenfold.hosts.visual_tokens import (
     encoded_once,
@@ -125,12 +125,27 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         """Visual tokens ``[images, N, D]`` of normalised images ``[images, 3, R, R]``."""
         return self.multi_modal_projector(self.vision_tower(pixel_values))
 
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPooling:
         """As transformers' models name it: the tower's features ``[images, N, d]`` as `last_hidden_state`, the visual
-        tokens ``[images, N, D]`` as `pooler_output`."""
-        features = self.vision_tower(pixel_values)
+        tokens ``[images, N, D]`` as `pooler_output`, and where they are asked for, what goes into the ViT's first layer
+        and comes out of each ``[images, N, d]``, and each layer's attention ``[images, heads, N, N]`` (eager alone)."""
+        config: Any = self.config
+        wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attended = config.output_attentions if output_attentions is None else output_attentions
+        with recorded(self.vision_tower, bool(wanted), bool(attended)) as (hidden_states, attentions):
+            features = self.vision_tower(pixel_values)
         return BaseModelOutputWithPooling(
-            last_hidden_state=features, pooler_output=self.multi_modal_projector(features)
+            last_hidden_state=features,
+            pooler_output=self.multi_modal_projector(features),
+            hidden_states=tuple(hidden_states) or None,
+            attentions=tuple(attentions) or None,
         )
 
     @can_return_tuple
@@ -238,6 +253,7 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """As in :class:`LlavaHrModel`, with gradients where they are on."""
         return self.model.get_image_features(pixel_values, **kwargs)

@@ -16,7 +16,8 @@ residual, and learned projections in the final sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -248,6 +249,31 @@ class LlavaHrVisionTower(PreTrainedModel):
         size = [self.config.low_size(side) for side in pixel_values.shape[-2:]]
         resized = F.interpolate(pixel_values.float(), size=size, mode="bilinear", align_corners=True)
         return resized.to(pixel_values.dtype)
+
+
+@contextmanager
+def recorded(tower: nn.Module, hidden_states: bool, attentions: bool) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Keep what a tower's ViT layers say while it runs: the first one's input, each one's output, and attention where
+    the layers' implementation gives it. A tower that was put in the place of this one has nothing to keep."""
+    states: list[Tensor] = []
+    weights: list[Tensor] = []
+    layers: Any = tower.vit.encoder.layers if isinstance(tower, LlavaHrVisionTower) else []
+
+    def attended(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
+        if output[1] is not None:
+            weights.append(output[1])
+
+    hooks = []
+    if hidden_states and len(layers):
+        hooks.append(layers[0].register_forward_pre_hook(lambda _module, inputs: states.append(inputs[0])))
+        hooks += [layer.register_forward_hook(lambda _module, _inputs, out: states.append(out)) for layer in layers]
+    if attentions:
+        hooks += [layer.self_attn.register_forward_hook(attended) for layer in layers]
+    try:
+        yield states, weights
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def init_by_rule(module: nn.Module) -> None:
