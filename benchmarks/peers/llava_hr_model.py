@@ -9,7 +9,7 @@ from tests.models.llava import test_modeling_llava as llava
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 from tests.test_pipeline_mixin import PipelineTesterMixin
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.testing_utils import torch_device
 
 from llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
@@ -18,8 +18,9 @@ from tests import vlm_tester as vlm
 
 SIDE = 64  # pixels: 4 visual tokens
 
-# Their tests ask by name which model has no head, and so no loss.
+# Their tests ask by name which model has no head, and so no loss, and which one takes labels.
 MODEL_MAPPING_NAMES["llava_hr"] = "LlavaHrModel"
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["llava_hr"] = "LlavaHrForConditionalGeneration"
 
 
 class Tester:

@@ -215,7 +215,7 @@ def macs_counter() -> Outcome:
     wrong = []
     # The full size once: what an image costs does not depend on weights, and the variants differ in their cells alone.
     for changes in ({}, {"cells": STATIC}, {"routing": "spatial"}, {"routing": "channel"}):
-        model = DTNet(replace(small_config(), **changes)).eval() if changes else full_model()  # type: ignore[arg-type]
+        model = DTNet(replace(small_config(), **changes)).eval() if changes else full_model()
         expected = costs.encoder_macs(model.config) + costs.geometry_macs(model.config)
         device = next(model.parameters()).device
         features = torch.zeros(1, model.config.positions, model.config.d_in, device=device)
