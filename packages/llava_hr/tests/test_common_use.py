@@ -85,8 +85,9 @@ def test_a_processor_refuses_what_it_would_not_do(tmp_path):
     made = processor_in(tmp_path)
     ids = made(text="USER: a red square", truncation=True, max_length=40)["input_ids"]
     assert made(text="USER: a red square", truncation=None)["input_ids"] == ids
-    both = {"text_kwargs": {"return_tensors": "pt"}, "images_kwargs": {"return_tensors": "pt"}}
-    assert made(text="USER: a red square", **both)["input_ids"].tolist() == ids
+    pt = {"return_tensors": "pt"}
+    for both in ({"text_kwargs": pt, "images_kwargs": pt}, {"common_kwargs": pt, **pt}):
+        assert made(text="USER: a red square", **both)["input_ids"].tolist() == ids
     for call, message in (
         ({"text_kwargs": {"padding": False}, "padding": "max_length"}, "option 'padding' is given twice"),
         ({"text_kwargs": {"return_tensors": "pt"}, "return_tensors": "pt"}, "option 'return_tensors' is given twice"),

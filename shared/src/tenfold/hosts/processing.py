@@ -119,16 +119,17 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
             group, or in two groups that differ.
     """
     options = dict(defaults)
-    seen: set[str] = set()
-    grouped = [dict(given.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs")]
     plain = {name: value for name, value in given.items() if not name.endswith("_kwargs")}
-    for group in (*grouped, plain):
+    common, *own = (dict(given.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs"))
+    seen: dict[str, Any] = {}
+    for group in (common, *own, plain):
         asked = {name: value for name, value in group.items() if value is not None}
         if unknown := sorted(set(asked) - set(options)):
             raise InputError(f"unknown option {unknown[0]!r}", where, ", ".join(options))
-        if twice := sorted(name for name in set(asked) & seen if group is plain or options[name] != asked[name]):
-            raise InputError(f"option {twice[0]!r} is given twice", where, "once, plain or in a group")
-        seen |= set(asked)
+        for name in sorted(set(asked) & set(seen)):
+            if seen[name] != asked[name] or (group is plain and any(name in one for one in own)):
+                raise InputError(f"option {name!r} is given twice", where, "once, plain or in a group")
+        seen |= asked
         options |= asked
     return options
 
