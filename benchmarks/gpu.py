@@ -32,7 +32,7 @@ BENCH_SECONDS = (90.0, 300.0)
 BENCHES = {
     "fitprune": ("--repeats 3", "--layers 1 --repeats 1 --methods fastv"),
     "dyvte": ("--layers all --repeats 3", "--layers 2 --exit-layer 0 --repeats 1 --decode-tokens 2"),
-    "gamma_mod": ("--layers all --repeats 3", "--layers 4 --tokens 100 --repeats 1 --decode-tokens 2"),
+    "gamma_mod": ("--layers all --repeats 3", "--layers 8 --tokens 100 --repeats 1 --decode-tokens 2"),
     "eas": ("--rounds 3", "--layers 2 --prompt 32 --tokens 2 --rounds 1"),
     "llava_hr": (
         "--repeats 2",
