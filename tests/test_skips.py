@@ -46,6 +46,17 @@ def test_a_run_ends_with_the_number_of_skips_and_their_reasons(outcome, workers)
     assert lines[start + 1 : start + 3] == ["2 x a reason of its own", "1 x no browser: none on PATH"]
 
 
+def test_every_test_draws_the_same_numbers_after_others_or_alone(root, run, tmp_path):
+    """Fails if a test's numbers depend on those that ran before it: its bounds then hold by chance."""
+    shutil.copy(root / "conftest.py", tmp_path)
+    draws = "(random.random(), float(np.random.rand()), torch.rand(1).item())"
+    one = "@pytest.mark.parametrize('x', [1, 2])\ndef test_a(x): print('drawn', *" + draws + ")\n"
+    (tmp_path / "test_x.py").write_text("import random, numpy as np, pytest, torch\n" + one)
+    done = run(sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", cwd=tmp_path, check=False)
+    drawn = [line.rpartition("drawn ")[2] for line in done.stdout.splitlines() if "drawn " in line]
+    assert len(drawn) == 2 and drawn[0] == drawn[1]
+
+
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two workers"])
 def test_in_ci_a_skip_outside_the_list_fails_the_run(outcome, workers):
     """Fails if the exit code is left as pytest set it."""

@@ -30,7 +30,7 @@ def test_peft_trains_adapters_and_the_router_saves_loads_and_merges_them(tmp_pat
     """`modules_to_save=["router"]`. Fails if the conversion keeps the router that PEFT has wrapped, or its old path."""
     inputs = prompts()
     model = adapters(converted(prefill_threshold=0.5), modules_to_save=["router"])
-    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
     before = logits(model, inputs)
     for _ in range(2):
         model.train()(**inputs, labels=labels_of(inputs)).loss.backward()
@@ -38,12 +38,12 @@ def test_peft_trains_adapters_and_the_router_saves_loads_and_merges_them(tmp_pat
     trained = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert any("router.modules_to_save" in name for name in trained) and any("lora_A" in name for name in trained)
     after = logits(model, inputs)
-    assert not torch.equal(before, after)
+    assert (after - before).abs().max() > 0.01
     model.save_pretrained(tmp_path / "adapters")
     again = PeftModel.from_pretrained(converted(prefill_threshold=0.5), tmp_path / "adapters")
     assert torch.equal(logits(again, inputs), after)
     merged = model.merge_and_unload()
-    assert (logits(merged, inputs) - after).abs().max() < 1e-4
+    assert (logits(merged, inputs) - after).abs().max() < 5e-4  # rounding: 5e-5 in the worst of 150 draws
     merged.save_pretrained(tmp_path / "merged")
     assert (tmp_path / "merged" / WEIGHTS).exists()
 
