@@ -41,6 +41,14 @@ def test_flops_of_a_convolution_by_hand():
     assert costs.count(lambda: layer(torch.zeros(1, 3, 8, 8))) == 2 * 3 * 5 * 9 * 64
 
 
+def test_the_inpainting_unets_flops_are_counted_as_on_the_whole_unet():
+    """Fails if the plain UNet's are taken for it, or its first convolution is counted twice."""
+    nine, context = torch.zeros(1, 9, 64, 64, device="meta"), torch.zeros(1, 77, 768, device="meta")
+    unet = costs.eager(costs.unet(inpainting=True))
+    whole = costs.count(lambda: unet(nine, torch.zeros(1, device="meta"), encoder_hidden_states=context))
+    assert costs.sd_forward().unet_inpainting == whole > costs.sd_forward().unet
+
+
 def test_the_inpainting_unet_differs_in_its_first_convolution_only():
     plain, nine = (costs.unet(inpainting=inpainting).state_dict() for inpainting in (False, True))
     assert [name for name in plain if plain[name].shape != nine[name].shape] == ["conv_in.weight"]

@@ -98,15 +98,18 @@ def sd_forward() -> Forward:
     """Counted on the full-size models, without weights."""
     latents = torch.zeros(1, 4, LATENT_EDGE, LATENT_EDGE, device="meta")
     nine = torch.zeros(1, INPAINT_CHANNELS, LATENT_EDGE, LATENT_EDGE, device="meta")
+    first = torch.nn.Conv2d(INPAINT_CHANNELS, UNET["block_out_channels"][0], 3, padding=1, device="meta")
     context = torch.zeros(1, TEXT_POSITIONS, 768, device="meta")
     pixels = torch.zeros(1, 3, EDGE, EDGE, device="meta")
     ids = torch.zeros(1, TEXT_POSITIONS, dtype=torch.long, device="meta")
     time = torch.zeros(1, device="meta")
-    plain, inpainting = eager(unet()), eager(unet(inpainting=True))
-    autoencoder, text = eager(vae()), text_encoder()
+    plain, autoencoder, text = released()
+    plain, autoencoder = eager(plain), eager(autoencoder)
+    flops = count(lambda: plain(latents, time, encoder_hidden_states=context))
     return Forward(
-        unet=count(lambda: plain(latents, time, encoder_hidden_states=context)),
-        unet_inpainting=count(lambda: inpainting(nine, time, encoder_hidden_states=context)),
+        unet=flops,
+        # The two UNets differ in what their first convolution takes.
+        unet_inpainting=flops - count(lambda: plain.conv_in(latents)) + count(lambda: first(nine)),
         vae_encode=count(lambda: autoencoder.encode(pixels)),
         vae_decode=count(lambda: autoencoder.decode(latents)),
         text_encoder=count(lambda: text(ids)),
@@ -162,6 +165,12 @@ def unet(inpainting: bool = False, device: str = "meta", **changes: Any) -> Any:
     settings = {**UNET, "in_channels": INPAINT_CHANNELS if inpainting else 4, **changes}
     with torch.device(device):
         return UNet2DConditionModel(**settings).eval()
+
+
+@cache
+def released() -> tuple[Any, Any, Any]:
+    """UNet, autoencoder and text tower of Stable Diffusion 1.4 without weights, built once."""
+    return unet(), vae(), text_encoder()
 
 
 def vae(device: str = "meta", **changes: Any) -> Any:
