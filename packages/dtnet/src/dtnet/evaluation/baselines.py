@@ -11,33 +11,17 @@ The blind copy is a training with `--set blind=true`: every training image has a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dtnet.data.captions import CaptionSet
+from dtnet.data.caption_data import CaptionData
+from dtnet.data.mini import DrawnData
 from tenfold.metrics.captions import split_words
 from tenfold.metrics.captions.cider import CiderD
 from tenfold.metrics.captions.coco import score_captions
 
-
-class Features(Protocol):
-    """Grid features by image."""
-
-    def batch(self, image_ids: Sequence[int], /) -> Tensor:
-        """Of several images: float32 `[batch, rows, d_in]`."""
-        ...
-
-
-class Data(Protocol):
-    """What the baselines read of a data set, such as a `CaptionData`."""
-
-    @property
-    def captions(self) -> CaptionSet: ...
-
-    @property
-    def features(self) -> Features: ...
+Data = CaptionData | DrawnData
 
 
 def nearest_caption_baseline(data: Data, split: str = "test", neighbours: int = 1) -> dict[int, str]:

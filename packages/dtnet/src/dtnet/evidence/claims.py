@@ -73,15 +73,11 @@ def checks() -> Mapping[str, Check]:
     }
 
 
-def parity(case: str, **options: Any) -> Outcome:
-    """A golden case against this package; options go to its computation."""
+def parity(case: str) -> Outcome:
+    """A golden case against this package."""
     from dtnet.evidence.parity import COMPUTATIONS, TOLERANCES
 
-    # Of one case alone: a golden file may name any computation that its package knows.
-    computations = {
-        name: partial(compute, **options) if name == case else compute for name, compute in COMPUTATIONS.items()
-    }
-    return compare_golden("dtnet", case, computations, TOLERANCES)
+    return compare_golden("dtnet", case, COMPUTATIONS, TOLERANCES)
 
 
 class Metrics:
@@ -100,8 +96,12 @@ class Metrics:
 
     def __call__(self) -> Outcome:
         """A golden case against this package."""
+        from dtnet.evidence.parity import COMPUTATIONS, TOLERANCES
+        from dtnet.evidence.parity.data import captions_scored
+
+        computations = {**COMPUTATIONS, "metrics": partial(captions_scored, meteor=self._meteor)}
         try:
-            return parity("metrics", meteor=self._meteor)
+            return compare_golden("dtnet", "metrics", computations, TOLERANCES)
         finally:
             if self._meteor is not None:
                 self._meteor.close()

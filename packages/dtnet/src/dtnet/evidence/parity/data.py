@@ -98,7 +98,7 @@ def _lr_schedule(case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare
     compare.equal("rate of each epoch", rates, tensors["out/lr_per_epoch"])
 
 
-def _metrics(
+def captions_scored(
     case: Mapping[str, Any], tensors: Mapping[str, Tensor], compare: Any, meteor: Meteor | None = None
 ) -> None:
     """Every string is in the case's json; scores are compared as the reference gives them, from 0 to 1 (or 10)."""
@@ -145,5 +145,5 @@ COMPUTATIONS = {
     "augmentation": _augmentation,
     "text_pipeline": _text_pipeline,
     "lr_schedule": _lr_schedule,
-    "metrics": _metrics,
+    "metrics": captions_scored,
 }
