@@ -226,7 +226,9 @@ def shipped_host() -> Outcome:
 
     def prompts(world: int) -> list[Any]:
         scenes = mini_sets.calibration(world, 16, 96)
-        return [batch_prompts(processor, [one.picture.open()], [one.text]) for one in scenes if one.picture]
+        shown = [(one.picture.open(), one.text) for one in scenes if one.picture]
+        groups = [shown[start : start + 8] for start in range(0, len(shown), 8)]
+        return [batch_prompts(processor, [one for one, _ in group], [text for _, text in group]) for group in groups]
 
     calibrated = calibrate(model, prompts(0), SHIPPED_SKIP)
     with torch.no_grad(), measure_skips() as skips:
