@@ -332,5 +332,13 @@ def test_offsets_and_counts_of_visual_tokens(tmp_path):
     assert places == ["<image>"] * made.num_image_tokens
     words = "".join(text[start:end] for (start, end), kind in zip(spans, kinds, strict=True) if not kind)
     assert words.replace(" ", "") == "USER:aredsquare"
+    told = made(picture, text, return_offsets_mapping=True, return_text_replacement_offsets=True)
+    ((place,),), (spans,) = told["text_replacement_offsets"], told["offset_mapping"]
+    whole = text.replace("<image>", place["replacement"])
+    (start, end), (first, last) = place["span"], place["new_span"]
+    assert (text[start:end], whole[first:last]) == ("<image>", "<image>" * made.num_image_tokens)
+    assert [span for span, kind in zip(spans, kinds, strict=True) if kind] == [(first, last)] * made.num_image_tokens
+    words = "".join(whole[start:end] for (start, end), kind in zip(spans, kinds, strict=True) if not kind)
+    assert words.replace(" ", "") == "USER:aredsquare"
     counted = made._get_num_multimodal_tokens(image_sizes=[(100, 100), (30, 500)])
     assert counted["num_image_tokens"] == [sum(kinds)] * 2

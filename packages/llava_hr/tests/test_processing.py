@@ -120,6 +120,23 @@ def test_a_prompt_beyond_the_model_is_refused(tmp_path):
         made([picture()], ["short", made.prompt("what?")])
 
 
+def test_a_tokenizers_own_padding_is_the_default(tmp_path):
+    """As in transformers' processors. Fails if the tokenizer's is passed over, or an option of the call is."""
+    made = processor(tmp_path)
+    made.tokenizer.init_kwargs |= {"padding": "max_length", "max_length": 40}
+    assert len(made(text="a")["input_ids"][0]) == 40
+    assert len(made(text="a", max_length=50)["input_ids"][0]) == 50
+    assert len(made(text="a", padding=True)["input_ids"][0]) < 40
+
+
+def test_options_of_videos_have_no_effect(made):
+    """As in transformers' processors of images. Fails if a call that serves models of both kinds is refused."""
+    plain = made(text="a")
+    assert made(text="a", num_frames=2, fps=1.0, do_sample_frames=True) == plain
+    with pytest.raises(UserError, match="unknown option 'resample'"):
+        made(text="a", resample=3)
+
+
 @pytest.mark.parametrize("options", [{"stride": 1}, {"text_kwargs": {"stride": 1}}, {"videos": ["a"]}])
 def test_unknown_options_are_refused(options, made):
     """Fails if an option is taken and passed over."""

@@ -41,6 +41,7 @@ from tenfold.hosts.processing import (
     call_options,
     flat_images,
     model_inputs,
+    own_padding,
     prepare_tokenizer,
     questions_and_answers,
     register_image_processor,
@@ -55,9 +56,10 @@ class CallOptions(TypedDict, total=False):
     """How `FlashSlothProcessor` is called.
 
     Args:
-        padding: True or "longest" (default), False, or "max_length": rows are at least `max_length` long.
+        padding: True or "longest", False, or "max_length": rows are at least `max_length` long. By default as the
+            tokenizer was made, otherwise True.
         padding_side: "left" (for generation; default) or "right".
-        max_length: see padding.
+        max_length: see padding; by default the one that the tokenizer was made with, otherwise None.
         truncation: True refuses a row beyond `max_length` (default False): nothing is ever cut.
         add_special_tokens: without effect; the models have no BOS.
         image_aspect_ratio: "square", "pad" or "crop", instead of the image processor's.
@@ -143,9 +145,7 @@ class FlashSlothProcessor(ProcessorMixin):
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         defaults: dict[str, Any] = {
-            "padding": True,
-            "padding_side": self.tokenizer.padding_side,
-            "max_length": None,
+            **own_padding(self.tokenizer),
             "truncation": False,
             "add_special_tokens": True,
             "image_aspect_ratio": None,

@@ -11,10 +11,10 @@ asked about several times needs the tower only once:
     model.generate(input_ids=second, visual_tokens=visual_tokens)
 """
 
-from __future__ import annotations
+# Annotations are not deferred here: transformers' own tests read the types of forward's options.
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from llava_hr.configuration import LlavaHrConfig
@@ -149,7 +150,7 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         )
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs name position_ids, too
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -159,7 +160,7 @@ class LlavaHrModel(LlavaHrPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         visual_tokens: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LlavaHrModelOutput:
         """Arguments as in :meth:`LlavaHrForConditionalGeneration.forward`."""
         require_one_input(input_ids, inputs_embeds, pixel_values, visual_tokens, "visual_tokens")
@@ -272,7 +273,7 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         return self.model.encode_images(pixel_values)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs name position_ids, too
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -285,7 +286,7 @@ class LlavaHrForConditionalGeneration(LlavaHrPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LlavaHrOutput:
         """
         Args:

@@ -41,6 +41,7 @@ from tenfold.hosts.processing import (
     call_options,
     flat_images,
     model_inputs,
+    own_padding,
     prepare_tokenizer,
     questions_and_answers,
     register_image_processor,
@@ -55,9 +56,10 @@ class CallOptions(TypedDict, total=False):
     """How `LlavaHrProcessor` is called.
 
     Args:
-        padding: True or "longest" (default), False, or "max_length": rows are at least `max_length` long.
+        padding: True or "longest", False, or "max_length": rows are at least `max_length` long. By default as the
+            tokenizer was made, otherwise True.
         padding_side: "left" (for generation; default) or "right".
-        max_length: see padding.
+        max_length: see padding; by default the one that the tokenizer was made with, otherwise None.
         truncation: True refuses a row beyond `max_length` (default False): nothing is ever cut.
         add_special_tokens: BOS in front (default True).
         image_aspect_ratio: "pad" or "square", instead of the image processor's.
@@ -67,7 +69,8 @@ class CallOptions(TypedDict, total=False):
         num_images: instead of `images`, how many the prompts are about: for visual tokens that are known already.
         return_offsets_mapping: also `offset_mapping`, of each id the characters of the prompt that it stands for; all
             of an image's stand for its `<image>`. By it `apply_chat_template` marks what the assistant has said.
-        return_text_replacement_offsets: without effect: offsets are those of the prompt as it is given.
+        return_text_replacement_offsets: also `text_replacement_offsets`, where in each prompt an `<image>` stands and
+            where its placeholders do in the text that has them; `offset_mapping` is then that text's.
         return_mm_token_type_ids: also `mm_token_type_ids`, 1 at the placeholders of images.
         return_tensors: "pt", "np", or None for lists.
     """
@@ -171,9 +174,7 @@ class LlavaHrProcessor(ProcessorMixin):
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         defaults: dict[str, Any] = {
-            "padding": True,
-            "padding_side": self.tokenizer.padding_side,
-            "max_length": None,
+            **own_padding(self.tokenizer),
             "truncation": False,
             "add_special_tokens": True,
             "image_aspect_ratio": None,
@@ -261,6 +262,10 @@ class LlavaHrProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """What the model is given."""
         return ["input_ids", "attention_mask", "pixel_values"]
+
+    def replace_image_token(self, *_: Any, **__: Any) -> str:
+        """The text of an image's placeholders, which are as many for all images."""
+        return self.image_token * self.num_image_tokens
 
     def _encoded(self, text: str, bos: bool) -> Encoded:
         encoded = encode(self.tokenizer, Prompt(text, images=tuple(image_places(text))), bos=bos)

@@ -17,13 +17,17 @@ from transformers import AutoImageProcessor, BatchFeature, PreTrainedConfig, Pre
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import AddedToken
 
-from tenfold.data.conversation import IMAGE, Prompt, conversation_turns
+from tenfold.data.conversation import IMAGE, Prompt, conversation_turns, image_places
 from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
 from tenfold.data.instruct import pad_rows
 from tenfold.data.pictures import open_picture, require_size
 from tenfold.data.token_offsets import Span
 from tenfold.errors import InputError
+
+# transformers' options of videos and of nothing else. They have no effect where there is no video, as in its own
+# processors of images: a call that serves models of both kinds gives them.
+VIDEO_OPTIONS = frozenset({"do_sample_frames", "fps", "num_frames", "return_metadata", "video_metadata"})
 
 ImageLike = str | PathLike[str] | Image.Image | np.ndarray
 
@@ -107,7 +111,8 @@ def check_lengths(rows: Sequence[Sequence[int]], options: Mapping[str, Any]) -> 
 
 
 def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options of a processor's call, plain or in groups as transformers sorts them; None is as if not given.
+    """The options of a processor's call, plain or in groups as transformers sorts them; None is as if not given, and
+    so are those of `VIDEO_OPTIONS`.
 
     Args:
         given: of the call; `common_kwargs`, `text_kwargs` and `images_kwargs` hold the same.
@@ -123,7 +128,7 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
     common, *own = (dict(given.get(name) or {}) for name in ("common_kwargs", "text_kwargs", "images_kwargs"))
     seen: dict[str, Any] = {}
     for group in (common, *own, plain):
-        asked = {name: value for name, value in group.items() if value is not None}
+        asked = {name: value for name, value in group.items() if value is not None and name not in VIDEO_OPTIONS}
         if unknown := sorted(set(asked) - set(options)):
             raise InputError(f"unknown option {unknown[0]!r}", where, ", ".join(options))
         for name in sorted(set(asked) & set(seen)):
@@ -132,6 +137,17 @@ def call_options(given: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         seen |= asked
         options |= asked
     return options
+
+
+def own_padding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Defaults of "padding", "padding_side" and "max_length": what the tokenizer was made with, as in transformers'
+    own processors; otherwise rows of a batch become as long as its longest."""
+    made_with = tokenizer.init_kwargs
+    return {
+        "padding": made_with.get("padding", True),
+        "padding_side": tokenizer.padding_side,
+        "max_length": made_with.get("max_length"),
+    }
 
 
 # A question, or a question with its answer.
@@ -216,6 +232,7 @@ def model_inputs(
         raise InputError("nothing to process", type(processor).__name__, "images, text or both")
     pictures = flat_images(images)
     data: dict[str, Any] = {}
+    replaced: list[list[dict[str, Any]]] | None = None
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
         known = options.get("num_images")
@@ -231,13 +248,53 @@ def model_inputs(
         if options.get("return_mm_token_type_ids"):
             token = processor.image_token_id
             data["mm_token_type_ids"] = [[int(one == token) for one in row] for row in data["input_ids"]]
+        if options.get("return_text_replacement_offsets"):
+            replaced = [replacements(one, processor.replace_image_token()) for one in texts]
         if spans is not None and options.get("return_offsets_mapping"):
             stretches = [spans(one) for one in texts]
+            if replaced is not None:
+                stretches = [moved(row, places) for row, places in zip(stretches, replaced, strict=True)]
             data["offset_mapping"] = pad_rows(stretches, (0, 0), **padding_of(options))["input_ids"]
     if pictures:
         given = {name: options[name] for name in (*of_images, "return_tensors")}
         data |= processor.image_processor(pictures, **given)
-    return BatchFeature(data, tensor_type=options["return_tensors"])
+    made = BatchFeature(data, tensor_type=options["return_tensors"])
+    if replaced is not None:
+        made["text_replacement_offsets"] = replaced
+    return made
+
+
+def replacements(text: str, by: str) -> list[dict[str, Any]]:
+    """Where the `<image>` of a prompt stand, before and after each became `by`, as transformers tells it.
+
+    Returns:
+        For each "type", "text" and "replacement", and its characters `[start, end)` before ("span") and after
+        ("new_span").
+    """
+    found = []
+    for number, start in enumerate(image_places(text)):
+        new = start + number * (len(by) - len(IMAGE))
+        found.append(
+            {
+                "type": "image",
+                "text": IMAGE,
+                "replacement": by,
+                "span": (start, start + len(IMAGE)),
+                "new_span": (new, new + len(by)),
+            }
+        )
+    return found
+
+
+def moved(spans: Sequence[Span], replaced: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """Stretches of a prompt as they lie in the text of `replacements`; the ids of an image share its new one."""
+    images = {one["span"]: one["new_span"] for one in replaced}
+    found = []
+    for start, end in spans:
+        gained = [one["new_span"][1] - one["span"][1] for one in replaced if one["span"][1] <= start]
+        shift = gained[-1] if gained else 0
+        found.append(images.get((start, end), (start + shift, end + shift)))
+    return found
 
 
 def rendered(
