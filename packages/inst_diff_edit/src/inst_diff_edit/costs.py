@@ -103,8 +103,7 @@ def sd_forward() -> Forward:
     pixels = torch.zeros(1, 3, EDGE, EDGE, device="meta")
     ids = torch.zeros(1, TEXT_POSITIONS, dtype=torch.long, device="meta")
     time = torch.zeros(1, device="meta")
-    plain, autoencoder, text = released()
-    plain, autoencoder = eager(plain), eager(autoencoder)
+    plain, autoencoder, text = eager(unet()), eager(vae()), text_encoder()
     flops = count(lambda: plain(latents, time, encoder_hidden_states=context))
     return Forward(
         unet=flops,
@@ -165,12 +164,6 @@ def unet(inpainting: bool = False, device: str = "meta", **changes: Any) -> Any:
     settings = {**UNET, "in_channels": INPAINT_CHANNELS if inpainting else 4, **changes}
     with torch.device(device):
         return UNet2DConditionModel(**settings).eval()
-
-
-@cache
-def released() -> tuple[Any, Any, Any]:
-    """UNet, autoencoder and text tower of Stable Diffusion 1.4 without weights, built once."""
-    return unet(), vae(), text_encoder()
 
 
 def vae(device: str = "meta", **changes: Any) -> Any:

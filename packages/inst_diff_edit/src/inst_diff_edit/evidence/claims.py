@@ -73,8 +73,7 @@ def official_keys() -> Outcome:
     if folder is None:
         return NO_GOLDENS
     golden = read_json(folder / "official_keys.json")
-    unet, vae, text = costs.released()
-    inpainting = costs.unet(inpainting=True)
+    unet, inpainting, vae = costs.unet(), costs.unet(inpainting=True), costs.vae()
     shapes = {f"unet.{name}": list(value.shape) for name, value in unet.state_dict().items()}
     wrong = sorted(name for name, shape in golden["keys"].items() if shapes.get(name) != shape)
     # At 512 pixels the layers at 16 x 16 are those of the third resolution, down and up.
@@ -86,7 +85,7 @@ def official_keys() -> Outcome:
         "vae": costs.parameters(vae),
         "vae_encoder_and_quant_conv": costs.parameters(vae.encoder) + costs.parameters(vae.quant_conv),
         "vae_decoder_and_post_quant_conv": costs.parameters(vae.decoder) + costs.parameters(vae.post_quant_conv),
-        "text_encoder": costs.parameters(text),
+        "text_encoder": costs.parameters(costs.text_encoder()),
     }
     wrong += [f"{name}: {count:,}" for name, count in counts.items() if golden["parameters"][name] != count]
     if wrong:
@@ -127,7 +126,7 @@ def parameters() -> Outcome:
     """Of UNet, autoencoder and text tower."""
     from inst_diff_edit import costs
 
-    total = sum(costs.parameters(model) for model in costs.released())
+    total = sum(costs.parameters(model) for model in (costs.unet(), costs.vae(), costs.text_encoder()))
     return Outcome(total, True, "the method adds none")
 
 
