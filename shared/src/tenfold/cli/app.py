@@ -29,8 +29,8 @@ from tenfold.runs.provenance import package_source, package_version
 if TYPE_CHECKING:
     from tenfold.ledger import Ledger, Outcome, Result
 
-# Importing torch and transformers makes a million objects that stay: with Python's 700 the collector goes over them
-# again and again in vain, a quarter of the import's time.
+# Importing torch and transformers makes nearly half a million objects that stay: with Python's 700 the collector goes
+# over them a thousand times in vain, a quarter of the import's time.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 Checks = Callable[[], "Mapping[str, Callable[[], Outcome]]"]
