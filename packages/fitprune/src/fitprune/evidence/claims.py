@@ -247,7 +247,7 @@ def shipped_host() -> Outcome:
     """Accuracy of the host that ships at 60 %: what stays is chosen by the product, or by chance."""
     from fitprune.evidence import experiments
 
-    questions = 12
+    questions = 8
     found = experiments.shipped(questions)
     told = ", ".join(f"{name} {share:.1%}" for name, share in found.items())
     detail = f"{told}; {questions} questions of each kind"
