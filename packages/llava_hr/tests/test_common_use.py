@@ -332,13 +332,29 @@ def test_offsets_and_counts_of_visual_tokens(tmp_path):
     assert places == ["<image>"] * made.num_image_tokens
     words = "".join(text[start:end] for (start, end), kind in zip(spans, kinds, strict=True) if not kind)
     assert words.replace(" ", "") == "USER:aredsquare"
-    told = made(picture, text, return_offsets_mapping=True, return_text_replacement_offsets=True)
-    ((place,),), (spans,) = told["text_replacement_offsets"], told["offset_mapping"]
-    whole = text.replace("<image>", place["replacement"])
-    (start, end), (first, last) = place["span"], place["new_span"]
-    assert (text[start:end], whole[first:last]) == ("<image>", "<image>" * made.num_image_tokens)
-    assert [span for span, kind in zip(spans, kinds, strict=True) if kind] == [(first, last)] * made.num_image_tokens
-    words = "".join(whole[start:end] for (start, end), kind in zip(spans, kinds, strict=True) if not kind)
-    assert words.replace(" ", "") == "USER:aredsquare"
     counted = made._get_num_multimodal_tokens(image_sizes=[(100, 100), (30, 500)])
     assert counted["num_image_tokens"] == [sum(kinds)] * 2
+
+
+def test_offsets_of_the_text_that_has_all_placeholders(tmp_path):
+    """Of several images in a prompt. Fails if an image's growth does not move what comes after it."""
+    made = processor_in(tmp_path, "fast legacy")
+    picture, many = np.zeros((40, 50, 3), np.uint8), made.num_image_tokens
+    text = "USER: <image> a red <image> square"
+    options = {"return_offsets_mapping": True, "return_mm_token_type_ids": True}
+    told = made([picture, picture], text, return_text_replacement_offsets=True, **options)
+    (places,), (spans,), (kinds,) = (
+        told[name] for name in ("text_replacement_offsets", "offset_mapping", "mm_token_type_ids")
+    )
+    whole = text.replace("<image>", "<image>" * many)
+    for place in places:
+        (start, end), (first, last) = place["span"], place["new_span"]
+        assert (
+            (text[start:end], whole[first:last])
+            == ("<image>", "<image>" * many)
+            == (place["text"], place["replacement"])
+        )
+    of_images = [span for span, kind in zip(spans, kinds, strict=True) if kind]
+    assert of_images == [place["new_span"] for place in places for _ in range(many)] and len(places) == 2
+    words = "".join(whole[start:end] for (start, end), kind in zip(spans, kinds, strict=True) if not kind)
+    assert words.replace(" ", "") == "USER:aredsquare"

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, BatchFeature, PreTrainedConfig, Pre
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import AddedToken
 
-from tenfold.data.conversation import IMAGE, Prompt, conversation_turns, image_places
+from tenfold.data.conversation import IMAGE, Prompt, conversation_turns
 from tenfold.data.formats import Turn
 from tenfold.data.formats.records import Fields
 from tenfold.data.instruct import pad_rows
@@ -249,7 +249,8 @@ def model_inputs(
             token = processor.image_token_id
             data["mm_token_type_ids"] = [[int(one == token) for one in row] for row in data["input_ids"]]
         if options.get("return_text_replacement_offsets"):
-            replaced = [replacements(one, processor.replace_image_token()) for one in texts]
+            by = [processor.replace_image_token()] * sum(one.count(IMAGE) for one in texts)
+            _, replaced = processor.get_text_with_replacements(list(texts), by)
         if spans is not None and options.get("return_offsets_mapping"):
             stretches = [spans(one) for one in texts]
             if replaced is not None:
@@ -264,30 +265,12 @@ def model_inputs(
     return made
 
 
-def replacements(text: str, by: str) -> list[dict[str, Any]]:
-    """Where the `<image>` of a prompt stand, before and after each became `by`, as transformers tells it.
-
-    Returns:
-        For each "type", "text" and "replacement", and its characters `[start, end)` before ("span") and after
-        ("new_span").
-    """
-    found = []
-    for number, start in enumerate(image_places(text)):
-        new = start + number * (len(by) - len(IMAGE))
-        found.append(
-            {
-                "type": "image",
-                "text": IMAGE,
-                "replacement": by,
-                "span": (start, start + len(IMAGE)),
-                "new_span": (new, new + len(by)),
-            }
-        )
-    return found
-
-
 def moved(spans: Sequence[Span], replaced: Sequence[Mapping[str, Any]]) -> list[Span]:
-    """Stretches of a prompt as they lie in the text of `replacements`; the ids of an image share its new one."""
+    """Stretches of a prompt as they lie in the text that has all placeholders; the ids of an image share its new one.
+
+    Args:
+        replaced: of the prompt, what transformers' `get_text_with_replacements` tells.
+    """
     images = {one["span"]: one["new_span"] for one in replaced}
     found = []
     for start, end in spans:
